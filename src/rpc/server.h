@@ -1,0 +1,44 @@
+// A gRPC server over connections that we accept ourselves, from listening sockets that may belong to somebody else (`up`
+// keeps them over restarts). On each connection the first bytes decide: the HTTP/2 preface goes to gRPC, anything else
+// to the HTTP/1.1 handler.
+//
+// Thread-safety: all methods. Ownership: the server owns accepted connections; listening sockets stay open after Stop.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "base/fd.h"
+#include "base/status.h"
+#include "rpc/router.h"
+
+namespace lydian::http {
+class Handler;
+}
+
+namespace lydian::rpc {
+
+struct ServerOptions {
+  std::shared_ptr<Router> router;
+  std::shared_ptr<Authenticator> authenticator;  // one per server: it knows what kind of listener this is
+  std::shared_ptr<http::Handler> http;           // null: HTTP/1.1 connections are closed
+  size_t max_connections = 10'000;
+  size_t memory_limit_bytes = size_t{4} << 30;   // of requests in flight (gRPC's ResourceQuota)
+  uint32_t require_peer_uid = UINT32_MAX;        // unix sockets: only this uid
+};
+
+class Server {
+ public:
+  // Starts to accept from `listener` (TCP or unix), which is duplicated.
+  static Result<std::unique_ptr<Server>> Start(ServerOptions options, int listener);
+  virtual ~Server() = default;
+  // Stops accepting, cancels what runs (OnCancel), closes connections. Returns when all handlers' replies are dropped or
+  // `grace_ms` is over.
+  virtual void Stop(int grace_ms = 2000) = 0;
+};
+
+// "127.0.0.1:7070", "[::1]:7070", "unix:/path".
+Result<UniqueFd> Listen(const std::string& address, int mode = 0600);
+
+}  // namespace lydian::rpc
