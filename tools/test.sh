@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Runs what has a test: unit and integration tests by ctest, then the official client against a Lydian of its own.
+#   tools/test.sh [unit|integration|client]... [-- pytest arguments]       default: all three
+# Uses state, ports and names of its own: a Lydian that is up stays untouched.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+need_root test
+kinds=()
+while [ "$#" -gt 0 ] && [ "$1" != -- ]; do kinds+=("$1") && shift; done
+[ "${1:-}" = -- ] && shift
+[ "${#kinds[@]}" = 0 ] && kinds=(unit integration client)
+
+bad=""
+run_ctest() {
+  if [ "$(ctest --test-dir "$build_dir" -N -L "^$1\$" | grep -oE 'Total Tests: [0-9]+' | grep -oE '[0-9]+')" = 0 ]; then
+    say "$1: no tests"
+    return
+  fi
+  ctest --test-dir "$build_dir" -L "^$1\$" --output-on-failure --no-tests=error ${2:-} || bad="$bad $1"
+}
+
+tools/setup.sh build run test
+build
+for kind in "${kinds[@]}"; do
+  started=$SECONDS
+  printf '\n== %s\n' "$kind"
+  case "$kind" in
+    unit) run_ctest unit "-j$(nproc)" ;;
+    integration) run_ctest integration ;;
+    client) ;;
+    *) die "no kind of test is called '$kind'" ;;
+  esac
+  [ "$kind" = client ] || say "$kind took $((SECONDS - started)) s"
+done
+code=0
+case " ${kinds[*]} " in
+  *" client "*) # last, so that its summary is the last line
+    LYDIAN_FAILED_BEFORE="$bad" LYDIAN_BINARY="$lydian" "$venv/bin/python" -m pytest tests/client "$@" </dev/null || code=$? ;;
+  *) [ -z "$bad" ] || say "FAILED:$bad" ;;
+esac
+[ -z "$bad" ] || code=1
+exit "$code"
