@@ -21,6 +21,9 @@ class ClientCall {
   virtual ~ClientCall() = default;
   virtual void Write(std::string message) = 0;  // never blocks
   virtual size_t buffered() const = 0;
+  // As RawStream's: a relay waits so for the slower side.
+  virtual void OnDrained(size_t limit, Task fn) = 0;
+  virtual void HoldReading(bool hold) = 0;
   virtual void WritesDone() = 0;
   virtual void Cancel() = 0;
 };

@@ -90,9 +90,12 @@ class RawStream {
   virtual bool Write(std::string message) = 0;
   // Bytes written and not taken by the transport yet; a producer of much data waits for OnDrained below some limit.
   virtual size_t buffered() const = 0;
-  // Runs once when buffered() has fallen below `limit`; at once if it is. False forms the same as OnCancel for order.
+  // Runs once when buffered() has fallen below `limit`; at once if it is. Also when the stream is over: Write says so.
+  // A stream whose client takes nothing ends with RESOURCE_EXHAUSTED at 256 MiB.
   virtual void OnDrained(size_t limit, Task fn) = 0;
   virtual void Finish(Status status) = 0;  // the first call counts
+  // Of a bidirectional stream: while held, no further message is read, and the client's writes back up.
+  virtual void HoldReading(bool hold) = 0;
 };
 
 template <typename Item>
@@ -124,6 +127,7 @@ struct MethodOptions {
                               // memory (what must survive a restart is journalled by its handler); one at work is joined
   size_t max_request_bytes = size_t{128} << 20;
   bool task_only = false;     // a container's own RPC: answered by the worker, PERMISSION_DENIED for others
+  bool restricted_ok = false; // not task_only, but open to a container with restrict_modal_access too (its blobs)
 };
 
 class Router {

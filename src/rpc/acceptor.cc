@@ -1,0 +1,226 @@
+#include "rpc/acceptor.h"
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <future>
+#include <string_view>
+
+#include "base/log.h"
+
+namespace lydian::rpc {
+namespace {
+
+constexpr Millis kFirstBytes = Millis(10'000);  // from accept to a whole request header
+constexpr Millis kKeepAlive = Millis(75'000);   // from an answer to the next request's header
+constexpr int kAcceptsAtOnce = 64;              // then other events get their turn
+constexpr uint64_t kIsListener = uint64_t{1} << 63;
+constexpr uint64_t kIsWake = ~uint64_t{0};
+constexpr std::string_view kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+void Watch(int epoll, int fd, uint64_t data, uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = data;
+  if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) != 0) {
+    LOG_ERROR("a socket can't be watched", {{"fd", fd}, {"error", ErrnoStatus("epoll_ctl")}});
+  }
+}
+
+}  // namespace
+
+Acceptor& Acceptor::Get() {
+  static Acceptor* acceptor = new Acceptor();
+  return *acceptor;
+}
+
+Acceptor::Acceptor()
+    : epoll_(epoll_create1(EPOLL_CLOEXEC)),
+      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      spare_(open("/dev/null", O_RDONLY | O_CLOEXEC)),
+      peeked_(kMostHttpHeader) {
+  CHECK(epoll_.valid() && wake_.valid());
+  Watch(epoll_.get(), wake_.get(), kIsWake, EPOLLIN);
+  thread_ = std::thread([this] { Loop(); });
+}
+
+void Acceptor::Post(Task task) {
+  bool wake = false;
+  {
+    std::lock_guard lock(mutex_);
+    posted_.push_back(std::move(task));
+    wake = !std::exchange(woken_, true);
+  }
+  if (!wake) return;
+  const uint64_t one = 1;
+  CHECK(write(wake_.get(), &one, sizeof one) == sizeof one);
+}
+
+Result<uint64_t> Acceptor::Listen(int listener, Handlers handlers) {
+  ASSIGN_OR_RETURN(UniqueFd own, Duplicate(listener));
+  // Somebody else may take the connection between the event and accept.
+  const int flags = fcntl(own.get(), F_GETFL);
+  if (flags < 0 || fcntl(own.get(), F_SETFL, flags | O_NONBLOCK) != 0) return ErrnoStatus("listening socket");
+  uint64_t id = 0;
+  {
+    std::lock_guard lock(mutex_);
+    id = next_id_++;
+  }
+  auto entry = std::make_shared<Listener>(Listener{std::move(own), std::move(handlers)});
+  Post([this, id, entry] {
+    const int fd = entry->fd.get();
+    listeners_.emplace(id, std::move(*entry));
+    Watch(epoll_.get(), fd, kIsListener | id, EPOLLIN);
+  });
+  return id;
+}
+
+void Acceptor::Park(uint64_t id, UniqueFd fd) {
+  auto shared = std::make_shared<UniqueFd>(std::move(fd));
+  Post([this, id, shared] {
+    if (listeners_.contains(id)) Wait(id, std::move(*shared), true, kKeepAlive);
+  });
+}
+
+void Acceptor::Remove(uint64_t id) {
+  std::promise<void> done;
+  Post([this, id, &done] {
+    for (auto it = waiting_.begin(); it != waiting_.end();) {
+      auto here = it++;
+      if (here->second.listener == id) Drop(here);
+    }
+    listeners_.erase(id);
+    done.set_value();
+  });
+  done.get_future().wait();
+}
+
+int Acceptor::WaitMillis() const {
+  if (deadlines_.empty()) return -1;
+  const auto left = deadlines_.begin()->first - std::chrono::steady_clock::now();
+  return static_cast<int>(std::max<int64_t>(0, std::chrono::ceil<Millis>(left).count()));
+}
+
+void Acceptor::Loop() {
+  pthread_setname_np(pthread_self(), "rpc-accept");
+  epoll_event events[64];
+  for (;;) {
+    const int count = epoll_wait(epoll_.get(), events, 64, WaitMillis());
+    if (count < 0 && errno != EINTR) CHECK(false);
+    for (int i = 0; i < count; ++i) {
+      const uint64_t data = events[i].data.u64;
+      if (data == kIsWake) {
+        RunPosted();
+      } else if (data & kIsListener) {
+        AcceptFrom(data & ~kIsListener);
+      } else {
+        Look(static_cast<int>(data), (events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0);
+      }
+    }
+    CloseLate();
+  }
+}
+
+void Acceptor::RunPosted() {
+  uint64_t count = 0;
+  (void)!read(wake_.get(), &count, sizeof count);
+  std::vector<Task> tasks;
+  {
+    std::lock_guard lock(mutex_);
+    tasks.swap(posted_);
+    woken_ = false;
+  }
+  for (Task& task : tasks) task();
+}
+
+void Acceptor::CloseLate() {
+  if (deadlines_.empty()) return;
+  const SteadyTime now = std::chrono::steady_clock::now();
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) Drop(waiting_.find(deadlines_.begin()->second));
+}
+
+void Acceptor::AcceptFrom(uint64_t id) {
+  for (int i = 0; i < kAcceptsAtOnce; ++i) {
+    auto it = listeners_.find(id);
+    if (it == listeners_.end()) return;
+    UniqueFd fd(accept4(it->second.fd.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (!fd.valid()) {
+      if (errno == EMFILE || errno == ENFILE) ShedOne(it->second.fd.get());
+      if (errno != EINTR && errno != ECONNABORTED) return;
+      continue;
+    }
+    if (!it->second.handlers.admit(fd.get())) continue;
+    const int on = 1;
+    setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);  // fails on unix sockets, which need none
+    Wait(id, std::move(fd), false, kFirstBytes);
+  }
+}
+
+// Without a free descriptor the connection would stay in the queue and wake us for ever: it is taken and closed.
+void Acceptor::ShedOne(int listener) {
+  LOG_ERROR("no file descriptor left for a connection: it was closed");
+  spare_.reset();
+  UniqueFd refused(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
+  refused.reset();
+  spare_.reset(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  errno = EMFILE;
+}
+
+void Acceptor::Wait(uint64_t id, UniqueFd fd, bool http, Millis most) {
+  const int number = fd.get();
+  auto deadline = deadlines_.emplace(std::chrono::steady_clock::now() + most, number);
+  waiting_[number] = Waiting{std::move(fd), id, http, deadline};
+  // Edge-triggered: the bytes stay in the socket, and only new ones are news.
+  Watch(epoll_.get(), number, static_cast<uint64_t>(number), EPOLLIN | EPOLLRDHUP | EPOLLET);
+}
+
+void Acceptor::Look(int fd, bool peer_closed) {
+  auto it = waiting_.find(fd);
+  if (it == waiting_.end()) return;
+  ssize_t count = 0;
+  do {
+    count = recv(fd, peeked_.data(), it->second.http ? peeked_.size() : kPreface.size(), MSG_PEEK | MSG_DONTWAIT);
+  } while (count < 0 && errno == EINTR);
+  if (count < 0 && errno == EAGAIN) return;
+  if (count <= 0) return Drop(it);
+  const std::string_view bytes(peeked_.data(), static_cast<size_t>(count));
+  if (!it->second.http) {
+    // Three bytes tell: HTTP/1.1 has no method that begins with "PRI".
+    if (kPreface.starts_with(bytes.substr(0, 3))) {
+      if (bytes.size() >= 3) return HandOver(it, false);
+    } else {
+      it->second.http = true;
+      return Look(fd, peer_closed);
+    }
+  } else if (bytes.find("\r\n\r\n") != bytes.npos || bytes.size() == peeked_.size()) {
+    return HandOver(it, true);
+  }
+  if (peer_closed) Drop(it);  // the rest will not come
+}
+
+void Acceptor::HandOver(std::map<int, Waiting>::iterator it, bool http) {
+  UniqueFd fd = std::move(it->second.fd);
+  const uint64_t id = it->second.listener;
+  epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd.get(), nullptr);
+  deadlines_.erase(it->second.deadline);
+  waiting_.erase(it);
+  auto listener = listeners_.find(id);
+  if (listener == listeners_.end()) return;
+  (http ? listener->second.handlers.on_http : listener->second.handlers.on_grpc)(std::move(fd));
+}
+
+void Acceptor::Drop(std::map<int, Waiting>::iterator it) {
+  auto listener = listeners_.find(it->second.listener);
+  if (listener != listeners_.end()) listener->second.handlers.on_drop(it->second.fd.get());
+  deadlines_.erase(it->second.deadline);
+  waiting_.erase(it);  // closes, and with it leaves the epoll set
+}
+
+}  // namespace lydian::rpc

@@ -1,0 +1,511 @@
+#include "rpc/call.h"
+
+#include <deque>
+
+#include "base/log.h"
+#include "rpc/byte_buffer.h"
+
+namespace lydian::rpc {
+namespace {
+
+constexpr size_t kMostBuffered = size_t{256} << 20;  // of a stream that its client doesn't read
+
+grpc::Status ToGrpc(const Status& status) {
+  if (status.ok()) return grpc::Status::OK;
+  return {static_cast<grpc::StatusCode>(status.code()), SafeStatusText(status.message())};
+}
+
+SteadyTime ToSteady(gpr_timespec deadline) {
+  if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) return SteadyTime::max();
+  const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
+  return std::chrono::steady_clock::now() + std::chrono::seconds(left.tv_sec) + std::chrono::nanoseconds(left.tv_nsec);
+}
+
+// The call's headers, copied: handlers may outlive gRPC's call.
+class Headers {
+ public:
+  explicit Headers(const std::multimap<grpc::string_ref, grpc::string_ref>& metadata) {
+    size_t bytes = 0;
+    for (const auto& [name, value] : metadata) bytes += name.size() + value.size();
+    text_.reserve(bytes);
+    fields_.reserve(metadata.size());
+    for (const auto& [name, value] : metadata) {
+      fields_.push_back({static_cast<uint32_t>(name.size()), static_cast<uint32_t>(value.size())});
+      text_.append(name.data(), name.size()).append(value.data(), value.size());
+    }
+  }
+
+  std::string_view Get(std::string_view name) const {
+    std::string_view rest = text_;
+    for (const Field& field : fields_) {
+      if (rest.substr(0, field.name) == name) return rest.substr(field.name, field.value);
+      rest.remove_prefix(field.name + field.value);
+    }
+    return {};
+  }
+
+ private:
+  struct Field {
+    uint32_t name, value;
+  };
+  std::string text_;
+  std::vector<Field> fields_;
+};
+
+// One call, from gRPC's to our side. gRPC holds it (through self_) until OnDone; handlers as long as they like.
+//
+// States: open; finished_ (how it ends is known: answered, or its client is gone); sent_ (gRPC has been told). No gRPC
+// operation is started under the mutex; write_in_flight_, starting_read_ and sent_ say who may start which.
+class Call final : public Context, public Receiver, public std::enable_shared_from_this<Call> {
+ public:
+  Call(std::shared_ptr<CallHost> host, grpc::GenericCallbackServerContext* context)
+      : host_(std::move(host)),
+        reactor_(this),
+        grpc_context_(context),
+        full_method_(context->method()),
+        headers_(context->client_metadata()),
+        deadline_(ToSteady(context->raw_deadline())),
+        started_(std::chrono::steady_clock::now()) {}
+
+  grpc::ServerGenericBidiReactor* Begin() {
+    self_ = shared_from_this();
+    Router::Impl& router = host_->router->impl();
+    method_ = router.Find(full_method_);
+    const bool relayed = method_ == nullptr && router.fallback != nullptr;
+    if (method_ == nullptr) method_ = relayed ? &router.relayed : &router.unknown;
+    method_->metrics.at_work.fetch_add(1, std::memory_order_relaxed);
+    if (Status status = Admit(relayed); !status.ok()) {
+      End(std::move(status));
+    } else if (relayed || method_->bidi) {
+      BeginStream(relayed ? &router.fallback : nullptr);
+    } else {
+      reactor_.StartRead(&incoming_);
+    }
+    return &reactor_;
+  }
+
+  // Context.
+  std::string_view method() const override { return MethodName(full_method_); }
+  std::string_view header(std::string_view name) const override { return headers_.Get(name); }
+  const Caller& caller() const override { return caller_; }
+  SteadyTime deadline() const override { return deadline_; }
+  bool cancelled() const override { return given_up_.load(std::memory_order_acquire); }
+
+  void OnCancel(Task fn) override {
+    {
+      std::lock_guard lock(mutex_);
+      if (!given_up_.load(std::memory_order_relaxed)) {
+        if (!answered_) on_cancel_.swap(fn);
+        return;  // what was there before goes after the lock
+      }
+    }
+    if (fn) fn();
+  }
+
+  void AddTrailer(std::string_view name, std::string_view value) override {
+    std::lock_guard lock(mutex_);
+    if (!sent_) grpc_context_->AddTrailingMetadata(std::string(name), std::string(value));
+  }
+
+  // Receiver: the answer of a call that was joined, or of this one.
+  void Answer(const Result<std::string>& answer) override { EndUnary(answer); }
+
+  void GiveUp() override {
+    Task fn;
+    {
+      std::lock_guard lock(mutex_);
+      if (answered_) return;
+      given_up_.store(true, std::memory_order_release);
+      fn.swap(on_cancel_);
+    }
+    if (fn) fn();
+  }
+
+  // The handler's answer to a unary call.
+  void Reply(Result<std::string> answer) {
+    if (entry_) {
+      host_->router->impl().idempotency.Complete(entry_, answer);
+    } else {
+      EndUnary(std::move(answer));
+    }
+  }
+
+  void Dropped() {
+    {
+      std::lock_guard lock(mutex_);
+      if (answered_) return;
+    }
+    if (!cancelled()) {
+      LOG_ERROR("a call was dropped by its handler without an answer", {{"method", full_method_}});
+    }
+    Status status = cancelled() ? Unavailable("nobody waited for this call any more")
+                                : Internal(std::string(method()) + " was not answered: an error in Lydian, which it has logged");
+    if (method_->unary) {
+      Reply(std::move(status));
+    } else {
+      End(std::move(status));
+    }
+  }
+
+  // The stream's side.
+  bool Write(std::string message) {
+    Status over;
+    {
+      std::lock_guard lock(mutex_);
+      if (finished_) return false;
+      buffered_ += message.size();
+      if (buffered_ > kMostBuffered && !queue_.empty()) {
+        over = ResourceExhausted("the stream's client has not taken what was sent: more than 256 MiB wait");
+      } else {
+        queue_.push_back(std::move(message));
+      }
+    }
+    if (!over.ok()) {
+      End(std::move(over), /*drop_queue=*/true);
+      return false;
+    }
+    Pump();
+    return true;
+  }
+
+  size_t buffered() const {
+    std::lock_guard lock(mutex_);
+    return buffered_;
+  }
+
+  void OnDrained(size_t limit, Task fn) {
+    {
+      std::lock_guard lock(mutex_);
+      if (buffered_ >= limit && !finished_) {
+        on_drained_.swap(fn);
+        drain_limit_ = limit;
+        return;
+      }
+    }
+    if (fn) fn();
+  }
+
+  // Decides how the call ends, unless that is decided.
+  void End(Status status, bool drop_queue = false) {
+    Task cancel, drained;  // run or destroyed outside the lock
+    {
+      std::lock_guard lock(mutex_);
+      cancel.swap(on_cancel_);
+      answered_ = true;
+      if (finished_) return;
+      finished_ = true;
+      final_ = std::move(status);
+      if (drop_queue) DropQueue();
+      drained.swap(on_drained_);
+    }
+    if (drained) drained();
+    Pump();
+  }
+
+  void HoldReading(bool hold) {
+    {
+      std::lock_guard lock(mutex_);
+      hold_reading_ = hold;
+      if (hold || !read_waits_ || sent_) return;
+      read_waits_ = false;
+      starting_read_ = true;  // keeps the end, and with it OnDone, away
+    }
+    reactor_.StartRead(&incoming_);
+    {
+      std::lock_guard lock(mutex_);
+      starting_read_ = false;
+    }
+    Pump();
+  }
+
+  const std::shared_ptr<CallHost>& host() const { return host_; }
+
+ private:
+  struct Reactor final : grpc::ServerGenericBidiReactor {
+    explicit Reactor(Call* c) : call(c) {}
+    void OnReadDone(bool ok) override { call->ReadDone(ok); }
+    void OnWriteDone(bool ok) override { call->WriteDone(ok); }
+    void OnCancel() override { call->ClientGone(); }
+    void OnDone() override { call->Done(); }
+    Call* const call;
+  };
+
+  Status Admit(bool relayed) {
+    if (method_ == &host_->router->impl().unknown) {
+      return Unimplemented("Lydian does not implement " + std::string(method()) + " yet (" + full_method_.substr(1) + ")");
+    }
+    const MethodOptions& options = method_->entry.options;
+    if (host_->authenticator) {
+      auto caller = host_->authenticator->Authenticate([this](std::string_view name) { return headers_.Get(name); }, method(), options);
+      if (!caller.ok()) return caller.status();
+      caller_ = std::move(caller).value();
+    }
+    caller_.unix_socket = host_->unix_socket;
+    return relayed ? Status() : CheckScope(caller_, options, method());
+  }
+
+  Ctx context() { return shared_from_this(); }
+  void BeginStream(const Router::Fallback* fallback);
+  void HandleOne(std::string_view request);
+  void HandleUnary(std::string_view request);
+
+  void ReadDone(bool ok) {
+    if (!ok) {
+      {
+        std::lock_guard lock(mutex_);
+        if (finished_ || grpc_context_->IsCancelled()) return;  // OnCancel tells
+      }
+      if (!method_->unary && !method_->server_stream) {
+        if (reader_.on_end) reader_.on_end();
+        return;
+      }
+      return End(InvalidArgument(std::string(method()) + " needs a request message, and none came"));
+    }
+    grpc::Slice slice;
+    if (!ToContiguous(incoming_, &slice)) return End(ResourceExhausted("no memory for a request of " + std::to_string(incoming_.Length()) + " bytes"));
+    const std::string_view message = View(slice);
+    method_->metrics.bytes_in.fetch_add(message.size(), std::memory_order_relaxed);
+    if (message.size() > method_->entry.options.max_request_bytes) {
+      return End(ResourceExhausted(std::string(method()) + ": a message of " + std::to_string(message.size()) +
+                                   " bytes is over the limit of " + std::to_string(method_->entry.options.max_request_bytes)));
+    }
+    if (method_->unary || method_->server_stream) return HandleOne(message);
+    if (Status status = reader_.on_message ? reader_.on_message(message) : Status(); !status.ok()) return End(std::move(status));
+    {
+      std::lock_guard lock(mutex_);
+      if (finished_) return;
+      if (hold_reading_) {
+        read_waits_ = true;
+        return;
+      }
+    }
+    incoming_.Clear();
+    reactor_.StartRead(&incoming_);  // safe here even if the call ends meanwhile: a reaction keeps it alive
+  }
+
+  void WriteDone(bool ok) {
+    Task drained;
+    {
+      std::lock_guard lock(mutex_);
+      write_in_flight_ = false;
+      if (ok) {
+        buffered_ -= in_flight_bytes_;
+      } else {
+        DropQueue();
+      }
+      if (on_drained_ && buffered_ < drain_limit_) drained.swap(on_drained_);
+    }
+    if (drained) drained();
+    Pump();
+  }
+
+  // The client is gone, its deadline has passed, or the server stops.
+  void ClientGone() {
+    Task drained;
+    bool leave = false;
+    std::shared_ptr<IdempotencyStore::Entry> entry;
+    {
+      std::lock_guard lock(mutex_);
+      entry = entry_;
+      leave = !finished_;
+      if (leave) {
+        finished_ = true;
+        final_ = std::chrono::steady_clock::now() >= deadline_ ? DeadlineExceeded("the client's deadline passed")
+                                                               : Cancelled("the client went away");
+      }
+      DropQueue();
+      drained.swap(on_drained_);
+    }
+    if (leave && entry) {
+      host_->router->impl().idempotency.Leave(entry);
+    } else if (leave) {
+      GiveUp();
+    }
+    if (drained) drained();
+    Pump();
+  }
+
+  void EndUnary(Result<std::string> answer) {
+    if (!answer.ok()) return End(answer.status());
+    Task cancel;  // destroyed outside the lock
+    {
+      std::lock_guard lock(mutex_);
+      cancel.swap(on_cancel_);
+      answered_ = true;
+      if (finished_) return;
+      finished_ = sent_ = true;
+    }
+    method_->metrics.bytes_out.fetch_add(answer->size(), std::memory_order_relaxed);
+    Count(Code::kOk);
+    outgoing_ = ToByteBuffer(std::move(answer).value());
+    reactor_.StartWriteAndFinish(&outgoing_, {}, grpc::Status::OK);
+  }
+
+  // Starts the next write or the end, whichever is due and allowed.
+  void Pump() {
+    std::string message;
+    bool write = false, last = false;
+    Status status;
+    {
+      std::lock_guard lock(mutex_);
+      if (write_in_flight_ || sent_ || starting_read_) return;
+      if (!queue_.empty()) {
+        message = std::move(queue_.front());
+        queue_.pop_front();
+        in_flight_bytes_ = message.size();
+        write = write_in_flight_ = true;
+      }
+      last = finished_ && queue_.empty();
+      if (!write && !last) return;
+      if (last) {
+        sent_ = true;
+        status = final_;
+      }
+    }
+    if (last) Count(status.code());
+    if (!write) return reactor_.Finish(ToGrpc(status));
+    method_->metrics.bytes_out.fetch_add(message.size(), std::memory_order_relaxed);
+    outgoing_ = ToByteBuffer(std::move(message));
+    if (last && status.ok()) {
+      reactor_.StartWriteAndFinish(&outgoing_, {}, grpc::Status::OK);
+    } else if (last) {
+      reactor_.StartWriteAndFinish(&outgoing_, {}, ToGrpc(status));
+    } else {
+      reactor_.StartWrite(&outgoing_);
+    }
+  }
+
+  void DropQueue() {  // mutex_ held
+    for (const std::string& message : queue_) buffered_ -= message.size();
+    queue_.clear();
+  }
+
+  void Count(Code code) { method_->metrics.Finished(code, std::chrono::steady_clock::now() - started_); }
+
+  void Done() {
+    RawReader reader;  // may hold the stream, and so this
+    std::shared_ptr<Call> self;
+    {
+      std::lock_guard lock(mutex_);
+      reader = std::move(reader_);
+      reader_ = {};
+      self.swap(self_);
+    }
+  }
+
+  const std::shared_ptr<CallHost> host_;
+  Reactor reactor_;
+  grpc::GenericCallbackServerContext* const grpc_context_;  // until sent_
+  const std::string full_method_;
+  const Headers headers_;
+  const SteadyTime deadline_, started_;
+  Method* method_ = nullptr;
+  Caller caller_;
+  RawReader reader_;
+  grpc::ByteBuffer incoming_, outgoing_;
+  std::shared_ptr<IdempotencyStore::Entry> entry_;  // set once, under the mutex
+  std::atomic<bool> given_up_{false};  // what handlers see as cancelled
+
+  mutable std::mutex mutex_;  // guards all below
+  std::shared_ptr<Call> self_;
+  Task on_cancel_, on_drained_;
+  size_t drain_limit_ = 0, buffered_ = 0, in_flight_bytes_ = 0;
+  std::deque<std::string> queue_;
+  Status final_;
+  bool finished_ = false, answered_ = false, sent_ = false, write_in_flight_ = false;
+  bool hold_reading_ = false, read_waits_ = false, starting_read_ = false;
+};
+
+// What a handler holds: notices when it is let go without an answer. Counted as outstanding until answered or let go.
+class Handle {
+ public:
+  explicit Handle(std::shared_ptr<Call> call) : call_(std::move(call)) { call_->host()->outstanding->Add(); }
+  ~Handle() {
+    if (!Use()) return;
+    call_->Dropped();
+    const std::shared_ptr<Outstanding> outstanding = call_->host()->outstanding;
+    call_.reset();
+    outstanding->Remove();
+  }
+  // True for the first.
+  bool Use() { return !used_.exchange(true, std::memory_order_acq_rel); }
+  Call& call() const { return *call_; }
+
+ private:
+  std::shared_ptr<Call> call_;
+  std::atomic<bool> used_{false};
+};
+
+class ReplyHandle : public Handle {
+ public:
+  using Handle::Handle;
+  void Answer(Result<std::string> answer) {
+    if (!Use()) return;
+    call().Reply(std::move(answer));
+    call().host()->outstanding->Remove();
+  }
+};
+
+class StreamHandle final : public RawStream {
+ public:
+  explicit StreamHandle(std::shared_ptr<Call> call) : handle_(std::move(call)) {}
+  bool Write(std::string message) override { return handle_.call().Write(std::move(message)); }
+  size_t buffered() const override { return handle_.call().buffered(); }
+  void OnDrained(size_t limit, Task fn) override { handle_.call().OnDrained(limit, std::move(fn)); }
+  void Finish(Status status) override {
+    if (!handle_.Use()) return;
+    handle_.call().End(std::move(status));
+    handle_.call().host()->outstanding->Remove();
+  }
+  void HoldReading(bool hold) override { handle_.call().HoldReading(hold); }
+
+ private:
+  Handle handle_;
+};
+
+void Call::BeginStream(const Router::Fallback* fallback) {
+  auto stream = std::make_shared<StreamHandle>(shared_from_this());
+  reader_ = fallback ? (*fallback)(full_method_, context(), std::move(stream)) : method_->bidi(context(), std::move(stream));
+  {
+    std::lock_guard lock(mutex_);
+    if (hold_reading_) {
+      read_waits_ = true;
+      return;
+    }
+  }
+  reactor_.StartRead(&incoming_);
+}
+
+void Call::HandleOne(std::string_view request) {
+  if (method_->unary) return HandleUnary(request);
+  method_->server_stream(request, context(), std::make_shared<StreamHandle>(shared_from_this()));
+}
+
+void Call::HandleUnary(std::string_view request) {
+  const std::string_view key = method_->entry.options.idempotent ? headers_.Get("x-idempotency-key") : std::string_view();
+  if (!key.empty()) {
+    IdempotencyStore& store = host_->router->impl().idempotency;
+    std::string replay;
+    std::shared_ptr<IdempotencyStore::Entry> entry;
+    const auto role = store.Begin(IdempotencyKey(caller_, full_method_, key), shared_from_this(), &entry, &replay);
+    if (role == IdempotencyStore::Role::kReplay) return EndUnary(std::move(replay));
+    bool gone = false;
+    {
+      std::lock_guard lock(mutex_);
+      entry_ = entry;
+      gone = finished_;  // before the entry was known, so nobody has left it yet
+    }
+    if (gone) store.Leave(entry);
+    if (role == IdempotencyStore::Role::kJoined) return;
+  }
+  auto handle = std::make_shared<ReplyHandle>(shared_from_this());
+  method_->unary(request, context(), [handle = std::move(handle)](Result<std::string> answer) { handle->Answer(std::move(answer)); });
+}
+
+}  // namespace
+
+grpc::ServerGenericBidiReactor* StartCall(const std::shared_ptr<CallHost>& host, grpc::GenericCallbackServerContext* context) {
+  return std::make_shared<Call>(host, context)->Begin();
+}
+
+}  // namespace lydian::rpc
