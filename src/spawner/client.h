@@ -21,6 +21,7 @@ namespace lydian::spawner {
 struct Container {
   ContainerInfo info;
   std::map<std::string, UniqueFd> fds;   // by the names in ContainerInfo.fds
+  std::map<std::string, std::map<std::string, UniqueFd>> exec_fds;  // to Attach: by exec id and name
 };
 
 struct Exec {
@@ -49,6 +50,8 @@ class Client {
   virtual void Remove(const std::string& container_id, std::function<void(Status)> reply) = 0;
   virtual void List(std::function<void(Result<ContainerList>)> reply) = 0;
   virtual void Attach(const std::string& container_id, std::function<void(Result<Container>)> reply) = 0;
+  // The spawner keeps a copy of each pipe's end: a process whose stdin was closed sees the end only after this.
+  virtual void CloseStdin(const std::string& container_id, const std::string& exec_id, std::function<void(Status)> reply);
   virtual void MakePlan(Job job, std::function<void(Result<Plan>)> reply) = 0;
   virtual void DrainPools(std::function<void(Status)> reply) = 0;
 };
