@@ -97,6 +97,10 @@ Plan MakePlan(View view) {
     return key(a) < key(b);
   });
   bool room_comes = view.draining || !plan.drain.empty();
+  // Without a blocked caller what runs will end and make room; with one, the wait could be for ourselves.
+  bool callers_wait = std::any_of(view.functions.begin(), view.functions.end(), [](const FunctionLoad& function) {
+    return std::any_of(function.tasks.begin(), function.tasks.end(), [](const TaskLoad& task) { return task.blocked; });
+  });
   for (size_t f : order) {
     const FunctionLoad& function = view.functions[f];
     if (std::none_of(view.workers.begin(), view.workers.end(),
@@ -115,7 +119,7 @@ Plan MakePlan(View view) {
       if (!worker && Stuck(function, started)) {
         if (MakeRoom(view, f, plan)) {
           room_comes = true;
-        } else if (!room_comes) {
+        } else if (!room_comes && callers_wait) {
           worker = Place(view.workers, function.request, true);
         }
       }

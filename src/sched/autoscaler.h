@@ -4,8 +4,8 @@
 //   wanted = ceil((queued + running inputs) / target slots) + buffer while there is work, within min and max
 //
 // Functions with the oldest waiting input come first. When a machine is full, idle containers of others make room first; and
-// what others wait for always runs: a function with waiting inputs whose containers are all blocked on calls of their own (or which has
-// none) gets one more, beyond what the machine has.
+// callers never wait for themselves: while some container is blocked on a call, a function with waiting inputs whose containers are
+// all blocked too (or which has none) gets one more, beyond what the machine has.
 //
 // Thread-safety: no state.
 #pragma once
