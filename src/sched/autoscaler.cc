@@ -1,0 +1,135 @@
+#include "sched/autoscaler.h"
+
+#include <algorithm>
+
+namespace lydian::sched {
+namespace {
+
+bool Busy(const TaskLoad& task) { return task.starting || task.inputs > 0; }
+
+// Waiting inputs, and nothing that could take them unless something new starts.
+bool Stuck(const FunctionLoad& function, size_t started) {
+  if (function.queued == 0 || started > 0) return false;
+  return std::all_of(function.tasks.begin(), function.tasks.end(),
+                     [](const TaskLoad& task) { return !task.starting && task.inputs > 0 && task.blocked; });
+}
+
+// Idle containers beyond what is wanted, whose window is over.
+void ScaleDown(const FunctionLoad& function, uint64_t wanted, int64_t now, Plan& plan) {
+  if (function.tasks.size() <= wanted) return;
+  std::vector<const TaskLoad*> idle;
+  for (const TaskLoad& task : function.tasks) {
+    if (!Busy(task)) idle.push_back(&task);
+  }
+  std::sort(idle.begin(), idle.end(), [](const TaskLoad* a, const TaskLoad* b) { return a->idle_since < b->idle_since; });
+  size_t surplus = function.tasks.size() - wanted;
+  for (size_t i = 0; i < idle.size() && i < surplus; ++i) {
+    int64_t due = idle[i]->idle_since + function.scaledown_window;
+    if (due <= now) {
+      plan.drain.push_back(idle[i]->id);
+    } else {
+      plan.again_at = std::min(plan.again_at, due);
+    }
+  }
+}
+
+// Takes idle containers of other functions (beyond their min) until the request would fit somewhere; longest idle first.
+bool MakeRoom(View& view, size_t for_function, Plan& plan) {
+  struct Candidate {
+    size_t function;
+    const TaskLoad* task;
+  };
+  std::vector<Candidate> candidates;
+  for (size_t f = 0; f < view.functions.size(); ++f) {
+    const FunctionLoad& function = view.functions[f];
+    if (f == for_function || function.tasks.size() <= function.min_containers) continue;
+    size_t spare = function.tasks.size() - function.min_containers;
+    for (const TaskLoad& task : function.tasks) {
+      if (spare == 0) break;
+      if (Busy(task) || std::find(plan.drain.begin(), plan.drain.end(), task.id) != plan.drain.end()) continue;
+      candidates.push_back({f, &task});
+      --spare;
+    }
+  }
+  std::sort(candidates.begin(), candidates.end(),
+            [](const Candidate& a, const Candidate& b) { return a.task->idle_since < b.task->idle_since; });
+  const Request& request = view.functions[for_function].request;
+  std::vector<WorkerView> trial = view.workers;
+  std::vector<std::string> taken;
+  for (const Candidate& candidate : candidates) {
+    WorkerView& worker = trial[candidate.task->worker];
+    const Request& freed = view.functions[candidate.function].request;
+    worker.memory_used -= std::min(worker.memory_used, freed.memory_bytes);
+    worker.milli_cpu_used -= std::min<uint64_t>(worker.milli_cpu_used, freed.milli_cpu);
+    taken.push_back(candidate.task->id);
+    if (!Fits(worker, request)) continue;
+    plan.drain.insert(plan.drain.end(), taken.begin(), taken.end());
+    return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+uint64_t Wanted(const FunctionLoad& function) {
+  if (!function.active) return 0;
+  uint64_t inputs = function.queued + function.running;
+  uint64_t slots = std::max<uint32_t>(function.target_slots, 1);
+  uint64_t wanted = (inputs + slots - 1) / slots;
+  if (inputs > 0) wanted += function.buffer_containers;
+  wanted = std::max<uint64_t>(wanted, function.min_containers);
+  if (function.max_containers > 0) wanted = std::min<uint64_t>(wanted, function.max_containers);
+  return wanted;
+}
+
+Plan MakePlan(View view) {
+  Plan plan;
+  std::vector<size_t> order;
+  for (size_t f = 0; f < view.functions.size(); ++f) {
+    const FunctionLoad& function = view.functions[f];
+    uint64_t wanted = Wanted(function);
+    if (function.active) ScaleDown(function, wanted, view.now, plan);
+    if (wanted > function.tasks.size()) order.push_back(f);
+  }
+  if (view.workers.empty()) return plan;
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    auto key = [&](size_t f) { return view.functions[f].queued > 0 ? view.functions[f].oldest_queued : INT64_MAX; };
+    return key(a) < key(b);
+  });
+  bool room_comes = view.draining || !plan.drain.empty();
+  // Without a blocked caller what runs will end and make room; with one, the wait could be for ourselves.
+  bool callers_wait = std::any_of(view.functions.begin(), view.functions.end(), [](const FunctionLoad& function) {
+    return std::any_of(function.tasks.begin(), function.tasks.end(), [](const TaskLoad& task) { return task.blocked; });
+  });
+  for (size_t f : order) {
+    const FunctionLoad& function = view.functions[f];
+    if (std::none_of(view.workers.begin(), view.workers.end(),
+                     [&](const WorkerView& worker) { return CouldFit(worker, function.request); })) {
+      plan.impossible.push_back(f);
+      continue;
+    }
+    if (function.not_before > view.now) {
+      plan.again_at = std::min(plan.again_at, function.not_before);
+      continue;
+    }
+    uint64_t missing = Wanted(function) - function.tasks.size();
+    size_t started = 0;
+    while (started < missing) {
+      auto worker = Place(view.workers, function.request);
+      if (!worker && Stuck(function, started)) {
+        if (MakeRoom(view, f, plan)) {
+          room_comes = true;
+        } else if (!room_comes && callers_wait) {
+          worker = Place(view.workers, function.request, true);
+        }
+      }
+      if (!worker) break;
+      Take(view.workers[*worker], function.request);
+      plan.starts.push_back({f, *worker});
+      ++started;
+    }
+  }
+  return plan;
+}
+
+}  // namespace lydian::sched

@@ -1,0 +1,46 @@
+// Which worker a container goes to: a pure function of what the workers have and what is on them.
+// Thread-safety: no state. Errors: none; nullopt = nowhere now.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace lydian::sched {
+
+constexpr uint32_t kDefaultMilliCpu = 125;
+constexpr uint64_t kDefaultMemoryBytes = uint64_t{128} << 20;
+// Requests of CPU may add up to this many times of what a machine has: most containers wait most of the time, and CPU, unlike
+// memory, is shared without harm.
+constexpr uint32_t kCpuOvercommit = 4;
+
+struct Request {
+  uint32_t milli_cpu = kDefaultMilliCpu;
+  uint64_t memory_bytes = kDefaultMemoryBytes;
+};
+
+struct WorkerView {
+  std::string id;
+  uint32_t milli_cpu = 0;         // what it has
+  uint64_t memory_bytes = 0;
+  uint64_t milli_cpu_used = 0;    // requests of what is on it, starting ones too
+  uint64_t memory_used = 0;
+  uint32_t starting = 0;          // containers that are not ready yet
+  bool refuses = false;           // disk low, or its connection is broken
+
+  // Starting a container is CPU alone (some 300 ms of it): more at once than twice the cores makes each of them later, and by then
+  // the first may have emptied the queue.
+  uint32_t starting_limit() const { return milli_cpu / 500 < 2 ? 2 : milli_cpu / 500; }
+};
+
+bool Fits(const WorkerView& worker, const Request& request);
+// Could it ever run there, were the worker empty?
+bool CouldFit(const WorkerView& worker, const Request& request);
+
+// The index of the worker that is left with the least free memory (packing: whole machines stay free for large requests).
+// `beyond` places even where there is no room (on the emptiest), for work that others wait on; never where it could not fit at all.
+std::optional<size_t> Place(const std::vector<WorkerView>& workers, const Request& request, bool beyond = false);
+void Take(WorkerView& worker, const Request& request);
+
+}  // namespace lydian::sched
