@@ -1,0 +1,265 @@
+// The layer store as plain folders (docs/formats/layer.md):
+//
+//   <root>/format            "1"
+//   <root>/layers/<id>/fs    the tree; stacked as it stands
+//   <root>/layers/<id>/info  JSON: note, bytes
+//   <root>/tx/<name>         an open transaction (upper, work) or a layer on its way out
+//   <root>/tx/<name>.lock    locked while its owner lives; Open removes what nobody locks
+//   <root>/records/<sha256>  "key\nvalue"
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cctype>
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <nlohmann/json.hpp>
+
+#include "base/fd.h"
+#include "base/ids.h"
+#include "base/log.h"
+#include "image/layer_store.h"
+
+namespace lydian::image {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr const char* kFormat = "1\n";
+
+bool ValidId(const std::string& id) {
+  if (IdPrefix(id) != "ly" || id.size() > 100) return false;
+  for (char c : id)
+    if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-' && c != '_') return false;
+  return true;
+}
+
+// Bytes on disk, hard links counted once per name: good enough for a report.
+uint64_t TreeBytes(const std::string& path) {
+  uint64_t bytes = 0;
+  std::error_code error;
+  auto it = fs::recursive_directory_iterator(path, fs::directory_options::none, error);
+  for (; !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
+    struct stat st;
+    if (::lstat(it->path().c_str(), &st) == 0) bytes += static_cast<uint64_t>(st.st_blocks) * 512;
+  }
+  return bytes;
+}
+
+Status SyncFileSystem(const std::string& path) {
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid()) return ErrnoStatus("opening " + path);
+  if (::syncfs(fd.get()) != 0) return ErrnoStatus("writing layers to disk below " + path);
+  return OkStatus();
+}
+
+Status SyncFolder(const std::string& path) {
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid() || ::fsync(fd.get()) != 0) return ErrnoStatus("syncing " + path);
+  return OkStatus();
+}
+
+// A locked file that says "somebody is at work here".
+Result<UniqueFd> TakeLock(const std::string& path) {
+  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!fd.valid()) return ErrnoStatus("creating " + path);
+  if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) return ErrnoStatus("locking " + path);
+  return fd;
+}
+
+// Held, across processes, while a lock file is made and while leftovers are looked for: a lock that was just made but is
+// not locked yet must not be taken for an orphan.
+Result<UniqueFd> EnterDoor(const std::string& tx) {
+  UniqueFd fd(::open((tx + "/../door").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!fd.valid()) return ErrnoStatus("creating " + tx + "/../door");
+  while (::flock(fd.get(), LOCK_EX) != 0)
+    if (errno != EINTR) return ErrnoStatus("locking " + tx + "/../door");
+  return fd;
+}
+
+Result<UniqueFd> NewLock(const std::string& tx, const std::string& dir) {
+  ASSIGN_OR_RETURN(UniqueFd door, EnterDoor(tx));
+  return TakeLock(dir + ".lock");
+}
+
+// What killed processes left. Of a process that lives, nothing is touched.
+Status RemoveLeftovers(const std::string& tx) {
+  ASSIGN_OR_RETURN(UniqueFd door, EnterDoor(tx));
+  std::error_code error;
+  for (auto it = fs::directory_iterator(tx, error); !error && it != fs::directory_iterator(); it.increment(error)) {
+    std::string path = it->path().string();
+    if (path.ends_with(".lock")) continue;
+    auto lock = TakeLock(path + ".lock");
+    if (!lock.ok()) continue;
+    LOG_INFO("removing a layer that was left half-made", {{"path", path}});
+    RETURN_IF_ERROR(RemoveTree(path));
+    ::unlink((path + ".lock").c_str());
+  }
+  for (auto it = fs::directory_iterator(tx, error); !error && it != fs::directory_iterator(); it.increment(error)) {
+    std::string path = it->path().string();
+    if (!path.ends_with(".lock") || Exists(path.substr(0, path.size() - 5))) continue;
+    if (auto lock = TakeLock(path); lock.ok()) ::unlink(path.c_str());
+  }
+  return OkStatus();
+}
+
+class FolderStore;
+
+class FolderTransaction : public LayerTransaction {
+ public:
+  FolderTransaction(FolderStore* store, std::string dir, UniqueFd lock)
+      : store_(store), dir_(std::move(dir)), lock_(std::move(lock)) {}
+  ~FolderTransaction() override;
+  const std::string& dir() const override { return dir_; }
+  Result<LayerInfo> Commit(const std::string& id, const std::string& note) override;
+
+ private:
+  FolderStore* store_;
+  std::string dir_;
+  UniqueFd lock_;
+};
+
+class FolderStore : public LayerStore {
+ public:
+  explicit FolderStore(std::string root) : root_(std::move(root)) {}
+
+  Status Prepare() {
+    for (const char* part : {"layers", "tx", "records"})
+      if (auto made = MakeDirs(root_ + "/" + part, 0700); !made.ok()) return std::move(made).With("layer store");
+    std::string format = root_ + "/format";
+    if (!Exists(format)) RETURN_IF_ERROR(WriteFileAtomic(format, kFormat, 0644, true));
+    ASSIGN_OR_RETURN(std::string found, ReadFile(format, 64));
+    if (found != kFormat) return FailedPrecondition("layer store " + root_ + " has a format that this version does not know");
+    return RemoveLeftovers(TxRoot());
+  }
+
+  Result<LayerInfo> Find(const std::string& id) override {
+    if (!ValidId(id)) return InvalidArgument("not a layer id: " + id);
+    LayerInfo info{.id = id, .path = LayerDir(id) + "/fs"};
+    auto text = ReadFile(LayerDir(id) + "/info", size_t{1} << 20);
+    if (!text.ok()) {
+      if (text.status().code() == Code::kNotFound) return NotFound("no layer " + id);
+      return text.status();
+    }
+    auto json = nlohmann::json::parse(*text, nullptr, false);
+    if (!json.is_object()) return DataLoss("layer " + id + " has a damaged info file");
+    info.bytes = json.value("bytes", uint64_t{0});
+    info.note = json.value("note", "");
+    return info;
+  }
+
+  Result<std::unique_ptr<LayerTransaction>> Begin() override {
+    std::string dir = TxRoot() + "/" + RandomHex(8);
+    ASSIGN_OR_RETURN(UniqueFd lock, NewLock(TxRoot(), dir));
+    auto transaction = std::make_unique<FolderTransaction>(this, dir, std::move(lock));
+    RETURN_IF_ERROR(MakeDirs(dir + "/upper"));
+    RETURN_IF_ERROR(MakeDirs(dir + "/work"));
+    return std::unique_ptr<LayerTransaction>(std::move(transaction));
+  }
+
+  Status Remove(const std::string& id) override {
+    if (!ValidId(id)) return InvalidArgument("not a layer id: " + id);
+    std::string gone = TxRoot() + "/" + RandomHex(8);
+    ASSIGN_OR_RETURN(UniqueFd lock, NewLock(TxRoot(), gone));
+    {
+      std::lock_guard guard(mutex_);
+      if (auto pins = pins_.find(id); pins != pins_.end()) {
+        ::unlink((gone + ".lock").c_str());
+        return FailedPrecondition("layer " + id + " is in use");
+      }
+      if (::rename(LayerDir(id).c_str(), gone.c_str()) != 0) {
+        int error = errno;
+        ::unlink((gone + ".lock").c_str());
+        return error == ENOENT ? NotFound("no layer " + id) : ErrnoStatus("removing layer " + id, error);
+      }
+    }
+    Status removed = RemoveTree(gone);
+    ::unlink((gone + ".lock").c_str());
+    return removed;
+  }
+
+  std::vector<LayerInfo> List() override {
+    std::vector<LayerInfo> found;
+    std::error_code error;
+    for (auto it = fs::directory_iterator(root_ + "/layers", error); !error && it != fs::directory_iterator();
+         it.increment(error)) {
+      if (auto info = Find(it->path().filename().string()); info.ok()) found.push_back(*info);
+    }
+    return found;
+  }
+
+  Result<std::shared_ptr<void>> Pin(const std::vector<std::string>& ids) override {
+    std::lock_guard guard(mutex_);
+    for (const auto& id : ids)
+      if (!ValidId(id) || !Exists(LayerDir(id))) return NotFound("no layer " + id);
+    for (const auto& id : ids) ++pins_[id];
+    return std::shared_ptr<void>(nullptr, [this, ids](void*) {
+      std::lock_guard inner(mutex_);
+      for (const auto& id : ids)
+        if (--pins_[id] == 0) pins_.erase(id);
+    });
+  }
+
+  Status PutRecord(const std::string& key, const std::string& value) override {
+    if (key.find('\n') != std::string::npos) return InvalidArgument("a record's key holds a line break");
+    return WriteFileAtomic(RecordPath(key), key + "\n" + value, 0600, true);
+  }
+
+  Result<std::string> GetRecord(const std::string& key) override {
+    auto text = ReadFile(RecordPath(key));
+    if (!text.ok() && text.status().code() == Code::kNotFound) return NotFound("no record " + key);
+    if (!text.ok()) return text.status();
+    if (!text->starts_with(key + "\n")) return DataLoss("the record " + key + " is damaged");
+    return text->substr(key.size() + 1);
+  }
+
+  std::string TxRoot() const { return root_ + "/tx"; }
+  std::string LayerDir(const std::string& id) const { return root_ + "/layers/" + id; }
+  std::string RecordPath(const std::string& key) const { return root_ + "/records/" + Sha256Hex(key); }
+  const std::string& root() const { return root_; }
+
+ private:
+  std::string root_;
+  std::mutex mutex_;  // guards pins_, and a removal against a pin
+  std::map<std::string, int> pins_;
+};
+
+FolderTransaction::~FolderTransaction() {
+  if (dir_.empty()) return;
+  if (Status removed = RemoveTree(dir_); !removed.ok())
+    LOG_WARN("a transaction's folder could not be removed", {{"path", dir_}, {"error", removed}});
+  else
+    ::unlink((dir_ + ".lock").c_str());
+}
+
+Result<LayerInfo> FolderTransaction::Commit(const std::string& id, const std::string& note) {
+  if (!ValidId(id)) return InvalidArgument("not a layer id: " + id);
+  LayerInfo info{.id = id, .path = store_->LayerDir(id) + "/fs", .bytes = TreeBytes(dir_ + "/upper"), .note = note};
+  std::string out = dir_ + "/out";
+  RETURN_IF_ERROR(MakeDirs(out, 0755));
+  if (::rename((dir_ + "/upper").c_str(), (out + "/fs").c_str()) != 0) return ErrnoStatus("committing layer " + id);
+  std::string text = nlohmann::json{{"bytes", info.bytes}, {"note", note}}.dump(
+      -1, ' ', false, nlohmann::json::error_handler_t::replace);
+  RETURN_IF_ERROR(WriteFileAtomic(out + "/info", text));
+  RETURN_IF_ERROR(SyncFileSystem(out));
+  if (::syscall(SYS_renameat2, AT_FDCWD, out.c_str(), AT_FDCWD, store_->LayerDir(id).c_str(), RENAME_NOREPLACE) != 0) {
+    if (errno != EEXIST) return ErrnoStatus("committing layer " + id);
+    return store_->Find(id);
+  }
+  RETURN_IF_ERROR(SyncFolder(store_->root() + "/layers"));
+  return info;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<LayerStore>> LayerStore::Open(const std::string& root) {
+  auto store = std::make_unique<FolderStore>(root);
+  RETURN_IF_ERROR(store->Prepare());
+  return std::unique_ptr<LayerStore>(std::move(store));
+}
+
+}  // namespace lydian::image
