@@ -1,0 +1,1 @@
+WORD = "word of helpers"
