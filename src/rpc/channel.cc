@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "rpc/byte_buffer.h"
+#include "rpc/grpc_process.h"
 
 namespace lydian::rpc {
 namespace {
@@ -218,7 +219,10 @@ class ChannelImpl final : public Channel {
 
 }  // namespace
 
-std::unique_ptr<Channel> Channel::Create(const std::string& target) { return std::make_unique<ChannelImpl>(target); }
+std::unique_ptr<Channel> Channel::Create(const std::string& target) {
+  HoldGrpc();
+  return std::make_unique<ChannelImpl>(target);
+}
 
 Result<std::string> Channel::CallBlocking(std::string_view full_method, const std::string& request, const Metadata& metadata,
                                           Millis timeout) {

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "rpc/acceptor.h"
 #include "rpc/call.h"
+#include "rpc/grpc_process.h"
 #include "rpc/http_server.h"
 
 namespace lydian::rpc {
@@ -217,10 +218,26 @@ Result<UniqueFd> ListenTcp(const std::string& address) {
   return fd;
 }
 
+struct IdleServer {
+  IdleServer() {
+    grpc::ServerBuilder builder;
+    builder.RegisterCallbackGenericService(&service);
+    server = builder.BuildAndStart();
+  }
+  grpc::CallbackGenericService service;
+  std::unique_ptr<grpc::Server> server;
+};
+
 }  // namespace
+
+void HoldGrpc() {
+  static IdleServer* const held = new IdleServer();
+  (void)held;
+}
 
 Result<std::unique_ptr<Server>> Server::Start(ServerOptions options, int listener) {
   CHECK(options.router != nullptr);
+  HoldGrpc();
   auto server = std::make_unique<ServerImpl>(std::move(options), IsUnix(listener));
   RETURN_IF_ERROR(server->Begin(listener));
   return std::unique_ptr<Server>(std::move(server));
