@@ -96,7 +96,11 @@ void Acceptor::Remove(uint64_t id) {
       auto here = it++;
       if (here->second.listener == id) Drop(here);
     }
-    listeners_.erase(id);
+    if (auto it = listeners_.find(id); it != listeners_.end()) {
+      // Closing is not enough: the socket lives on in whoever we duplicated it from, and with it the registration.
+      epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, it->second.fd.get(), nullptr);
+      listeners_.erase(it);
+    }
     done.set_value();
   });
   done.get_future().wait();

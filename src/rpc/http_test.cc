@@ -238,6 +238,18 @@ TEST_F(HttpTest, StopCutsWhatRuns) {
   EXPECT_EQ(ReadToEnd(parked.get()), "");
 }
 
+// The listening socket outlives each server: what one leaves in the acceptor must not meet the next.
+TEST(Listeners, ServeAgainAfterStop) {
+  TempDir dir;
+  auto router = std::make_shared<Router>();
+  router->AddUnary("t.S", "Echo", [](std::string_view request, Ctx, RawReply reply) { reply(std::string(request)); });
+  auto listener = Listen("unix:" + dir.path() + "/s");
+  for (int i = 0; i < 20; ++i) {
+    auto server = Server::Start({.router = router}, listener->get()).value();
+    EXPECT_EQ(Channel::Create("unix:" + dir.path() + "/s")->CallBlocking("/t.S/Echo", "x").value(), "x");
+  }
+}
+
 TEST(HttpText, Escapes) {
   EXPECT_EQ(http::EscapeHtml("<a href=\"x\">&'"), "&lt;a href=&quot;x&quot;&gt;&amp;&#39;");
   EXPECT_EQ(http::PercentDecode("%41%zz%4"), "A%zz%4");
