@@ -1,0 +1,68 @@
+// Control groups, one interface over v1 (each controller a tree of its own, "hybrid") and v2.
+// All containers of an instance lie in one parent group whose memory limit leaves the machine a reserve.
+// Thread-safety: none; one owner. Ownership: a Cgroup removes its folders when asked, not when it goes.
+// Errors: errno with the path.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/fd.h"
+#include "base/status.h"
+
+namespace lydian::os {
+
+struct CgroupLimits {
+  uint64_t memory_bytes = 0;  // 0 = none of its own
+  uint64_t memory_low_bytes = 0;  // what it asked for: reclaimed last
+  uint32_t milli_cpu = 0;     // ceiling; 0 = none
+  uint32_t weight_milli_cpu = 125;
+  uint32_t pids = 0;          // 0 = none
+};
+
+struct CgroupMemory {
+  bool oom_killed = false;
+  uint64_t peak_bytes = 0;
+  uint64_t used_bytes = 0;
+};
+
+// One container's group.
+class Cgroup {
+ public:
+  virtual ~Cgroup() = default;
+  // Where a process that writes "0" joins; opened here, so that it may write them after it has given up its rights.
+  const std::vector<UniqueFd>& join_fds() const { return join_fds_; }
+  // For CLONE_INTO_CGROUP, or -1 (v1).
+  int into_fd() const { return into_fd_.get(); }
+  virtual CgroupMemory Memory() const = 0;
+  // Fails with EBUSY while processes are in it.
+  virtual Status Remove() = 0;
+
+ protected:
+  std::vector<UniqueFd> join_fds_;
+  UniqueFd into_fd_;
+};
+
+class CgroupTree {
+ public:
+  virtual ~CgroupTree() = default;
+  // The parent group `name` at the root of each tree, made if missing.
+  static Result<std::unique_ptr<CgroupTree>> Open(const std::string& name);
+  // "v1" or "v2".
+  virtual std::string version() const = 0;
+  virtual Status SetMemoryLimit(uint64_t bytes) = 0;
+  virtual Result<std::unique_ptr<Cgroup>> Make(const std::string& name, const CgroupLimits& limits) = 0;
+  // Names of the groups in the parent.
+  virtual std::vector<std::string> List() const = 0;
+  // Kills what runs in a group and removes it.
+  virtual Status Destroy(const std::string& name) = 0;
+  // Removes the parent; it must be empty.
+  virtual Status RemoveParent() = 0;
+};
+
+// Which controllers and versions there are, without making anything: "v1 (hybrid): memory cpu pids", "v2".
+Result<std::string> DescribeCgroups();
+
+}  // namespace lydian::os

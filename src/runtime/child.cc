@@ -1,0 +1,381 @@
+#include "runtime/child.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <linux/sched.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "os/caps.h"
+#include "os/mount.h"
+#include "os/seccomp.h"
+#include "runtime/plan.h"
+
+namespace lydian::runtime {
+namespace {
+
+constexpr int kFailed = 125;
+
+void CopyText(char* to, size_t size, const char* from) {
+  size_t n = ::strnlen(from, size - 1);
+  ::memcpy(to, from, n);
+  to[n] = '\0';
+}
+
+// Notes the first failure; what follows is its consequence.
+int Fail(ChildReport* report, const char* step, const char* detail, int error = errno) {
+  if (report->error == 0) {
+    report->step = step;
+    CopyText(report->detail, sizeof report->detail, detail);
+    report->error = error != 0 ? error : EIO;
+  }
+  return kFailed;
+}
+
+void Mark(ChildReport* report, const char* name) {
+  if (report->phase_count >= ChildReport::kMaxPhases) return;
+  timespec now;
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  auto& phase = report->phases[report->phase_count++];
+  phase.name = name;
+  phase.end_nanos = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
+}
+
+void ClearSignalMask() {
+  uint64_t none = 0;
+  ::syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, nullptr, sizeof none);
+}
+
+int WriteOwn(const char* path, const char* text) {
+  int fd = ::open(path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return -1;
+  ssize_t n = ::write(fd, text, ::strlen(text));
+  ::close(fd);
+  return n < 0 ? -1 : 0;
+}
+
+int JoinCgroup(const JoinArgs& join, ChildReport* report) {
+  for (int i = 0; i < join.cgroup_count; ++i) {
+    if (::write(join.cgroup_fds[i], "0", 1) != 1) return Fail(report, "cgroup", "joining the control group");
+  }
+  if (join.oom_score_adj != 0) {
+    char text[16];
+    int value = join.oom_score_adj, at = sizeof text - 1;
+    text[at] = '\0';
+    for (; value > 0; value /= 10) text[--at] = static_cast<char>('0' + value % 10);
+    if (WriteOwn("/proc/self/oom_score_adj", text + at) != 0) return Fail(report, "cgroup", "setting oom_score_adj");
+  }
+  return 0;
+}
+
+int JoinNamespaces(const JoinArgs& join, ChildReport* report) {
+  if (join.init_pidfd >= 0) {
+    if (::setns(join.init_pidfd, static_cast<int>(join.all_namespaces)) != 0) {
+      return Fail(report, "namespaces", "joining the container's namespaces");
+    }
+  } else {
+    if (::setns(join.user_ns, CLONE_NEWUSER) != 0) return Fail(report, "namespaces", "joining the user namespace");
+    if (::setns(join.net_ns, CLONE_NEWNET) != 0) return Fail(report, "namespaces", "joining the network namespace");
+  }
+  // Raw calls: those of the C library would reach for other threads of the parent.
+  if (::syscall(SYS_setgroups, 0, nullptr) != 0 || ::syscall(SYS_setresgid, 0, 0, 0) != 0 ||
+      ::syscall(SYS_setresuid, 0, 0, 0) != 0) {
+    return Fail(report, "namespaces", "becoming the container's root");
+  }
+  if (::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0) return Fail(report, "namespaces", "hiding from the container");
+  return 0;
+}
+
+// --- mounts ---
+
+// Makes what is missing of `path` below `root`: all but the last part as folders, the last as a folder or a file.
+int MakeTarget(int root, const char* path, bool is_dir) {
+  char part[4096];
+  size_t size = ::strnlen(path, sizeof part);
+  if (size >= sizeof part) {
+    errno = ENAMETOOLONG;
+    return -1;
+  }
+  for (size_t at = 1; at <= size; ++at) {
+    if (at != size && path[at] != '/') continue;
+    if (path[at - 1] == '/') continue;
+    CopyText(part, at + 1, path);
+    int fd = os::RawOpenInRoot(root, part, O_PATH);
+    if (fd >= 0) {
+      ::close(fd);
+      continue;
+    }
+    if (errno != ENOENT) return -1;
+    size_t slash = at;
+    while (slash > 0 && part[slash - 1] != '/') --slash;
+    char name[256];
+    if (at - slash >= sizeof name) {
+      errno = ENAMETOOLONG;
+      return -1;
+    }
+    CopyText(name, sizeof name, part + slash);
+    part[slash] = '\0';
+    int parent = os::RawOpenInRoot(root, part, O_PATH | O_DIRECTORY);
+    if (parent < 0) return -1;
+    int failed = (at != size || is_dir) ? ::mkdirat(parent, name, 0755) : ::mknodat(parent, name, S_IFREG | 0644, 0);
+    int error = errno;
+    // A symlink to nothing: what it points to is for the caller to make.
+    ::close(parent);
+    errno = error;
+    if (failed != 0) return -1;
+  }
+  return 0;
+}
+
+// For a target that is a symlink to something missing (resolv.conf in many images): makes what it points to.
+int MakeBehindLink(int root, const char* path) {
+  int link = os::RawOpenInRoot(root, path, O_PATH | O_NOFOLLOW);
+  if (link < 0) return -1;
+  char text[2048];
+  ssize_t n = ::readlinkat(link, "", text, sizeof text - 1);
+  int error = errno;
+  ::close(link);
+  errno = error;
+  if (n <= 0) return -1;
+  text[n] = '\0';
+  if (text[0] == '/') return MakeTarget(root, text, false);
+  char full[4096];
+  size_t slash = ::strnlen(path, 2000);
+  while (slash > 0 && path[slash - 1] != '/') --slash;
+  CopyText(full, slash + 1, path);
+  CopyText(full + slash, sizeof full - slash, text);
+  return MakeTarget(root, full, false);
+}
+
+int OpenTarget(int root, const RawMount& mount, bool is_dir, bool* made) {
+  int fd = os::RawOpenInRoot(root, mount.target, O_PATH);
+  if (fd >= 0 || errno != ENOENT || mount.optional) return fd;
+  if (MakeTarget(root, mount.target, is_dir) != 0) {
+    if (errno != EEXIST || is_dir || MakeBehindLink(root, mount.target) != 0) return -1;
+  }
+  *made = true;
+  return os::RawOpenInRoot(root, mount.target, O_PATH);
+}
+
+int NewFileSystem(const RawMount& mount) {
+  int context = ::fsopen(mount.source, FSOPEN_CLOEXEC);
+  if (context < 0) return -1;
+  int result = -1;
+  bool ok = true;
+  for (const char* const* option = mount.options; ok && *option != nullptr; option += 2) {
+    ok = ::fsconfig(context, FSCONFIG_SET_STRING, option[0], option[1], 0) == 0;
+  }
+  if (ok && ::fsconfig(context, FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) == 0) {
+    result = ::fsmount(context, FSMOUNT_CLOEXEC, static_cast<unsigned>(mount.attributes));
+  }
+  int error = errno;
+  ::close(context);
+  errno = error;
+  return result;
+}
+
+// A copy of a mount or a part of one, with attributes.
+int Clone(int dir, const char* path, uint64_t attributes) {
+  unsigned flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (path[0] == '\0' ? AT_EMPTY_PATH : 0);
+  int fd = ::open_tree(dir, path, flags);
+  if (fd < 0) return -1;
+  struct mount_attr attr {};
+  attr.attr_set = attributes;
+  if (::mount_setattr(fd, "", AT_EMPTY_PATH, &attr, sizeof attr) == 0) return fd;
+  int error = errno;
+  ::close(fd);
+  errno = error;
+  return -1;
+}
+
+int SourceOf(const RawMount& mount, int own_files, int target) {
+  struct stat info {};
+  switch (mount.kind) {
+    case MountStep::kFileSystem: return NewFileSystem(mount);
+    case MountStep::kBind: return ::fcntl(mount.fd, F_DUPFD_CLOEXEC, 3);
+    case MountStep::kOwn: return Clone(own_files, mount.source, mount.attributes);
+    case MountStep::kSelf: return Clone(target, "", mount.attributes);
+    case MountStep::kMask:
+      if (::fstat(target, &info) != 0) return -1;
+      return Clone(own_files, S_ISDIR(info.st_mode) ? "empty" : "dev/null", S_ISDIR(info.st_mode) ? mount.attributes : 0);
+  }
+  errno = EINVAL;
+  return -1;
+}
+
+int DoMount(const InitArgs& args, int index) {
+  const RawMount& mount = args.mounts[index];
+  bool is_dir = mount.kind == MountStep::kFileSystem || (mount.kind == MountStep::kBind && mount.is_dir) ||
+                (mount.kind == MountStep::kOwn && ::strcmp(mount.source, "dev") == 0);
+  int target = OpenTarget(args.overlay, mount, is_dir, &args.report->made[index]);
+  if (target < 0) {
+    // A file that isn't there needs no mask; neither does a link that leads nowhere.
+    if (mount.optional && (errno == ENOENT || errno == ENOTDIR)) return 0;
+    return -1;
+  }
+  int source = SourceOf(mount, args.own_files, target);
+  int failed = source < 0 ? -1 : ::move_mount(source, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+  int error = errno;
+  if (source >= 0) ::close(source);
+  ::close(target);
+  errno = error;
+  return failed;
+}
+
+int Pivot(const InitArgs& args) {
+  if (args.read_only) {
+    struct mount_attr attr {};
+    attr.attr_set = MOUNT_ATTR_RDONLY;
+    if (::mount_setattr(args.overlay, "", AT_EMPTY_PATH, &attr, sizeof attr) != 0) return -1;
+  }
+  // The old root lands on top of the new one at ".", and is taken away from there.
+  if (::fchdir(args.overlay) != 0 || ::syscall(SYS_pivot_root, ".", ".") != 0) return -1;
+  if (::umount2(".", MNT_DETACH) != 0) return -1;
+  return ::chdir("/");
+}
+
+// --- init ---
+
+int LockDown(uint64_t keep, const std::vector<sock_filter>& filter) {
+  if (os::RawSetCaps(keep, keep, 0) != 0) return -1;
+  if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return -1;
+  return os::RawLoadSeccomp(filter);
+}
+
+int RunInit(void* argument) {
+  const auto& args = *static_cast<InitArgs*>(argument);
+  ChildReport* report = args.report;
+  ::umask(022);
+  ::setsid();
+  Mark(report, "namespaces");
+  if (::sethostname(args.hostname, args.hostname_size) != 0) return Fail(report, "hostname", args.hostname);
+  if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return Fail(report, "mount", "/");
+  if (::move_mount(args.overlay, "", AT_FDCWD, args.overlay_anchor, MOVE_MOUNT_F_EMPTY_PATH) != 0 ||
+      ::move_mount(args.own_files, "", AT_FDCWD, args.own_anchor, MOVE_MOUNT_F_EMPTY_PATH) != 0) {
+    return Fail(report, "mount", "moving the root file system in");
+  }
+  for (int i = 0; i < args.mount_count; ++i) {
+    if (DoMount(args, i) != 0) return Fail(report, "mount", args.mounts[i].target);
+  }
+  Mark(report, "mounts");
+  if (Pivot(args) != 0) return Fail(report, "pivot", "/");
+  Mark(report, "pivot");
+  if (::dup2(args.null_fd, 0) < 0 || ::dup2(args.null_fd, 1) < 0 || ::dup2(args.null_fd, 2) < 0) {
+    return Fail(report, "init", "its descriptors");
+  }
+  if (::syscall(SYS_close_range, 3U, ~0U, CLOSE_RANGE_CLOEXEC) != 0) return Fail(report, "init", "closing descriptors");
+  // Init can be traced by the container's root, so it may do no more than any process inside.
+  if (os::RawDropBounding(0) != 0 || LockDown(0, *args.filter) != 0) return Fail(report, "init", "dropping rights");
+  if (::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0) return Fail(report, "init", "its death signal");
+  struct pollfd parent {args.spawner_pidfd, POLLIN, 0};
+  if (::poll(&parent, 1, 0) != 0) return Fail(report, "init", "the spawner is gone", ESRCH);
+  ClearSignalMask();
+  static char name[] = "lydian-init";
+  char* const argv[] = {name, nullptr};
+  char* const envp[] = {nullptr};
+  ::syscall(SYS_execveat, args.init_fd, "", argv, envp, AT_EMPTY_PATH);
+  return Fail(report, "init", "lydian-init");
+}
+
+// --- processes ---
+
+int EnterCwd(const char* cwd) {
+  if (::chdir(cwd) == 0) return 0;
+  if (errno != ENOENT) return -1;
+  int root = ::open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (root < 0 || MakeTarget(root, cwd, true) != 0) return -1;
+  ::close(root);
+  return ::chdir(cwd);
+}
+
+void SetLimits() {
+  struct rlimit limit {};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+    limit.rlim_cur = limit.rlim_max < 65536 ? limit.rlim_max : 65536;
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+  }
+  // A core file would land in the writable layer, or in a handler of the host's.
+  limit = {0, 0};
+  ::setrlimit(RLIMIT_CORE, &limit);
+}
+
+int SetFds(const ProcessArgs& args) {
+  unsigned next = 3;
+  for (int i = 0; i < 3; ++i) {
+    if (::dup2(args.fds[i], i) < 0) return -1;
+  }
+  if (args.fds[3] >= 0) {
+    if (::dup2(args.fds[3], 3) < 0) return -1;
+    next = 4;
+  }
+  return static_cast<int>(::syscall(SYS_close_range, next, ~0U, CLOSE_RANGE_CLOEXEC));
+}
+
+int BecomeUser(const ProcessArgs& args) {
+  if (os::RawDropBounding(os::ContainerCaps()) != 0) return -1;
+  if (args.gid != 0 && ::syscall(SYS_setresgid, args.gid, args.gid, args.gid) != 0) return -1;
+  gid_t groups[1] = {args.gid};
+  if (::syscall(SYS_setgroups, 1, groups) != 0) return -1;
+  if (args.uid != 0 && ::syscall(SYS_setresuid, args.uid, args.uid, args.uid) != 0) return -1;
+  return LockDown(args.uid == 0 ? os::ContainerCaps() : 0, *args.filter);
+}
+
+int RunProcess(void* argument) {
+  const auto& args = *static_cast<ProcessArgs*>(argument);
+  ChildReport* report = args.report;
+  ::umask(022);
+  ::setsid();
+  if (EnterCwd(args.cwd) != 0) return Fail(report, "cwd", args.cwd);
+  SetLimits();
+  if (SetFds(args) != 0) return Fail(report, "exec", "its descriptors");
+  if (BecomeUser(args) != 0) return Fail(report, "privileges", "dropping rights");
+  Mark(report, "privileges");
+  ClearSignalMask();
+  int error = ENOENT;
+  for (const char* const* path = args.candidates; *path != nullptr; ++path) {
+    ::execve(*path, args.argv, args.envp);
+    if (errno == ENOENT || errno == ENOTDIR) continue;
+    error = errno;
+    if (errno != EACCES) break;
+  }
+  return Fail(report, "exec", args.argv[0], error);
+}
+
+}  // namespace
+
+int RunInitHelper(void* argument) {
+  auto& args = *static_cast<InitArgs*>(argument);
+  if (int failed = JoinCgroup(args.join, args.report)) return failed;
+  Mark(args.report, "cgroup join");
+  if (int failed = JoinNamespaces(args.join, args.report)) return failed;
+  os::CloneSpec spec{.flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT | CLONE_CLEAR_SIGHAND | args.new_namespaces,
+                     .pidfd = &args.report->pidfd, .stack = args.stack, .run = RunInit, .argument = argument};
+  args.report->pid = os::RawClone(spec);
+  if (args.report->pid < 0) return Fail(args.report, "namespaces", "making the container's namespaces");
+  return 0;
+}
+
+int RunProcessHelper(void* argument) {
+  auto& args = *static_cast<ProcessArgs*>(argument);
+  if (int failed = JoinCgroup(args.join, args.report)) return failed;
+  if (int failed = JoinNamespaces(args.join, args.report)) return failed;
+  Mark(args.report, "join");
+  os::CloneSpec spec{.flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT | CLONE_CLEAR_SIGHAND,
+                     .pidfd = &args.report->pidfd, .set_tid = args.set_tid, .stack = args.stack, .run = RunProcess,
+                     .argument = argument};
+  args.report->pid = os::RawClone(spec);
+  if (args.report->pid < 0) return Fail(args.report, "exec", "making the process");
+  return 0;
+}
+
+}  // namespace lydian::runtime
