@@ -35,7 +35,8 @@ Status CheckMachine(const UpOptions& options) {
         "--listen " + options.listen +
         " can be reached from other machines, and tokens and data would travel unencrypted: give --insecure as well if the "
         "network is yours alone, or put a proxy with TLS before it. (Its certificate has to be one that the client trusts: it "
-        "knows the public authorities of the certifi package only; for a private one set SSL_CERT_FILE where the client runs.)");
+        "knows the public authorities of its certifi package only. For a private one, append the authority to the file that "
+        "`python -c 'import certifi; print(certifi.where())'` names, wherever the client runs.)");
   }
   struct sysinfo info {};
   if (::sysinfo(&info) == 0 && uint64_t{info.totalram} * info.mem_unit < kMinMemory) {

@@ -143,8 +143,11 @@ Status Supervise(const UpOptions& options, Announcer& announcer) {
   if (!lock.ok()) return other ? AlreadyUp(*other) : lock.status();
   RETURN_IF_ERROR(InitLogging({.role = "up", .path = paths.log("up")}));
   announcer.logging = true;
-  ASSIGN_OR_RETURN(std::string init_path, FindInit());
-  RETURN_IF_ERROR(CheckKernel(options, paths, init_path));
+  std::string init_path;
+  if (options.check_runtime) {
+    ASSIGN_OR_RETURN(init_path, FindInit());
+    RETURN_IF_ERROR(CheckKernel(options, paths, init_path));
+  }
   ASSIGN_OR_RETURN(passwd user, FindUser(options.user));
   RETURN_IF_ERROR(OwnFolder(paths.control_dir(), 0700, user.pw_uid, user.pw_gid));
   RaiseFileLimit();

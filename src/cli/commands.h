@@ -27,6 +27,7 @@ struct UpOptions {
   uint64_t disk_bytes = uint64_t{20} << 30;
   uint32_t pids = 4096;
   std::string user = "lydian"; // control's
+  bool check_runtime = true;   // whether this machine can run containers; tests of the supervisor alone don't ask
 };
 
 struct Wiring {
