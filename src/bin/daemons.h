@@ -1,0 +1,47 @@
+// What a daemon (control, worker, spawner) is started with, and their main functions.
+//
+// RunDaemon has done for each, before its main runs: taken the lock of its role, named the process, set close-on-exec on its sockets,
+// blocked SIGTERM and SIGINT (for WaitForStop), ignored SIGPIPE, and sent logging to stderr, which is <state>/log/<role>.log.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+namespace lydian::bin {
+
+struct DaemonArgs {
+  std::string role;
+  // Its own folder. control: a fixed path at which <state>/control is bound in its mount namespace (it may not walk there
+  // from the root). worker and spawner: <state>/worker.
+  std::string state_dir;
+  std::string instance;        // "ly3f2a1b"
+  std::string url;             // what clients use: "http://127.0.0.1:7070"
+  std::string link_target;     // worker: where control is, "unix:/.../link.sock"
+  std::string spawner_socket;  // worker
+  std::string init_path;       // worker and spawner: the static lydian-init
+  std::string address_range = "10.77.0.0/16";
+  uint64_t memory_reserve_bytes = 0;
+  uint64_t disk_bytes = uint64_t{20} << 30;
+  uint32_t pids = 4096;
+
+  // Inherited sockets that listen. control: "api", "link", "admin". worker: "admin". spawner: "spawner", and the others' under
+  // other names, only kept. Never to be closed: a later `up` takes them from here.
+  std::map<std::string, int> fds;
+  int fd(const std::string& name) const;  // -1 if there is none
+
+  // Once, when the daemon serves: `up` waits for it.
+  void NotifyReady() const;
+  // Until SIGTERM or SIGINT.
+  void WaitForStop() const;
+};
+
+// Each returns the process's exit code.
+int ControlMain(const DaemonArgs& args);
+int WorkerMain(const DaemonArgs& args);
+int SpawnerMain(const DaemonArgs& args);
+
+// `lydian internal ROLE ...`: argv as LaunchDaemon (launch.h) has made it, from the role on.
+int RunDaemon(int argc, char** argv);
+
+}  // namespace lydian::bin

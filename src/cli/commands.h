@@ -1,0 +1,41 @@
+// The command line: parses, runs, returns the exit code. What starts processes is handed in (bin).
+// Not thread-safe: one call a process.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "cli/state.h"
+
+namespace lydian::cli {
+
+// Exit codes of `lydian`. `debug run` returns its command's own, or 128 + the signal that killed it.
+enum ExitCode : int {
+  kExitOk = 0,
+  kExitFailed = 1,
+  kExitUsage = 2,
+};
+
+struct UpOptions {
+  std::string state = kDefaultState;
+  std::string listen = "127.0.0.1:7070";
+  bool insecure = false;       // other addresses than loopback without TLS
+  bool detach = false;         // returns when everything serves
+  std::string address_range = "10.77.0.0/16";
+  uint64_t memory_reserve_bytes = 0;
+  uint64_t disk_bytes = uint64_t{20} << 30;
+  uint32_t pids = 4096;
+  std::string user = "lydian"; // control's
+  bool check_runtime = true;   // whether this machine can run containers; tests of the supervisor alone don't ask
+};
+
+struct Wiring {
+  std::function<int(const UpOptions&)> up;
+  std::function<int(const std::string& state)> down;
+  std::function<int(int argc, char** argv)> internal;  // from the role on
+};
+
+int RunCommandLine(int argc, char** argv, const Wiring& wiring);
+
+}  // namespace lydian::cli
