@@ -1,0 +1,43 @@
+#include "api/handlers.h"
+
+#include "api/log_pump.h"
+
+namespace lydian::api {
+
+Result<control::Scope> ScopeOf(Services& services, const rpc::Context& ctx, Who who) {
+  const rpc::Caller& caller = ctx.caller();
+  control::Scope scope;
+  scope.workspace_id = caller.workspace_id;
+  switch (caller.kind) {
+    case rpc::Caller::Kind::kUser: {
+      auto token = services.objects->tokens().Get(caller.token_id);
+      scope.who = token.ok() && !token->name.empty() ? token->name : caller.token_id;
+      return scope;
+    }
+    case rpc::Caller::Kind::kTask: {
+      if (who == Who::kUser) return PermissionDenied(std::string(ctx.method()) + " is not for containers");
+      ASSIGN_OR_RETURN(control::Environment own, services.objects->environments().ByName(caller.workspace_id, caller.environment));
+      scope.environment_id = own.id;
+      scope.who = caller.task_id;
+      return scope;
+    }
+    default:
+      return PermissionDenied(std::string(ctx.method()) + " needs a user's token");
+  }
+}
+
+void RegisterObjects(rpc::Router& router, ServicesPtr services) {
+  services->log_streams = std::make_shared<LogStreams>();
+  services->files = std::make_shared<Pool>("files", 2);
+  RegisterEnvironments(router, services);
+  RegisterApps(router, services);
+  RegisterAppLogs(router, services);
+  RegisterFunctions(router, services);
+  RegisterMounts(router, services);
+  RegisterImages(router, services);
+  RegisterSecrets(router, services);
+  RegisterBlobs(router, services);
+  RegisterTasks(router, services);
+}
+
+}  // namespace lydian::api

@@ -1,0 +1,108 @@
+#include "api/log_pump.h"
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+
+namespace lydian::api {
+
+namespace {
+
+constexpr size_t kPage = 1000;
+constexpr size_t kHigh = 4 << 20, kLow = 1 << 20;        // bytes that a slow client may leave unread
+constexpr std::chrono::seconds kKeepAlive{15};
+constexpr double kLongest = 600;
+
+}  // namespace
+
+LogPump::LogPump(Strand* strand, control::LogStore* logs, std::shared_ptr<rpc::RawStream> out, Options options)
+    : strand_(strand), logs_(logs), out_(std::move(out)), options_(std::move(options)) {
+  double timeout = std::clamp(options_.timeout_secs, 0.0, kLongest);
+  until_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(static_cast<int64_t>(timeout * 1000));
+}
+
+std::shared_ptr<LogPump> LogPump::Start(Strand* strand, control::LogStore* logs, rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out,
+                                        Options options) {
+  std::shared_ptr<LogPump> pump(new LogPump(strand, logs, std::move(out), std::move(options)));
+  ctx->OnCancel([pump] { pump->strand_->Post([pump] { pump->Stop(false, false); }); });
+  pump->Next();
+  return pump;
+}
+
+void LogPump::Next() {
+  if (over_) return;
+  auto self = shared_from_this();
+  if (out_->buffered() > kHigh) {
+    out_->OnDrained(kLow, [self] { self->strand_->Post([self] { self->Next(); }); });
+    return;
+  }
+  auto now = std::chrono::steady_clock::now();
+  int64_t wait = 0;
+  if (until_ > now && !end_soon_) {
+    wait = std::chrono::duration_cast<Millis>(std::min<SteadyTime::duration>(until_ - now, kKeepAlive)).count() + 1;
+  }
+  uint64_t turn = ++turn_;
+  question_ = logs_->Read(options_.stream, options_.after, options_.filter, kPage, wait, [self, turn](Result<control::LogStore::Page> page) {
+    self->strand_->Post([self, turn, page = std::move(page)] { self->OnPage(turn, page); });
+  });
+}
+
+void LogPump::OnPage(uint64_t turn, Result<control::LogStore::Page> page) {
+  if (over_ || turn != turn_) return;
+  if (!page.ok()) return Stop(true, page.status());
+  if (!page->records.empty()) {
+    options_.after = page->records.back().seq;
+  }
+  if (page->done) return Stop(true, true);
+  if (page->records.empty()) {
+    if (end_soon_) return Stop(true, true);
+    if (std::chrono::steady_clock::now() >= until_) return Stop(true, false);
+    if (options_.keep_alive) options_.keep_alive();
+  }
+  Next();
+}
+
+void LogPump::EndSoon() {
+  if (over_) return;
+  end_soon_ = true;
+  Next();  // asks anew, without waiting
+}
+
+void LogPump::Stop(bool tell, Result<bool> how) {
+  if (over_) return;
+  over_ = true;
+  question_.reset();
+  if (tell) options_.end(std::move(how));
+  options_.write = nullptr, options_.keep_alive = nullptr, options_.end = nullptr;  // what they hold goes now
+}
+
+void LogStreams::Add(const std::string& app_id, const std::shared_ptr<LogPump>& pump) {
+  auto& list = pumps_[app_id];
+  std::erase_if(list, [](const auto& weak) { return weak.expired(); });
+  list.push_back(pump);
+  std::erase_if(pumps_, [](auto& entry) {
+    return std::all_of(entry.second.begin(), entry.second.end(), [](const auto& weak) { return weak.expired(); });
+  });
+}
+
+void LogStreams::End(const std::string& app_id) {
+  auto found = pumps_.extract(app_id);
+  if (found.empty()) return;
+  for (const auto& weak : found.mapped()) {
+    if (auto pump = weak.lock()) pump->EndSoon();
+  }
+}
+
+Result<uint64_t> ParseCursor(const std::string& entry_id) {
+  if (entry_id.empty()) return uint64_t{0};
+  uint64_t seq = 0;
+  auto [end, error] = std::from_chars(entry_id.data(), entry_id.data() + entry_id.size(), seq);
+  if (error != std::errc() || std::string_view(end, entry_id.data() + entry_id.size() - end) != "-0") {
+    return InvalidArgument("'" + entry_id.substr(0, 40) + "' is not an entry id of ours");
+  }
+  return seq;
+}
+
+std::string Cursor(uint64_t seq) { return std::to_string(seq) + "-0"; }
+
+}  // namespace lydian::api
