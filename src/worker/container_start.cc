@@ -1,0 +1,329 @@
+// The beginning of a task: files, layers, job, sockets; and its adoption.
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+
+#include "base/fd.h"
+#include "base/ids.h"
+#include "base/log.h"
+#include "worker/container_task.h"
+#include "worker/exit_text.h"
+#include "worker/guest_api.h"
+
+namespace lydian::worker {
+namespace {
+constexpr Millis kSpawnerWait{100};
+
+uint32_t TableCapacity(const TaskSpec& spec) { return 16 + 2 * std::max(spec.slots(), spec.batch_max_size()); }
+
+UniqueFd TakeFd(spawner::Container* container, const char* name) {
+  auto it = container->fds.find(name);
+  return it == container->fds.end() ? UniqueFd() : std::move(it->second);
+}
+}  // namespace
+
+// What is gathered side by side before the spawner is asked.
+struct ContainerTask::Preparation {
+  size_t missing = 0;
+  Status error;
+  std::vector<std::vector<std::string>> layers;  // by slot: runtime, then the mounts in order
+  std::unique_ptr<LeaseTable> table;
+  std::string python;
+  std::vector<std::string> lowers;
+};
+
+ContainerTask::ContainerTask(TaskGround* ground, TaskSpec spec) : ground_(ground), spec_(std::move(spec)) {
+  container_id_ = NewId("ct");
+}
+
+void ContainerTask::Begin() {
+  if (const std::string why = ground_->refuse(); !why.empty()) return Refuse(ResourceExhausted(why));
+  Update(TaskUpdate::CREATING);
+  auto preparation = std::make_shared<Preparation>();
+  preparation->missing = 2 + static_cast<size_t>(spec_.mount_ids_size());
+  preparation->layers.resize(1 + static_cast<size_t>(spec_.mount_ids_size()));
+  ground_->pool->Post([self = shared_from_this(), preparation] { self->WriteFiles(preparation); });
+  GatherLayers(preparation);
+}
+
+// On the pool.
+void ContainerTask::WriteFiles(std::shared_ptr<Preparation> preparation) {
+  auto write = [&]() -> Status {
+    RETURN_IF_ERROR(MakeDirs(Dir(), 0700));
+    ASSIGN_OR_RETURN(const std::string arguments, MakeContainerArguments(spec_));
+    // Readable by the container's root, who is nobody here; the folder above is closed to others.
+    RETURN_IF_ERROR(WriteFileAtomic(Dir() + "/arguments.bin", arguments, 0444));
+    TaskSpec kept = spec_;
+    kept.clear_env();  // secrets stay out of files; an adopted container has them already
+    RETURN_IF_ERROR(WriteFileAtomic(Dir() + "/spec.pb", kept.SerializeAsString(), 0600));
+    ASSIGN_OR_RETURN(preparation->table, LeaseTable::Open(Dir() + "/table", TableCapacity(spec_)));
+    return {};
+  };
+  Status status = write();
+  ground_->strand->Post([self = shared_from_this(), preparation, status] {
+    if (!status.ok() && preparation->error.ok()) preparation->error = status;
+    if (preparation->table) self->table_ = std::move(preparation->table);
+    if (--preparation->missing == 0) self->Resolve(preparation);
+  });
+}
+
+void ContainerTask::GatherLayers(std::shared_ptr<Preparation> preparation) {
+  auto self = shared_from_this();
+  const std::string version = spec_.client_version().empty() ? ground_->default_client_version : spec_.client_version();
+  ground_->builder->RuntimeLayers(spec_.image(), version, NeedsDependencies(spec_.image().builder_version()),
+                                  [self, preparation](Result<std::vector<std::string>> layers) {
+                                    self->Gathered(preparation, 0, std::move(layers).With("the client's runtime"));
+                                  });
+  for (int i = 0; i < spec_.mount_ids_size(); ++i) {
+    const std::string& mount_id = spec_.mount_ids(i);
+    const size_t slot = 1 + static_cast<size_t>(i);
+    ground_->objects->Mount(mount_id, [self, preparation, slot, mount_id](Result<std::vector<ContextFile>> files) {
+      if (!files.ok()) return self->Gathered(preparation, slot, files.status());
+      self->ground_->builder->MountLayer(mount_id, *files, [self, preparation, slot, mount_id](Result<std::string> layer) {
+        if (!layer.ok()) return self->Gathered(preparation, slot, layer.status().With("mount " + mount_id));
+        self->Gathered(preparation, slot, std::vector<std::string>{*layer});
+      });
+    });
+  }
+}
+
+void ContainerTask::Gathered(std::shared_ptr<Preparation> preparation, size_t slot, Result<std::vector<std::string>> layers) {
+  ground_->strand->Post([self = shared_from_this(), preparation, slot, layers = std::move(layers)]() mutable {
+    if (layers.ok()) {
+      preparation->layers[slot] = std::move(layers).value();
+    } else if (preparation->error.ok()) {
+      preparation->error = layers.status();
+    }
+    if (--preparation->missing == 0) self->Resolve(preparation);
+  });
+}
+
+// Names to folders, on the pool: it looks at the disk.
+void ContainerTask::Resolve(std::shared_ptr<Preparation> preparation) {
+  if (!preparation->error.ok()) return Refuse(preparation->error);
+  ground_->pool->Post([self = shared_from_this(), preparation] {
+    auto resolve = [&]() -> Status {
+      std::vector<std::string> ids(self->spec_.image().layer_ids().begin(), self->spec_.image().layer_ids().end());
+      const size_t of_image = ids.size();
+      for (const auto& layers : preparation->layers) ids.insert(ids.end(), layers.begin(), layers.end());
+      ids.push_back(self->ground_->launcher_layer);
+      ASSIGN_OR_RETURN(self->pin_, self->ground_->layers->Pin(ids));
+      for (const std::string& id : ids) {
+        ASSIGN_OR_RETURN(const image::LayerInfo layer, self->ground_->layers->Find(id));
+        preparation->lowers.push_back(layer.path);
+      }
+      preparation->python =
+          FindPython(self->spec_.image(), {preparation->lowers.begin(), preparation->lowers.begin() + static_cast<long>(of_image)});
+      if (self->spec_.commit_layer()) {
+        ASSIGN_OR_RETURN(self->transaction_, self->ground_->layers->Begin());
+      }
+      return {};
+    };
+    Status status = resolve();
+    self->ground_->strand->Post([self, preparation, status] {
+      if (!status.ok()) return self->Refuse(status);
+      self->Create(preparation);
+    });
+  });
+}
+
+void ContainerTask::Create(std::shared_ptr<Preparation> preparation) {
+  if (stopping_) return Refuse(Cancelled("it was stopped before it had started"));
+  auto spawner = ground_->spawner();
+  if (!spawner) {
+    // It is being started again.
+    ground_->strand->PostAfter(kSpawnerWait, [self = shared_from_this(), preparation] { self->Create(preparation); });
+    return;
+  }
+  state_ = State::kStarting;
+  TaskJob made = MakeTaskJob(spec_, {container_id_, preparation->lowers, Dir() + "/arguments.bin", preparation->python,
+                                     transaction_ ? transaction_->dir() : ""});
+  spawner->Create(std::move(made.job),
+                  [self = shared_from_this(), identity = std::move(made.identity)](Result<spawner::Container> container) mutable {
+                    auto shared = std::make_shared<Result<spawner::Container>>(std::move(container));
+                    self->ground_->strand->Post([self, shared, identity = std::move(identity)] {
+                      self->Created(std::move(*shared), identity);
+                    });
+                  });
+}
+
+void ContainerTask::Created(Result<spawner::Container> container, const std::string& identity) {
+  if (!container.ok()) return Refuse(container.status());
+  pid_ = container->info.main_pid();
+  ip_ = container->info.ip();
+  started_at_ = SystemClock().UnixSeconds();
+  state_ = State::kRunning;
+  OpenDesk();
+  if (Status status = Serve(&*container); !status.ok()) {
+    LOG_ERROR("a container can't be served", {{"task_id", spec_.task_id()}, {"error", status}});
+    end_error_ = status.ToString();
+    KillNow();
+  }
+  Update(TaskUpdate::STARTED);
+  if (stopping_) return KillNow();
+  if (!identity.empty()) SendIdentity(identity);
+  if (spec_.startup_timeout_secs() > 0) {
+    startup_timer_ = ground_->strand->PostAfter(std::chrono::seconds(spec_.startup_timeout_secs()), [weak = weak_from_this()] {
+      if (auto self = weak.lock()) self->OnStartupTimeout();
+    });
+  }
+}
+
+void ContainerTask::OpenDesk() {
+  InputDesk::Options options;
+  options.task_id = spec_.task_id();
+  options.slots = std::max<uint32_t>(1, spec_.slots());
+  options.strand = ground_->strand;
+  options.send = [this](FromWorker message) {
+    if (!dropped_) ground_->send(std::move(message));
+  };
+  options.on_ready = [this] { OnReady(); };
+  options.on_kill_switch = [this] {
+    stopping_ = true;
+    ArmGrace(0);
+  };
+  desk_ = std::make_unique<InputDesk>(std::move(options), table_.get());
+}
+
+// Logs, the API's socket, the HTTP socket.
+Status ContainerTask::Serve(spawner::Container* container) {
+  LogSource source;
+  source.task_id = spec_.task_id();
+  source.dir = Dir();
+  source.stdout_pipe = TakeFd(container, "stdout");
+  source.stderr_pipe = TakeFd(container, "stderr");
+  source.table = table_;
+  source.running = desk_->running_input();
+  std::weak_ptr<ContainerTask> weak = weak_from_this();
+  Strand* strand = ground_->strand;
+  source.on_sent = [weak, strand] {
+    strand->Post([weak] {
+      auto self = weak.lock();
+      if (!self) return;
+      self->logs_sent_ = true;
+      self->TrySendExit();
+    });
+  };
+  source.on_acked = [weak, strand] {
+    strand->Post([weak] {
+      auto self = weak.lock();
+      if (!self) return;
+      self->logs_acked_ = true;
+      self->TryLeave();
+    });
+  };
+  RETURN_IF_ERROR(ground_->logs->Add(std::move(source)));
+  control_ = TakeFd(container, "control");
+  if (UniqueFd listener = TakeFd(container, "api_listener"); listener.valid()) {
+    ASSIGN_OR_RETURN(server_, ground_->serve(listener.get(), spec_));
+  }
+  if (UniqueFd listener = TakeFd(container, "http_listener"); listener.valid()) {
+    ground_->http->Add(spec_.task_id(), std::move(listener));
+  }
+  return {};
+}
+
+void ContainerTask::SendIdentity(std::string frame) {
+  if (!control_.valid()) {
+    LOG_ERROR("a container came without its control socket", {{"task_id", spec_.task_id()}});
+    return KillNow();
+  }
+  auto sent = [self = shared_from_this()](const Status& status) {
+    self->control_.reset();
+    if (status.ok()) return self->table_->SetFlag(LeaseTable::kIdentitySent);
+    // It died before it read; its exit tells why.
+    LOG_WARN("a launcher did not take its identity", {{"task_id", self->spec_.task_id()}, {"error", status}});
+  };
+  const ssize_t n = send(control_.get(), frame.data(), frame.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (n == static_cast<ssize_t>(frame.size())) return sent({});
+  // Larger than the socket's buffer: the launcher reads when its imports are done.
+  ground_->pool->Post([self = shared_from_this(), sent, frame = frame.substr(n > 0 ? static_cast<size_t>(n) : 0)] {
+    timeval limit{.tv_sec = 60, .tv_usec = 0};
+    setsockopt(self->control_.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    Status status;
+    size_t done = 0;
+    while (done < frame.size() && status.ok()) {
+      const ssize_t n = send(self->control_.get(), frame.data() + done, frame.size() - done, MSG_NOSIGNAL);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) status = ErrnoStatus("writing to the control socket");
+      if (n > 0) done += static_cast<size_t>(n);
+    }
+    self->ground_->strand->Post([sent, status] { sent(status); });
+  });
+}
+
+void ContainerTask::Refuse(const Status& status) {
+  LOG_WARN("a task could not be started", {{"task_id", spec_.task_id()}, {"error", status}});
+  state_ = State::kEnded;
+  pin_.reset();
+  transaction_.reset();
+  Update(TaskUpdate::REFUSED, [&](TaskUpdate* update) {
+    update->set_error(status.message());
+    update->set_error_code(static_cast<int>(status.code()));
+    // What a change of the machine's state can mend; the rest fails again.
+    update->set_retryable(status.code() == Code::kUnavailable || status.code() == Code::kResourceExhausted ||
+                          status.code() == Code::kAborted);
+  });
+  dropped_ = true;
+  TryLeave();
+}
+
+// ---- Adoption.
+
+Result<TaskSpec> ContainerTask::ReadSpec(const std::string& dir) {
+  ASSIGN_OR_RETURN(const std::string bytes, ReadFile(dir + "/spec.pb"));
+  TaskSpec spec;
+  if (!spec.ParseFromString(bytes)) return DataLoss(dir + "/spec.pb does not parse");
+  return spec;
+}
+
+bool ContainerTask::Adopt(spawner::Container container, bool exited, const ExitEvent& exit) {
+  Result<std::unique_ptr<LeaseTable>> table = LeaseTable::Open(Dir() + "/table", TableCapacity(spec_));
+  if (!table.ok()) {
+    LOG_ERROR("a task can't be adopted", {{"task_id", spec_.task_id()}, {"error", table.status()}});
+    return false;
+  }
+  table_ = std::move(*table);
+  container_id_ = container.info.container_id();
+  pid_ = container.info.main_pid();
+  ip_ = container.info.ip();
+  started_at_ = SystemClock().UnixSeconds();
+  state_ = State::kRunning;
+  hello_ = true;
+  stopping_ = table_->flag(LeaseTable::kStopping);
+  // Its variables were in the memory of the worker that died.
+  if (!exited && container.info.job().process().control_fd() && !table_->flag(LeaseTable::kIdentitySent)) return false;
+  OpenDesk();
+  if (Status status = Serve(&container); !status.ok()) {
+    LOG_ERROR("an adopted container can't be served", {{"task_id", spec_.task_id()}, {"error", status}});
+    return false;
+  }
+  if (exited) {
+    OnExit(exit);
+  } else if (stopping_) {
+    ArmGrace(0);
+  }
+  return true;
+}
+
+void ContainerTask::AdoptRemains() {
+  state_ = State::kEnded;
+  Result<std::unique_ptr<LeaseTable>> table = LeaseTable::Open(Dir() + "/table", TableCapacity(spec_));
+  if (!table.ok()) return Drop();
+  table_ = std::move(*table);
+  OpenDesk();
+  exit_ = LostExit("the machine or the process that held its container went down");
+  if (Result<std::string> bytes = ReadFile(Dir() + "/exit.pb"); bytes.ok() && !exit_.ParseFromString(*bytes)) {
+    exit_ = LostExit("what was noted of its end does not parse");
+  }
+  desk_->Abandon();
+  spawner::Container none;
+  if (Status status = Serve(&none); !status.ok()) return Drop();
+  finalized_ = true;
+  ground_->logs->Finish(spec_.task_id());
+}
+
+}  // namespace lydian::worker

@@ -1,0 +1,368 @@
+#include "worker/container_task.h"
+
+#include <signal.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+
+#include "base/fd.h"
+#include "base/ids.h"
+#include "base/log.h"
+#include "worker/exit_text.h"
+#include "worker/guest_api.h"
+
+namespace lydian::worker {
+namespace {
+constexpr uint32_t kGraceMs = 30'000;
+constexpr Millis kLongestHeartbeat{14'000};
+// Outputs and logs of an ended task that nobody acknowledges are given up after this.
+constexpr std::chrono::seconds kLongestLeave{60};
+
+}  // namespace
+
+// ---- The life of the process. How it starts is in container_start.cc.
+
+ContainerTask::~ContainerTask() {
+  for (auto& timer : {grace_timer_, startup_timer_, heartbeat_timer_}) {
+    if (timer) ground_->strand->CancelTimer(*timer);
+  }
+}
+
+std::string ContainerTask::StateName() const {
+  switch (state_) {
+    case State::kPreparing:
+    case State::kStarting: return "creating";
+    case State::kRunning: return stopping_ ? "stopping" : desk_ && desk_->ready() ? "ready" : "started";
+    case State::kEnded: return "ended";
+  }
+  return "";
+}
+
+RunningTask ContainerTask::Describe() const {
+  RunningTask task;
+  task.set_task_id(spec_.task_id());
+  task.set_function_id(spec_.function_id());
+  task.set_app_id(spec_.app_id());
+  task.set_container_id(container_id_);
+  task.set_stopping(stopping_);
+  if (desk_) {
+    for (const LeaseRef& ref : desk_->Held()) *task.add_held() = ref;
+  }
+  return task;
+}
+
+void ContainerTask::Update(TaskUpdate::State state, const std::function<void(TaskUpdate*)>& fill) {
+  if (dropped_) return;
+  FromWorker message;
+  TaskUpdate* update = message.mutable_task();
+  update->set_task_id(spec_.task_id());
+  update->set_state(state);
+  update->set_container_id(container_id_);
+  update->set_pid(pid_);
+  update->set_ip(ip_);
+  update->set_at(SystemClock().UnixSeconds());
+  if (fill) fill(update);
+  if (state == TaskUpdate::EXITED || state == TaskUpdate::REFUSED) ground_->ended(*update);
+  ground_->send(std::move(message));
+}
+
+void ContainerTask::OnWelcome() {
+  switch (state_) {
+    case State::kPreparing:
+    case State::kStarting: return Update(TaskUpdate::CREATING);
+    case State::kRunning:
+      Update(TaskUpdate::STARTED);
+      if (desk_->ready()) Update(TaskUpdate::READY);
+      break;
+    case State::kEnded: break;  // the logs go first: on_sent says when
+  }
+  if (!init_result_.empty()) {
+    Update(TaskUpdate::INIT_FAILED, [this](TaskUpdate* update) { update->set_result(init_result_); });
+  }
+  if (desk_) desk_->Resend();
+}
+
+void ContainerTask::Drop() {
+  dropped_ = true;
+  if (state_ == State::kEnded) return TryLeave();
+  Stop(StopTask::KILL, 0, "control doesn't know this task");
+}
+
+// ---- Stopping.
+
+void ContainerTask::Stop(StopTask::Mode mode, uint32_t grace_ms, const std::string& reason) {
+  if (state_ == State::kEnded) return;
+  LOG_INFO("task is to stop", {{"task_id", spec_.task_id()}, {"mode", StopTask::Mode_Name(mode)}, {"reason", reason}});
+  if (table_) table_->SetFlag(LeaseTable::kStopping);
+  stopping_ = true;
+  if (state_ != State::kRunning) return;  // Created sees it
+  // Before ContainerHello nothing of the user's has run.
+  if (mode == StopTask::KILL || (!hello_ && !desk_->ready())) return KillNow();
+  const bool at_question = desk_->asking();
+  desk_->Close();  // a waiting question gets the kill switch, which is all that an idle container needs
+  if (mode == StopTask::DRAIN && desk_->ready()) return;
+  if (!at_question && !stop_signalled_ && !table_->flag(LeaseTable::kKillSwitch)) {
+    stop_signalled_ = true;
+    Signal(SIGINT);
+  }
+  ArmGrace(grace_ms);
+}
+
+void ContainerTask::StopItself(std::function<void()> done) {
+  // "Fetch no more inputs": what runs goes on, the next question ends it.
+  if (state_ == State::kRunning) {
+    stopping_ = true;
+    table_->SetFlag(LeaseTable::kStopping);
+    desk_->Close();
+  }
+  done();
+}
+
+void ContainerTask::ArmGrace(uint32_t grace_ms) {
+  if (grace_timer_) return;
+  grace_timer_ = ground_->strand->PostAfter(Millis(grace_ms == 0 ? kGraceMs : grace_ms), [weak = weak_from_this()] {
+    auto self = weak.lock();
+    if (!self || self->state_ != State::kRunning) return;
+    LOG_WARN("a container did not end in its time and is killed", {{"task_id", self->spec_.task_id()}});
+    self->KillNow();
+  });
+}
+
+void ContainerTask::Signal(int signal) {
+  auto spawner = ground_->spawner();
+  if (!spawner) return;  // its containers are gone, and we are about to hear of it
+  spawner->Signal(container_id_, "", signal, [id = spec_.task_id()](Status status) {
+    if (!status.ok()) LOG_WARN("a signal did not reach its container", {{"task_id", id}, {"error", status}});
+  });
+}
+
+void ContainerTask::KillNow() {
+  auto spawner = ground_->spawner();
+  if (!spawner) return;
+  spawner->Kill(container_id_, [id = spec_.task_id()](Status status) {
+    if (!status.ok()) LOG_WARN("a container could not be killed", {{"task_id", id}, {"error", status}});
+  });
+}
+
+// ---- What the container asks.
+
+void ContainerTask::AddLease(const Lease& lease) {
+  if (desk_ && state_ == State::kRunning) return desk_->Add(lease);
+  FromWorker message;
+  message.mutable_give_back()->set_task_id(spec_.task_id());
+  LeaseRef* ref = message.mutable_give_back()->add_leases();
+  ref->set_input_id(lease.input_id());
+  ref->set_attempt(lease.attempt());
+  ref->set_epoch(lease.epoch());
+  ground_->send(std::move(message));
+}
+
+void ContainerTask::Acked(const LeaseRef& lease) {
+  if (desk_) desk_->Acked(lease);
+  TryLeave();
+}
+
+void ContainerTask::Cancel(const CancelInputs& cancel) {
+  if (!desk_ || state_ != State::kRunning) return;
+  for (std::string& id : desk_->Cancel({cancel.input_ids().begin(), cancel.input_ids().end()})) cancelled_.push_back(std::move(id));
+  AnswerHeartbeat();
+}
+
+void ContainerTask::Heartbeat(rpc::Ctx ctx, std::function<void(Result<std::vector<std::string>>)> reply) {
+  if (heartbeat_) {
+    auto older = std::move(heartbeat_);
+    heartbeat_ = nullptr;
+    older(std::vector<std::string>());
+  }
+  if (heartbeat_timer_) ground_->strand->CancelTimer(*heartbeat_timer_);
+  hello_ = true;
+  heartbeat_ = std::move(reply);
+  if (!cancelled_.empty()) return AnswerHeartbeat();
+  // The container gives up after 15 s; an answer that comes in time is a heartbeat, one that is late is none.
+  SteadyTime until = std::chrono::steady_clock::now() + kLongestHeartbeat;
+  if (ctx->deadline() != SteadyTime::max()) until = std::min(until, ctx->deadline() - Millis(500));
+  heartbeat_timer_ = ground_->strand->PostAt(until, [weak = weak_from_this()] {
+    auto self = weak.lock();
+    if (!self || !self->heartbeat_) return;
+    self->heartbeat_timer_.reset();
+    auto reply = std::move(self->heartbeat_);
+    self->heartbeat_ = nullptr;
+    reply(std::vector<std::string>());
+  });
+}
+
+void ContainerTask::AnswerHeartbeat() {
+  if (!heartbeat_ || cancelled_.empty()) return;
+  if (heartbeat_timer_) ground_->strand->CancelTimer(*heartbeat_timer_);
+  heartbeat_timer_.reset();
+  auto reply = std::move(heartbeat_);
+  heartbeat_ = nullptr;
+  reply(std::move(cancelled_));
+  cancelled_.clear();
+}
+
+void ContainerTask::Ask(std::shared_ptr<InputQuestion> question) {
+  if (state_ != State::kRunning || !desk_) return question->reply(Cancelled("the container has ended"));
+  desk_->Ask(std::move(question));
+}
+
+void ContainerTask::Withdraw(const std::shared_ptr<InputQuestion>& question) {
+  if (desk_) desk_->Withdraw(question);
+}
+
+void ContainerTask::Put(std::vector<Output> outputs, std::function<void()> done) {
+  if (!desk_ || outputs.empty()) return done();
+  auto left = std::make_shared<size_t>(outputs.size());
+  for (Output& output : outputs) {
+    desk_->Put(std::move(output), [left, done] {
+      if (--*left == 0) done();
+    });
+  }
+}
+
+void ContainerTask::Failed(std::string result, std::function<void()> done) {
+  init_result_ = std::move(result);
+  Update(TaskUpdate::INIT_FAILED, [this](TaskUpdate* update) { update->set_result(init_result_); });
+  done();
+}
+
+void ContainerTask::OnReady() {
+  if (startup_timer_) ground_->strand->CancelTimer(*startup_timer_);
+  startup_timer_.reset();
+  Update(TaskUpdate::READY);
+}
+
+void ContainerTask::OnStartupTimeout() {
+  if (state_ != State::kRunning || desk_->ready() || stopping_) return;
+  const std::string text = spec_.function_name() + " was not ready " + std::to_string(spec_.startup_timeout_secs()) +
+                           " seconds after its container had started (startup_timeout)";
+  LOG_WARN("startup timeout", {{"task_id", spec_.task_id()}});
+  Failed(MakeStartupTimeout(text), [] {});
+  stopping_ = true;
+  KillNow();
+}
+
+// ---- The end.
+
+void ContainerTask::OnExit(const ExitEvent& event) {
+  if (state_ != State::kRunning) return;
+  const TaskExit exit = DescribeExit(event, stopping_);
+  const bool ended_well = exit.signal() == 0 && exit.exit_code() == 0 && init_result_.empty() && desk_->last_output_status() == 1;
+  LOG_INFO("task has ended", {{"task_id", spec_.task_id()}, {"exit", exit.text()}});
+  End(exit, spec_.commit_layer() && ended_well);
+}
+
+void ContainerTask::OnSpawnerLost() {
+  if (state_ == State::kEnded) return;
+  if (state_ == State::kPreparing) return;  // it will ask the next one
+  if (state_ == State::kStarting) return;   // the reply fails
+  End(LostExit("the process that held its container died"), false);
+}
+
+void ContainerTask::End(const TaskExit& exit, bool commit) {
+  state_ = State::kEnded;
+  exit_ = exit;
+  for (auto* timer : {&grace_timer_, &startup_timer_}) {
+    if (*timer) ground_->strand->CancelTimer(**timer);
+    timer->reset();
+  }
+  // For the worker that comes after this one.
+  if (Status status = WriteFileAtomic(Dir() + "/exit.pb", exit_.SerializeAsString(), 0600); !status.ok()) {
+    LOG_WARN("the end of a task could not be noted", {{"task_id", spec_.task_id()}, {"error", status}});
+  }
+  desk_->Abandon();
+  heartbeat_ = nullptr;
+  StopServing();
+  if (!commit) transaction_.reset();
+  Finalize();
+}
+
+void ContainerTask::StopServing() {
+  ground_->http->Remove(spec_.task_id());
+  if (!server_) return;
+  ground_->pool->Post([server = std::shared_ptr<rpc::Server>(std::move(server_))] { server->Stop(200); });
+}
+
+// The spawner has killed what the main process left behind, so the pipes have no writer: what they hold is all.
+void ContainerTask::Finalize() {
+  ground_->logs->Finish(spec_.task_id());
+  auto self = shared_from_this();
+  auto removed = [self](const Status& status) {
+    if (!status.ok() && status.code() != Code::kNotFound && status.code() != Code::kUnavailable) {
+      LOG_WARN("a container could not be removed", {{"task_id", self->spec_.task_id()}, {"error", status}});
+    }
+    self->ground_->strand->Post([self] {
+      if (self->transaction_) return self->CommitLayer();
+      self->pin_.reset();
+    });
+  };
+  if (!transaction_) {
+    // What control waits for is the end of the process; freeing the machine's side takes its time.
+    finalized_ = true;
+    TrySendExit();
+  }
+  auto spawner = ground_->spawner();
+  if (exit_.lost() || !spawner) return removed({});
+  spawner->Remove(container_id_, removed);
+}
+
+void ContainerTask::CommitLayer() {
+  ground_->pool->Post([self = shared_from_this()] {
+    const std::string upper = self->transaction_->dir() + "/upper";
+    // What the runtime put in the way of mounts is not the user's.
+    for (const char* path : {"/__modal/.container-arguments", "/run/modal.sock"}) {
+      if (Status status = RemoveTree(upper + path); !status.ok()) {
+        LOG_WARN("a mount point stays in a layer", {{"task_id", self->spec_.task_id()}, {"error", status}});
+      }
+    }
+    const std::string id = NewId("ly");
+    Result<image::LayerInfo> layer = self->transaction_->Commit(id, "run_function " + self->spec_.function_name());
+    self->ground_->strand->Post([self, layer = std::move(layer)] {
+      self->transaction_.reset();
+      self->pin_.reset();
+      if (layer.ok()) {
+        self->layer_id_ = layer->id;
+      } else {
+        self->end_error_ = layer.status().With("keeping what " + self->spec_.function_name() + " wrote").ToString();
+        LOG_ERROR("a layer could not be committed", {{"task_id", self->spec_.task_id()}, {"error", layer.status()}});
+      }
+      self->finalized_ = true;
+      self->TrySendExit();
+    });
+  });
+}
+
+void ContainerTask::TrySendExit() {
+  if (!finalized_ || !logs_sent_) return;
+  Update(TaskUpdate::EXITED, [this](TaskUpdate* update) {
+    *update->mutable_exit() = exit_;
+    update->set_layer_id(layer_id_);
+    update->set_error(end_error_);
+  });
+  if (!exit_sent_) {
+    exit_sent_ = true;
+    ground_->strand->PostAfter(kLongestLeave, [weak = weak_from_this()] {
+      auto self = weak.lock();
+      if (!self || self->removing_) return;
+      LOG_WARN("the last of an ended task was never acknowledged", {{"task_id", self->spec_.task_id()}});
+      self->dropped_ = true;
+      self->TryLeave();
+    });
+  }
+  TryLeave();
+}
+
+void ContainerTask::TryLeave() {
+  if (state_ != State::kEnded || removing_) return;
+  if (!dropped_ && !(exit_sent_ && logs_acked_ && (!desk_ || desk_->all_acked()))) return;
+  removing_ = true;
+  ground_->logs->Remove(spec_.task_id());
+  ground_->pool->Post([self = shared_from_this()] {
+    if (Status status = RemoveTree(self->Dir()); !status.ok()) {
+      LOG_WARN("a task's folder stays", {{"task_id", self->spec_.task_id()}, {"error", status}});
+    }
+    self->ground_->strand->Post([self] { self->ground_->gone(self->spec_.task_id()); });
+  });
+}
+
+}  // namespace lydian::worker

@@ -1,0 +1,402 @@
+#include "worker/dns_relay.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <future>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+namespace lydian::worker {
+namespace {
+constexpr uint64_t kWake = 0, kUdp = 1, kTcp = 2;
+constexpr size_t kHeader = 12;
+constexpr size_t kMostUdp = 4096;
+constexpr size_t kMostStreams = 128;
+constexpr std::chrono::seconds kStreamIdle{10};
+
+struct Address {
+  sockaddr_storage storage{};
+  socklen_t length = 0;
+};
+
+bool MakeAddress(const std::string& host, uint16_t port, Address* address) {
+  addrinfo hints{};
+  hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
+  hints.ai_socktype = SOCK_DGRAM;
+  addrinfo* found = nullptr;
+  if (getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found) != 0) return false;
+  std::memcpy(&address->storage, found->ai_addr, found->ai_addrlen);
+  address->length = found->ai_addrlen;
+  freeaddrinfo(found);
+  return true;
+}
+
+bool SameId(std::string_view question, std::string_view answer) {
+  return answer.size() >= kHeader && answer.substr(0, 2) == question.substr(0, 2) && (answer[2] & 0x80) != 0;
+}
+
+std::string Framed(std::string_view message) {
+  std::string framed;
+  framed.push_back(static_cast<char>(message.size() >> 8 & 0xFF));
+  framed.push_back(static_cast<char>(message.size() & 0xFF));
+  return framed.append(message);
+}
+
+// The first whole message of a TCP stream's bytes, or nothing.
+std::string_view FirstFrame(std::string_view data) {
+  if (data.size() < 2) return {};
+  const size_t length = static_cast<unsigned char>(data[0]) << 8 | static_cast<unsigned char>(data[1]);
+  return data.size() < 2 + length ? std::string_view() : data.substr(2, length);
+}
+}  // namespace
+
+std::vector<std::string> ParseResolvConf(std::string_view text) {
+  std::vector<std::string> servers;
+  while (!text.empty() && servers.size() < 3) {
+    const size_t stop = std::min(text.find('\n'), text.size());
+    std::string_view line = text.substr(0, stop);
+    text.remove_prefix(std::min(stop + 1, text.size()));
+    constexpr std::string_view kKey = "nameserver";
+    if (!line.starts_with(kKey)) continue;
+    line.remove_prefix(kKey.size());
+    const size_t begin = line.find_first_not_of(" \t");
+    if (begin == 0 || begin == std::string_view::npos) continue;
+    const size_t end = std::min(line.find_first_of(" \t\r#;", begin), line.size());
+    servers.emplace_back(line.substr(begin, end - begin));
+  }
+  if (servers.empty()) servers.emplace_back("127.0.0.1");
+  return servers;
+}
+
+std::string ServFail(std::string_view question) {
+  if (question.size() < kHeader || (question[2] & 0x80) != 0) return {};
+  std::string answer(question);
+  answer[2] = static_cast<char>((static_cast<unsigned char>(answer[2]) & 0x79) | 0x80);  // a response; opcode and RD kept
+  answer[3] = static_cast<char>(0x82);                                                   // RA, SERVFAIL
+  // Counts of answers, authorities, additionals: none (an OPT record that follows the question is cut off with them).
+  for (size_t i = 6; i < kHeader; ++i) answer[i] = 0;
+  size_t at = kHeader;
+  const int questions = static_cast<unsigned char>(question[4]) << 8 | static_cast<unsigned char>(question[5]);
+  for (int i = 0; i < questions; ++i) {
+    while (at < question.size() && question[at] != 0) at += static_cast<unsigned char>(question[at]) + size_t{1};
+    at += 5;
+    if (at > question.size()) return {};
+  }
+  answer.resize(at);
+  return answer;
+}
+
+struct DnsRelay::Question {
+  uint64_t id;
+  std::string bytes;
+  Address from;                  // of a datagram
+  uint64_t stream = 0;           // of a TCP client
+  std::vector<std::string> servers;
+  size_t server = 0;             // asked now
+  UniqueFd upstream;
+  std::string in, out;           // TCP
+  SteadyTime deadline;
+};
+
+struct DnsRelay::Stream {
+  uint64_t id;
+  UniqueFd fd;
+  std::string in, out;
+  bool asked = false;
+  SteadyTime deadline;
+};
+
+DnsRelay::DnsRelay(Options options) : options_(std::move(options)) {
+  epoll_.reset(epoll_create1(EPOLL_CLOEXEC));
+  wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  CHECK(epoll_.valid() && wake_.valid());
+  epoll_event event{.events = EPOLLIN, .data = {.u64 = kWake}};
+  CHECK(epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) == 0);
+  thread_ = std::thread([this] {
+    pthread_setname_np(pthread_self(), "dns");
+    Run();
+  });
+}
+
+DnsRelay::~DnsRelay() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  Post([] {});
+  thread_.join();
+}
+
+void DnsRelay::Post(Task task) {
+  {
+    std::lock_guard lock(mutex_);
+    posted_.push_back(std::move(task));
+  }
+  uint64_t one = 1;
+  (void)!write(wake_.get(), &one, sizeof one);
+}
+
+void DnsRelay::Open() {
+  Post([this] {
+    // Sockets of a bridge that was made anew are dead: bind again.
+    if (Status status = Bind(); !status.ok()) LOG_WARN("containers have no DNS relay", {{"error", status}});
+  });
+}
+
+uint16_t DnsRelay::BoundPort() {
+  std::promise<uint16_t> port;
+  Post([&] {
+    sockaddr_in address{};
+    socklen_t length = sizeof address;
+    const bool bound = udp_.valid() && getsockname(udp_.get(), reinterpret_cast<sockaddr*>(&address), &length) == 0;
+    port.set_value(bound ? ntohs(address.sin_port) : 0);
+  });
+  return port.get_future().get();
+}
+
+Status DnsRelay::Bind() {
+  udp_.reset();
+  tcp_.reset();
+  Address address;
+  if (!MakeAddress(options_.address, options_.port, &address)) return InvalidArgument(options_.address + " is not an address");
+  UniqueFd udp(socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  UniqueFd tcp(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  for (const UniqueFd* fd : {&udp, &tcp}) {
+    if (!fd->valid()) return ErrnoStatus("making a DNS socket");
+    const int on = 1;
+    setsockopt(fd->get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    // Two instances have the same address, each on its own bridge.
+    if (!options_.bridge.empty() &&
+        setsockopt(fd->get(), SOL_SOCKET, SO_BINDTODEVICE, options_.bridge.c_str(), static_cast<socklen_t>(options_.bridge.size())) != 0) {
+      return ErrnoStatus("binding to " + options_.bridge);
+    }
+    if (bind(fd->get(), reinterpret_cast<sockaddr*>(&address.storage), address.length) != 0) {
+      return ErrnoStatus("binding to " + options_.address + ":" + std::to_string(options_.port));
+    }
+    if (options_.port == 0) getsockname(fd->get(), reinterpret_cast<sockaddr*>(&address.storage), &address.length);
+  }
+  if (listen(tcp.get(), 64) != 0) return ErrnoStatus("listening for DNS");
+  epoll_event event{.events = EPOLLIN, .data = {.u64 = kUdp}};
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, udp.get(), &event) != 0) return ErrnoStatus("watching a DNS socket");
+  event.data.u64 = kTcp;
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, tcp.get(), &event) != 0) return ErrnoStatus("watching a DNS socket");
+  udp_ = std::move(udp);
+  tcp_ = std::move(tcp);
+  return {};
+}
+
+void DnsRelay::ReadQuestions() {
+  std::array<char, kMostUdp> buffer;
+  for (int i = 0; i < 64; ++i) {
+    Address from;
+    from.length = sizeof from.storage;
+    const ssize_t n = recvfrom(udp_.get(), buffer.data(), buffer.size(), 0, reinterpret_cast<sockaddr*>(&from.storage), &from.length);
+    if (n < 0) return;
+    if (static_cast<size_t>(n) < kHeader || (buffer[2] & 0x80) != 0) continue;
+    if (questions_.size() >= options_.most_in_flight) questions_.erase(questions_.begin());
+    auto question = std::make_unique<Question>();
+    question->id = next_id_++;
+    question->bytes.assign(buffer.data(), static_cast<size_t>(n));
+    question->from = from;
+    Question& added = *question;
+    questions_[added.id] = std::move(question);
+    Ask(added);
+  }
+}
+
+// Asks the resolver whose turn it is, or the next that can be asked; when none is left, the answer is SERVFAIL.
+void DnsRelay::Ask(Question& question) {
+  if (question.servers.empty()) question.servers = ParseResolvConf(ReadFile(options_.resolv_conf, 1 << 20).value_or(""));
+  const bool tcp = question.stream != 0;
+  for (; question.server < question.servers.size(); ++question.server) {
+    Address address;
+    if (!MakeAddress(question.servers[question.server], options_.upstream_port, &address)) continue;
+    // A socket of its own for each question: its port is one more thing that a forged answer has to guess.
+    question.upstream.reset(socket(address.storage.ss_family, (tcp ? SOCK_STREAM : SOCK_DGRAM) | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    if (!question.upstream.valid()) continue;
+    const int connected = connect(question.upstream.get(), reinterpret_cast<sockaddr*>(&address.storage), address.length);
+    if (connected != 0 && errno != EINPROGRESS) continue;
+    question.in.clear();
+    question.out = tcp ? Framed(question.bytes) : "";
+    if (!tcp && send(question.upstream.get(), question.bytes.data(), question.bytes.size(), MSG_NOSIGNAL) < 0) continue;
+    epoll_event event{.events = tcp ? EPOLLIN | EPOLLOUT : EPOLLIN, .data = {.u64 = question.id}};
+    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, question.upstream.get(), &event) != 0) continue;
+    question.deadline = std::chrono::steady_clock::now() + Millis(options_.timeout_ms);
+    return;
+  }
+  Answer(question, ServFail(question.bytes));
+}
+
+void DnsRelay::ReadAnswer(uint64_t id) {
+  Question& question = *questions_[id];
+  std::array<char, 65535> buffer;
+  if (!question.out.empty()) {
+    const ssize_t n = send(question.upstream.get(), question.out.data(), question.out.size(), MSG_NOSIGNAL);
+    if (n < 0 && errno != EAGAIN) {
+      ++question.server;
+      return Ask(question);
+    }
+    if (n > 0) question.out.erase(0, static_cast<size_t>(n));
+    if (question.out.empty()) {
+      epoll_event event{.events = EPOLLIN, .data = {.u64 = id}};
+      epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, question.upstream.get(), &event);
+    }
+  }
+  const ssize_t n = recv(question.upstream.get(), buffer.data(), buffer.size(), 0);
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (n <= 0) {  // refused: nobody listens there
+    ++question.server;
+    return Ask(question);
+  }
+  std::string_view answer(buffer.data(), static_cast<size_t>(n));
+  if (question.stream != 0) {
+    question.in.append(answer);
+    answer = FirstFrame(question.in);
+    if (answer.empty()) return;
+  }
+  if (!SameId(question.bytes, answer)) return;  // not ours; the deadline goes on
+  Answer(question, std::string(answer));
+}
+
+// The question is gone afterwards.
+void DnsRelay::Answer(Question& question, std::string_view answer) {
+  const uint64_t id = question.id;
+  if (question.stream == 0) {
+    if (!answer.empty() && udp_.valid()) {
+      sendto(udp_.get(), answer.data(), answer.size(), MSG_NOSIGNAL, reinterpret_cast<sockaddr*>(&question.from.storage),
+             question.from.length);
+    }
+  } else if (auto it = streams_.find(question.stream); it != streams_.end()) {
+    it->second->asked = false;
+    it->second->out += Framed(answer);
+    const uint64_t stream = question.stream;
+    questions_.erase(id);
+    return ServeStream(stream, EPOLLOUT);
+  }
+  questions_.erase(id);
+}
+
+void DnsRelay::AcceptStream() {
+  UniqueFd fd(accept4(tcp_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+  if (!fd.valid() || streams_.size() >= kMostStreams) return;
+  auto stream = std::make_unique<Stream>();
+  stream->id = next_id_++;
+  stream->fd = std::move(fd);
+  stream->deadline = std::chrono::steady_clock::now() + kStreamIdle;
+  epoll_event event{.events = EPOLLIN, .data = {.u64 = stream->id}};
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, stream->fd.get(), &event) == 0) streams_[stream->id] = std::move(stream);
+}
+
+void DnsRelay::ServeStream(uint64_t id, uint32_t events) {
+  Stream& stream = *streams_[id];
+  if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) {
+    std::array<char, 4096> buffer;
+    const ssize_t n = recv(stream.fd.get(), buffer.data(), buffer.size(), 0);
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR) || stream.in.size() > 128 << 10) {
+      streams_.erase(id);
+      return;
+    }
+    if (n > 0) stream.in.append(buffer.data(), static_cast<size_t>(n));
+    stream.deadline = std::chrono::steady_clock::now() + kStreamIdle;
+  }
+  if (!stream.out.empty()) {
+    const ssize_t n = send(stream.fd.get(), stream.out.data(), stream.out.size(), MSG_NOSIGNAL);
+    if (n > 0) stream.out.erase(0, static_cast<size_t>(n));
+    if (n < 0 && errno != EAGAIN) {
+      streams_.erase(id);
+      return;
+    }
+  }
+  epoll_event event{.events = stream.out.empty() ? EPOLLIN : EPOLLIN | EPOLLOUT, .data = {.u64 = id}};
+  epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, stream.fd.get(), &event);
+  if (stream.asked) return;
+  const std::string_view frame = FirstFrame(stream.in);
+  if (frame.empty()) return;
+  if (frame.size() < kHeader || questions_.size() >= options_.most_in_flight) {
+    streams_.erase(id);
+    return;
+  }
+  auto question = std::make_unique<Question>();
+  question->id = next_id_++;
+  question->bytes = frame;
+  question->stream = id;
+  stream.asked = true;
+  stream.in.erase(0, 2 + frame.size());
+  Question& added = *question;
+  questions_[added.id] = std::move(question);
+  Ask(added);
+}
+
+int DnsRelay::Sweep() {
+  const SteadyTime now = std::chrono::steady_clock::now();
+  std::vector<uint64_t> late, idle;
+  SteadyTime next = SteadyTime::max();
+  for (const auto& [id, question] : questions_) {
+    if (now >= question->deadline) {
+      late.push_back(id);
+    } else {
+      next = std::min(next, question->deadline);
+    }
+  }
+  for (const auto& [id, stream] : streams_) {
+    if (now >= stream->deadline && !stream->asked) {
+      idle.push_back(id);
+    } else if (!stream->asked) {
+      next = std::min(next, stream->deadline);
+    }
+  }
+  for (uint64_t id : idle) streams_.erase(id);
+  for (uint64_t id : late) {
+    auto it = questions_.find(id);
+    if (it == questions_.end()) continue;
+    ++it->second->server;
+    Ask(*it->second);
+    next = now + Millis(1);  // it has a deadline of its own now, or is gone
+  }
+  if (next == SteadyTime::max()) return -1;
+  return static_cast<int>(std::max<int64_t>(0, std::chrono::duration_cast<Millis>(next - now).count())) + 1;
+}
+
+void DnsRelay::Run() {
+  std::array<epoll_event, 64> events;
+  while (true) {
+    const int count = epoll_wait(epoll_.get(), events.data(), events.size(), Sweep());
+    for (int i = 0; i < count; ++i) {
+      const uint64_t key = events[i].data.u64;
+      if (key == kWake) {
+        uint64_t ticks = 0;
+        (void)!read(wake_.get(), &ticks, sizeof ticks);
+      } else if (key == kUdp) {
+        if (udp_.valid()) ReadQuestions();
+      } else if (key == kTcp) {
+        if (tcp_.valid()) AcceptStream();
+      } else if (questions_.contains(key)) {
+        ReadAnswer(key);
+      } else if (streams_.contains(key)) {
+        ServeStream(key, events[i].events);
+      }
+    }
+    std::deque<Task> tasks;
+    {
+      std::lock_guard lock(mutex_);
+      if (stopping_) return;
+      tasks.swap(posted_);
+    }
+    for (Task& task : tasks) task();
+  }
+}
+
+}  // namespace lydian::worker

@@ -1,0 +1,76 @@
+#include "worker/exit_text.h"
+
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdio>
+
+namespace lydian::worker {
+
+std::string BytesText(uint64_t bytes) {
+  static constexpr const char* kUnits[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
+  size_t unit = 0;
+  double value = static_cast<double>(bytes);
+  while (value >= 1024 && unit + 1 < std::size(kUnits)) {
+    value /= 1024;
+    ++unit;
+  }
+  char text[32];
+  // 1023.97 MiB would print as "1024.0": whole numbers from 10 on.
+  const double rounded = value < 10 ? value : static_cast<double>(static_cast<uint64_t>(value + 0.5));
+  snprintf(text, sizeof text, rounded == static_cast<double>(static_cast<uint64_t>(rounded)) ? "%.0f %s" : "%.1f %s", rounded,
+           kUnits[unit]);
+  return text;
+}
+
+std::string SignalName(int signal) {
+  const char* name = sigabbrev_np(signal);
+  return name == nullptr ? "" : std::string("SIG") + name;
+}
+
+TaskExit DescribeExit(const ExitEvent& event, bool stopped_by_us) {
+  TaskExit exit;
+  exit.set_stopped_by_us(stopped_by_us);
+  exit.set_memory_used_bytes(event.memory_peak_bytes());
+  exit.set_memory_limit_bytes(event.memory_limit_bytes());
+  const int status = event.status();
+  std::string text;
+  bool killed = false;
+  if (WIFSIGNALED(status)) {
+    exit.set_signal(WTERMSIG(status));
+    killed = WTERMSIG(status) == SIGKILL;
+    const std::string name = SignalName(WTERMSIG(status));
+    text = "killed by signal " + std::to_string(WTERMSIG(status)) + (name.empty() ? "" : " (" + name + ")");
+    if (WTERMSIG(status) == SIGSYS) text += ": it made a system call that containers may not make";
+  } else {
+    exit.set_exit_code(WEXITSTATUS(status));
+    killed = WEXITSTATUS(status) == 128 + SIGKILL;  // a shell says so of its child
+    text = "exit code " + std::to_string(WEXITSTATUS(status));
+  }
+  if (event.oom_killed()) {
+    const uint64_t limit = event.memory_limit_bytes();
+    // The peak may be a page or two over the limit, or read before the last allocation: it was full.
+    const uint64_t used = limit > 0 ? limit : event.memory_peak_bytes();
+    std::string memory = "out of memory: used " + BytesText(used) +
+                         (limit > 0 ? " of " + BytesText(limit) : ", more than the machine had left for containers");
+    if (killed && !stopped_by_us) {
+      exit.set_oom(true);
+      text = memory;
+    } else if (status != 0 && !stopped_by_us) {
+      text += " (a process in it was killed: " + memory + ")";
+    }
+  }
+  exit.set_text(text);
+  return exit;
+}
+
+TaskExit LostExit(const std::string& why) {
+  TaskExit exit;
+  exit.set_lost(true);
+  exit.set_text("lost: " + why);
+  return exit;
+}
+
+}  // namespace lydian::worker

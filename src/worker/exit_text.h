@@ -1,0 +1,21 @@
+// How the end of a container is told to people. Pure; thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "lydian/spawner.pb.h"
+#include "lydian/worker.pb.h"
+
+namespace lydian::worker {
+
+// "256 MiB", "1.5 GiB", "900 KiB".
+std::string BytesText(uint64_t bytes);
+// "SIGKILL"; "" for a number without a name.
+std::string SignalName(int signal);
+// The exit as control reports it: numbers and one sentence.
+TaskExit DescribeExit(const ExitEvent& event, bool stopped_by_us);
+// A container that ended because its machinery did.
+TaskExit LostExit(const std::string& why);
+
+}  // namespace lydian::worker

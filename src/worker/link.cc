@@ -1,0 +1,175 @@
+#include "worker/link.h"
+
+#include <algorithm>
+#include <future>
+#include <optional>
+
+#include "base/ids.h"
+#include "base/log.h"
+
+namespace lydian::worker {
+namespace {
+constexpr Millis kFirstPause{20};
+constexpr Millis kLongestPause{100};
+}  // namespace
+
+Link::Link(std::unique_ptr<rpc::Channel> channel, Strand* strand, Hooks hooks)
+    : channel_(std::move(channel)), strand_(strand), hooks_(std::move(hooks)) {}
+
+Link::~Link() { *alive_ = false; }
+
+void Link::Start() {
+  strand_->Post([this, alive = alive_] {
+    if (*alive) Connect();
+  });
+}
+
+void Link::Stop() {
+  std::promise<void> done;
+  strand_->Post([&] {
+    stopped_ = true;
+    up_ = false;
+    waiting_.clear();
+    std::shared_ptr<rpc::ClientCall> call;
+    {
+      std::lock_guard lock(mutex_);
+      call = std::move(call_);
+    }
+    if (call) call->Cancel();
+    done.set_value();
+  });
+  done.get_future().wait();
+}
+
+void Link::Connect() {
+  if (stopped_) return;
+  const uint64_t generation = ++generation_;
+  rpc::ClientCallbacks callbacks;
+  callbacks.on_message = [this, generation, alive = alive_](std::string bytes) {
+    strand_->Post([this, generation, alive, bytes = std::move(bytes)] {
+      if (*alive) Received(generation, bytes);
+    });
+  };
+  callbacks.on_done = [this, generation, alive = alive_](Status status, rpc::Metadata) {
+    strand_->Post([this, generation, alive, status] {
+      if (*alive) Closed(generation, status);
+    });
+  };
+  auto call = channel_->Start("/lydian.WorkerLink/Attach", {}, std::move(callbacks));
+  FromWorker hello;
+  *hello.mutable_hello() = hooks_.make_hello();
+  call->Write(hello.SerializeAsString());
+  std::lock_guard lock(mutex_);
+  call_ = std::move(call);
+}
+
+void Link::Closed(uint64_t generation, const Status& status) {
+  if (generation != generation_ || stopped_) return;
+  {
+    std::lock_guard lock(mutex_);
+    call_ = nullptr;
+  }
+  const bool was_up = up_.exchange(false);
+  if (was_up) {
+    LOG_WARN("the link to control broke", {{"error", status}});
+    failures_ = 0;
+    hooks_.on_down();
+  } else if (failures_ == 0) {
+    LOG_WARN("control can't be reached; trying on", {{"error", status}});
+  }
+  if (failures_++ == 0) return Connect();
+  const auto pause = std::min<Millis>(kLongestPause, kFirstPause * (1 << std::min(failures_, 5)));
+  strand_->PostAfter(pause, [this, alive = alive_] {
+    if (*alive) Connect();
+  });
+}
+
+void Link::Received(uint64_t generation, const std::string& bytes) {
+  if (generation != generation_ || stopped_) return;
+  ToWorker message;
+  if (!message.ParseFromString(bytes)) {
+    LOG_ERROR("control sent bytes that are not a ToWorker");
+    return;
+  }
+  if (message.has_welcome()) {
+    failures_ = 0;
+    up_ = true;
+    LOG_INFO("attached to control");
+    hooks_.on_welcome(message.welcome());
+    std::list<Task> waiting = std::move(waiting_);
+    waiting_.clear();
+    for (Task& task : waiting) task();
+    return;
+  }
+  if (!up_) {
+    LOG_ERROR("control spoke before its welcome; the message is dropped", {{"kind", static_cast<int>(message.kind_case())}});
+    return;
+  }
+  hooks_.on_message(std::move(message));
+}
+
+void Link::Send(FromWorker message) {
+  if (!up_) return;
+  std::string bytes = message.SerializeAsString();
+  std::lock_guard lock(mutex_);
+  if (call_) call_->Write(std::move(bytes));
+}
+
+void Link::WhenUp(Task task) {
+  strand_->Dispatch([this, alive = alive_, task = std::move(task)]() mutable {
+    if (!*alive || stopped_) return;
+    if (up_) {
+      task();
+    } else {
+      waiting_.push_back(std::move(task));
+    }
+  });
+}
+
+namespace {
+// A unary call until it has an answer that isn't control's absence.
+struct HeldCall : std::enable_shared_from_this<HeldCall> {
+  std::string method, request;
+  rpc::Metadata metadata;
+  std::function<void(Result<std::string>)> reply;
+  std::function<void(Task)> again;  // runs it when control may be there
+  rpc::Channel* channel = nullptr;
+
+  void Run() {
+    auto response = std::make_shared<std::optional<std::string>>();
+    rpc::ClientCallbacks callbacks;
+    callbacks.on_message = [response](std::string bytes) { *response = std::move(bytes); };
+    callbacks.on_done = [self = shared_from_this(), response](Status status, rpc::Metadata) {
+      if (status.code() == Code::kUnavailable) return self->again([self] { self->Run(); });
+      if (!status.ok()) return self->reply(std::move(status));
+      if (!response->has_value()) return self->reply(Internal("control ended " + self->method + " without an answer"));
+      self->reply(std::move(**response));
+    };
+    auto call = channel->Start(method, metadata, std::move(callbacks));
+    call->Write(request);
+    call->WritesDone();
+  }
+};
+}  // namespace
+
+void Link::WhenUpAfterPause(Task task) {
+  strand_->PostAfter(kFirstPause, [this, alive = alive_, task = std::move(task)]() mutable {
+    if (*alive) WhenUp(std::move(task));
+  });
+}
+
+void Link::Call(const std::string& full_method, std::string request, rpc::Metadata metadata,
+                std::function<void(Result<std::string>)> reply) {
+  const bool has_key = std::any_of(metadata.begin(), metadata.end(), [](const auto& m) { return m.first == "x-idempotency-key"; });
+  if (!has_key) metadata.emplace_back("x-idempotency-key", RandomHex(16));
+  auto held = std::make_shared<HeldCall>();
+  held->method = full_method;
+  held->request = std::move(request);
+  held->metadata = std::move(metadata);
+  held->reply = std::move(reply);
+  held->channel = channel_.get();
+  held->again = [this](Task task) { WhenUpAfterPause(std::move(task)); };
+  held->Run();
+}
+
+}  // namespace lydian::worker

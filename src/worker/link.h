@@ -1,0 +1,67 @@
+// The worker's connection to control: one bidirectional stream of lydian.WorkerLink/Attach, made again whenever it breaks, and calls
+// beside it that are held while control is away.
+//
+// Thread-safety: all methods. Callbacks come on the strand. Ownership: the channel is the link's.
+// Errors: Send drops a message while the stream is down: what counts is sent again after on_welcome by those who know it.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "base/executor.h"
+#include "base/status.h"
+#include "lydian/worker.pb.h"
+#include "rpc/channel.h"
+
+namespace lydian::worker {
+
+class Link {
+ public:
+  struct Hooks {
+    std::function<WorkerHello()> make_hello;
+    std::function<void(const Welcome&)> on_welcome;
+    std::function<void()> on_down;
+    std::function<void(ToWorker)> on_message;   // all but the welcome
+  };
+  // `channel` is used for the stream and for calls.
+  Link(std::unique_ptr<rpc::Channel> channel, Strand* strand, Hooks hooks);
+  ~Link();
+
+  void Start();
+  void Stop();                                  // cancels all; not from the strand
+  void Send(FromWorker message);
+  bool up() const { return up_; }
+  rpc::Channel& channel() { return *channel_; }
+
+  // Runs `task` on the strand when the link is up: at once if it is, else after the next welcome.
+  void WhenUp(Task task);
+  // The same, a moment later: for a call that control refused though the stream stands.
+  void WhenUpAfterPause(Task task);
+  // A unary call, repeated with the same idempotency key while control is away. Reply on any thread.
+  void Call(const std::string& full_method, std::string request, rpc::Metadata metadata,
+            std::function<void(Result<std::string>)> reply);
+
+ private:
+  void Connect();
+  void Closed(uint64_t generation, const Status& status);
+  void Received(uint64_t generation, const std::string& bytes);
+
+  std::unique_ptr<rpc::Channel> channel_;
+  Strand* strand_;
+  Hooks hooks_;
+  std::atomic<bool> up_{false};
+  std::mutex mutex_;                            // guards call_ against Send
+  std::shared_ptr<rpc::ClientCall> call_;
+  // On the strand:
+  uint64_t generation_ = 0;
+  int failures_ = 0;
+  bool stopped_ = false;
+  std::list<Task> waiting_;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+};
+
+}  // namespace lydian::worker
