@@ -29,6 +29,8 @@ struct BuilderOptions {
   std::string state_dir;               // worker state: caches, scratch
   std::string cache_dir;               // outside any state: tarballs, wheels, base layers' archives; "" = none
   std::string client_version;          // the pinned one, made ahead of need
+  std::string recipes_dir;             // base recipes; "" = beside the executable, or where it was installed
+  std::string debian_mirror;           // for base recipes; "" = the one of this machine's apt settings
 };
 
 class Builder {

@@ -1,0 +1,273 @@
+#include "build/builder.h"
+
+#include <limits.h>
+#include <unistd.h>
+
+#include <deque>
+#include <map>
+#include <mutex>
+
+#include "base/clock.h"
+#include "base/executor.h"
+#include "base/fd.h"
+#include "base/log.h"
+#include "build/bases.h"
+#include "build/container.h"
+#include "build/image_build.h"
+#include "build/mount_layer.h"
+#include "build/runtime_layers.h"
+#include "build/step_runner.h"
+
+namespace lydian::build {
+namespace {
+
+constexpr size_t kReplayBytes = size_t{1} << 20;
+constexpr size_t kErrorBytes = 3800;  // a status text stays under 4 KiB
+
+// Where base recipes lie: as told, beside the executable, installed, in the source tree.
+std::string FindRecipes(const std::string& told) {
+  if (!told.empty()) return told;
+  char path[PATH_MAX];
+  ssize_t size = ::readlink("/proc/self/exe", path, sizeof path);
+  if (size > 0) {
+    std::string dir(path, static_cast<size_t>(size));
+    dir = dir.substr(0, dir.rfind('/'));
+    for (const char* near : {"/recipes", "/../share/lydian/recipes"})
+      if (Exists(dir + near)) return dir + near;
+  }
+  return LYDIAN_RECIPES_DIR;
+}
+
+// A build that runs, and who listens.
+struct Running {
+  std::mutex mutex;  // guards all below; held while listeners are called, so that their updates stay in order
+  std::map<std::string, std::function<void(BuildUpdate)>> listeners;
+  std::deque<LogEntry> log;  // for those who come late
+  size_t log_bytes = 0;
+  bool finished = false;
+  CancelToken cancel;
+
+  void Log(int fd, const std::string& text) {
+    LogEntry entry;
+    entry.set_file_descriptor(fd);
+    entry.set_data(text);
+    entry.set_unix_nanos(SystemClock().UnixNanos());
+    std::lock_guard guard(mutex);
+    for (const auto& [id, listener] : listeners) Tell(id, listener, entry);
+    log_bytes += text.size();
+    log.push_back(std::move(entry));
+    for (; log_bytes > kReplayBytes && !log.empty(); log.pop_front()) log_bytes -= log.front().data().size();
+  }
+
+  static void Tell(const std::string& id, const std::function<void(BuildUpdate)>& listener, const LogEntry& entry) {
+    BuildUpdate update;
+    update.set_build_id(id);
+    *update.mutable_log() = entry;
+    listener(std::move(update));
+  }
+};
+
+void TellResult(const std::string& id, const std::function<void(BuildUpdate)>& listener, const BuildResult& result) {
+  BuildUpdate update;
+  update.set_build_id(id);
+  *update.mutable_result() = result;
+  listener(std::move(update));
+}
+
+BuildResult CancelledResult() {
+  BuildResult result;
+  result.set_error("the build was cancelled");
+  result.set_cancelled(true);
+  return result;
+}
+
+class BuilderImpl : public Builder {
+ public:
+  BuilderImpl(BuilderOptions options, image::LayerStore* layers, ContentSource* content, SpawnerRef spawner,
+              std::vector<Recipe> recipes)
+      : options_(std::move(options)),
+        layers_(layers),
+        containers_(std::move(spawner)),
+        steps_(layers, &containers_),
+        bases_({options_.cache_dir, "", options_.state_dir + "/build", options_.debian_mirror}, layers, &steps_, std::move(recipes)),
+        runtime_(options_.cache_dir, layers, &steps_, &bases_) {
+    tools_ = {layers_, &steps_, &bases_, &runtime_, {}, &step_flights_};
+    tools_.fetch = [content](const std::string& sha256) -> Result<std::string> {
+      if (content == nullptr) return Unavailable("no source of files here");
+      return content->Fetch(sha256);
+    };
+  }
+
+  ~BuilderImpl() override {
+    stop_.Cancel();
+    std::vector<std::shared_ptr<Running>> all;
+    {
+      std::lock_guard guard(mutex_);
+      for (auto& [id, running] : running_) all.push_back(running);
+    }
+    for (auto& running : all) running->cancel.Cancel();
+    builds_.Stop();
+    assets_.Stop();
+    mounts_.Stop();
+  }
+
+  void Start(const BuildSpec& spec, std::function<void(BuildUpdate)> on_update) override {
+    std::shared_ptr<Running> running;
+    bool first = false;
+    {
+      std::lock_guard guard(mutex_);
+      auto& slot = running_[spec.image_id()];
+      first = slot == nullptr;
+      if (first) slot = std::make_shared<Running>();
+      running = slot;
+      by_build_[spec.build_id()] = running;
+    }
+    {
+      std::lock_guard guard(running->mutex);
+      for (const auto& entry : running->log) Running::Tell(spec.build_id(), on_update, entry);
+      running->listeners[spec.build_id()] = std::move(on_update);
+    }
+    if (first) builds_.Post([this, running, spec] { RunBuild(*running, spec); });
+  }
+
+  void Cancel(const std::string& build_id) override {
+    std::shared_ptr<Running> running;
+    {
+      std::lock_guard guard(mutex_);
+      auto found = by_build_.find(build_id);
+      if (found == by_build_.end()) return;
+      running = found->second;
+      by_build_.erase(found);
+    }
+    bool last = false;
+    {
+      std::lock_guard guard(running->mutex);
+      auto listener = running->listeners.extract(build_id);
+      if (listener.empty()) return;
+      last = running->listeners.empty();
+      TellResult(build_id, listener.mapped(), CancelledResult());
+    }
+    if (last) running->cancel.Cancel();
+  }
+
+  void OnExit(const std::string& container_id, int status, bool oom) override { containers_.OnExit(container_id, status, oom); }
+
+  void RuntimeLayers(const ImageSpec& image, const std::string& client_version, bool dependencies,
+                     std::function<void(Result<std::vector<std::string>>)> reply) override {
+    assets_.Post([=, this, reply = std::move(reply)] { reply(runtime_.For(image, client_version, dependencies)); });
+  }
+
+  void EnsureClient(const std::string& client_version, std::function<void(Status)> reply) override {
+    assets_.Post([=, this, reply = std::move(reply)] { reply(runtime_.Ensure(client_version)); });
+  }
+
+  void MountLayer(const std::string& mount_id, const std::vector<ContextFile>& files,
+                  std::function<void(Result<std::string>)> reply) override {
+    mounts_.Post([=, this, reply = std::move(reply)] {
+      reply(mount_flights_.Do(mount_id, nullptr, [&] { return MakeMountLayer(*layers_, mount_id, files, tools_.fetch); }));
+    });
+  }
+
+  void MakeBase(const std::string& name, std::function<void(const std::string&)> progress,
+                std::function<void(Result<ImageSpec>)> reply) override {
+    assets_.Post([=, this, reply = std::move(reply)] {
+      LogSink log = [&](int, const std::string& text) {
+        if (progress) progress(text);
+      };
+      auto spec = bases_.Get(name, log, &stop_);
+      if (spec.ok() && !spec->python_version().empty() && !options_.client_version.empty()) MakeRuntimeAhead(*spec, log);
+      reply(std::move(spec));
+    });
+  }
+
+  Status ImportArchive(const std::string& name, const std::string& path) override { return bases_.Import(name, path); }
+  std::vector<Base> Bases() override { return bases_.List(); }
+
+ private:
+  // So that the first container does not wait for it.
+  void MakeRuntimeAhead(ImageSpec image, const LogSink& log) {
+    image.set_builder_version("2025.06");
+    auto layers = runtime_.For(image, options_.client_version, true);
+    if (!layers.ok()) log(3, "the client's runtime for Python " + image.python_version() + " could not be made yet: " +
+                                 layers.status().message() + "\n");
+  }
+
+  // What an earlier build of the same id left.
+  Result<BuildResult> Known(const BuildSpec& spec) {
+    ASSIGN_OR_RETURN(std::string record, layers_->GetRecord("image/" + spec.image_id()));
+    BuildResult result;
+    if (!result.ParseFromString(record)) return DataLoss("the record of image " + spec.image_id() + " is damaged");
+    for (const auto& id : result.image().layer_ids()) RETURN_IF_ERROR(layers_->Find(id).status());
+    return result;
+  }
+
+  BuildResult Build(Running& running, const BuildSpec& spec) {
+    if (auto known = Known(spec); known.ok()) return *known;
+    LOG_INFO("image build started", {{"build_id", spec.build_id()}, {"image_id", spec.image_id()}});
+    ImageBuild build(tools_, spec, [&](int fd, const std::string& text) { running.Log(fd, text); }, &running.cancel);
+    BuildResult result;
+    std::string libc;
+    auto image = build.Run(&libc);
+    if (image.ok()) {
+      result.set_ok(true);
+      *result.mutable_image() = *image;
+      result.set_libc_version(libc);
+      Status kept = layers_->PutRecord("image/" + spec.image_id(), result.SerializeAsString());
+      if (kept.ok()) return result;
+      image = kept;
+      result = {};
+    }
+    if (running.cancel.cancelled()) return CancelledResult();
+    std::string text = image.status().message();
+    if (text.size() > kErrorBytes) text = ToUtf8(text.substr(0, kErrorBytes)) + "...";
+    result.set_error(text);
+    result.set_retryable(image.status().code() == Code::kUnavailable || image.status().code() == Code::kResourceExhausted);
+    LOG_INFO("image build failed", {{"image_id", spec.image_id()}, {"code", CodeName(image.status().code())}});
+    return result;
+  }
+
+  void RunBuild(Running& running, const BuildSpec& spec) {
+    BuildResult result = Build(running, spec);
+    {
+      // From here on a new request for this id starts afresh.
+      std::lock_guard guard(mutex_);
+      running_.erase(spec.image_id());
+      std::erase_if(by_build_, [&](const auto& entry) { return entry.second.get() == &running; });
+    }
+    std::lock_guard guard(running.mutex);
+    for (const auto& [id, listener] : running.listeners) TellResult(id, listener, result);
+    running.listeners.clear();
+  }
+
+  BuilderOptions options_;
+  image::LayerStore* layers_;
+  ContainerRunner containers_;
+  StepRunner steps_;
+  BaseImages bases_;
+  class RuntimeLayers runtime_;
+  SingleFlight<std::string> step_flights_, mount_flights_;
+  BuildTools tools_;
+  CancelToken stop_;
+  std::mutex mutex_;  // guards the two below
+  std::map<std::string, std::shared_ptr<Running>> running_;   // by image id
+  std::map<std::string, std::shared_ptr<Running>> by_build_;  // by build id
+  // Mounts stand apart: a start waits for them, and must not queue behind a base that takes minutes.
+  Pool builds_{"build", 8}, assets_{"assets", 8}, mounts_{"mounts", 4};
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Builder>> Builder::Create(BuilderOptions options, image::LayerStore* layers, ContentSource* content,
+                                                 SpawnerRef spawner) {
+  std::string scratch = options.state_dir + "/build";
+  RETURN_IF_ERROR(RemoveTree(scratch));  // of a builder that was killed
+  RETURN_IF_ERROR(MakeDirs(scratch, 0700));
+  std::string dir = FindRecipes(options.recipes_dir);
+  auto recipes = LoadRecipes(dir);
+  if (!recipes.ok() && recipes.status().code() != Code::kNotFound) return recipes.status();
+  if (!recipes.ok()) LOG_WARN("no base recipes were found", {{"folder", dir}});
+  return std::unique_ptr<Builder>(std::make_unique<BuilderImpl>(std::move(options), layers, content, std::move(spawner),
+                                                                recipes.ok() ? *recipes : std::vector<Recipe>{}));
+}
+
+}  // namespace lydian::build
