@@ -36,7 +36,6 @@ struct LogFilter {
 class LogStore {
  public:
   virtual ~LogStore() = default;
-  // `dedupe` (may be empty): the same key appended again is dropped (a worker that sends after a broken connection).
   virtual void Append(const std::string& stream, std::vector<LogRecord> records, std::function<void()> stored = nullptr) = 0;
   virtual void MarkDone(const std::string& stream) = 0;
   virtual void Reopen(const std::string& stream) = 0;   // a build that runs again under the same id
@@ -49,6 +48,22 @@ class LogStore {
   // takes the question back.
   virtual std::shared_ptr<void> Read(const std::string& stream, uint64_t after_seq, const LogFilter& filter, size_t most,
                                      int64_t wait_millis, std::function<void(Result<Page>)> reply) = 0;
+
+  // Of a container, read from its spools up to these offsets: what is already stored up to there is dropped, whole.
+  virtual void AppendFromTask(const std::string& stream, std::vector<LogRecord> records, const std::string& task_id,
+                              uint64_t stdout_offset, uint64_t stderr_offset, std::function<void()> stored) {
+    (void)task_id, (void)stdout_offset, (void)stderr_offset;
+    Append(stream, std::move(records), std::move(stored));
+  }
+  // How far the task's spools are stored; 0, 0 for an unknown one. On the store's thread.
+  virtual void TaskOffsets(const std::string& task_id,
+                           std::function<void(uint64_t stdout_offset, uint64_t stderr_offset)> reply) {
+    (void)task_id;
+    reply(0, 0);
+  }
 };
+
+// Opens or creates the store at `path` (logs.db).
+Result<std::unique_ptr<LogStore>> OpenLogStore(const std::string& path);
 
 }  // namespace lydian::control

@@ -1,0 +1,170 @@
+#include "control/call_engine.h"
+
+#include "control/call_engine_core.h"
+
+namespace lydian::control {
+namespace {
+
+// Runs `drop` when the last copy goes.
+std::shared_ptr<void> Handle(std::function<void()> drop) {
+  return std::shared_ptr<void>(nullptr, [drop = std::move(drop)](void*) { drop(); });
+}
+
+}  // namespace
+
+Result<std::unique_ptr<CallEngine>> CallEngine::Open(EngineOptions options, Clock& clock) {
+  auto core = std::make_unique<EngineCore>(std::move(options), clock);
+  RETURN_IF_ERROR(core->OpenJournal());
+  return std::unique_ptr<CallEngine>(new CallEngine(std::move(core)));
+}
+
+CallEngine::CallEngine(std::unique_ptr<EngineCore> core) : core_(std::move(core)) {}
+CallEngine::~CallEngine() = default;
+
+void CallEngine::SetTaskSpecSource(TaskSpecSource* source) {
+  core_->strand().Post([core = core_.get(), source] { core->SetTaskSpecSource(source); });
+}
+
+WorkerRegistry& CallEngine::registry() { return core_->registry(); }
+std::optional<TaskIdentity> CallEngine::IdentityOfTask(const std::string& task_id) const { return core_->IdentityOfTask(task_id); }
+
+void CallEngine::CreateCall(NewCall call, std::function<void(Result<CreatedCall>)> reply) {
+  auto shared = std::make_shared<NewCall>(std::move(call));
+  core_->strand().Post([core = core_.get(), shared, reply = std::move(reply)]() mutable {
+    core->CreateCall(std::move(*shared), std::move(reply));
+  });
+}
+
+void CallEngine::PutInputs(const CallScope& scope, const std::string& call_id, const std::string& function_id,
+                           std::vector<NewInput> inputs, std::function<void(Result<std::vector<PutInput>>)> reply) {
+  auto shared = std::make_shared<std::vector<NewInput>>(std::move(inputs));
+  core_->strand().Post([core = core_.get(), scope, call_id, function_id, shared, reply = std::move(reply)]() mutable {
+    core->PutInputs(scope, call_id, function_id, std::move(*shared), std::move(reply));
+  });
+}
+
+std::shared_ptr<void> CallEngine::GetOutputs(OutputsQuery query, std::function<void(Result<OutputsPage>)> reply) {
+  EngineCore* core = core_.get();
+  uint64_t handle = core->NewHandle();
+  auto shared = std::make_shared<OutputsQuery>(std::move(query));
+  core->strand().Post([core, handle, shared, reply = std::move(reply)]() mutable {
+    core->GetOutputs(handle, std::move(*shared), std::move(reply));
+  });
+  return Handle([core, handle] { core->strand().Post([core, handle] { core->DropPoll(handle); }); });
+}
+
+void CallEngine::CancelCall(const CallScope& scope, const std::string& call_id, bool terminate, std::function<void(Status)> reply) {
+  core_->strand().Post([core = core_.get(), scope, call_id, terminate, reply = std::move(reply)] {
+    auto call = core->FindCall(scope, call_id);
+    if (call.ok()) core->CancelCall(*call, terminate);
+    reply(call.status());
+  });
+}
+
+void CallEngine::GetCallInfo(const CallScope& scope, const std::string& call_id, std::function<void(Result<CallInfo>)> reply) {
+  core_->strand().Post([core = core_.get(), scope, call_id, reply = std::move(reply)] {
+    auto call = core->FindCall(scope, call_id);
+    if (!call.ok()) return reply(call.status());
+    reply(core->InfoOf(**call));
+  });
+}
+
+void CallEngine::GetCallGraph(const CallScope& scope, const std::string& call_id, std::function<void(Result<CallGraph>)> reply) {
+  core_->strand().Post([core = core_.get(), scope, call_id, reply = std::move(reply)] {
+    auto call = core->FindCall(scope, call_id);
+    if (!call.ok()) return reply(call.status());
+    reply(core->GraphOf(*call));
+  });
+}
+
+void CallEngine::ListCalls(const CallScope& scope, const std::string& function_id,
+                           std::function<void(Result<std::vector<CallInfo>>)> reply) {
+  core_->strand().Post([core = core_.get(), scope, function_id, reply = std::move(reply)] {
+    auto function = core->FindFunction(scope, function_id);
+    if (!function.ok()) return reply(function.status());
+    reply(core->CallsOf(function_id));
+  });
+}
+
+void CallEngine::PutChunks(const CallScope& scope, const std::string& call_id, std::vector<std::pair<uint64_t, std::string>> chunks,
+                           std::function<void(Status)> reply) {
+  auto shared = std::make_shared<std::vector<std::pair<uint64_t, std::string>>>(std::move(chunks));
+  core_->strand().Post([core = core_.get(), scope, call_id, shared, reply = std::move(reply)]() mutable {
+    auto call = core->FindCall(scope, call_id);
+    if (!call.ok()) return reply(call.status());
+    core->PutChunks(*call, std::move(*shared), std::move(reply));
+  });
+}
+
+std::shared_ptr<void> CallEngine::NextChunks(const CallScope& scope, const std::string& call_id, uint64_t last_index,
+                                             std::function<void(Result<DataChunks>)> reply) {
+  EngineCore* core = core_.get();
+  uint64_t handle = core->NewHandle();
+  core->strand().Post([core, handle, scope, call_id, last_index, reply = std::move(reply)]() mutable {
+    auto call = core->FindCall(scope, call_id);
+    if (!call.ok()) return reply(call.status());
+    core->NextChunks(handle, *call, last_index, std::move(reply));
+  });
+  return Handle([core, handle, call_id] { core->strand().Post([core, handle, call_id] { core->DropChunkWait(handle, call_id); }); });
+}
+
+void CallEngine::FunctionStatsIn(const CallScope& scope, const std::string& function_id,
+                                 std::function<void(Result<FunctionStats>)> reply) {
+  core_->strand().Post([core = core_.get(), scope, function_id, reply = std::move(reply)] {
+    auto function = core->FindFunction(scope, function_id);
+    if (!function.ok()) return reply(function.status());
+    reply(core->StatsOf(**function));
+  });
+}
+
+void CallEngine::PutFunction(const FunctionInfo& info, bool replace_tasks) {
+  core_->strand().Post([core = core_.get(), info, replace_tasks] { core->PutFunction(info, replace_tasks); });
+}
+
+void CallEngine::ActivateApp(const std::string& app_id) {
+  core_->strand().Post([core = core_.get(), app_id] { core->ActivateApp(app_id); });
+}
+
+void CallEngine::StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms, std::function<void()> done) {
+  core_->strand().Post([core = core_.get(), app_id, reason, grace_ms, done = std::move(done)]() mutable {
+    core->StopApp(app_id, reason, grace_ms, std::move(done));
+  });
+}
+
+void CallEngine::StopTask(const std::string& task_id, const std::string& reason, std::function<void(Status)> done) {
+  core_->strand().Post([core = core_.get(), task_id, reason, done = std::move(done)]() mutable {
+    core->StopTaskById(task_id, reason, std::move(done));
+  });
+}
+
+void CallEngine::RunBuilder(const std::string& function_id, const std::string& input, std::function<void(BuilderOutcome)> done) {
+  core_->strand().Post([core = core_.get(), function_id, input, done = std::move(done)]() mutable {
+    core->RunBuilder(function_id, input, std::move(done));
+  });
+}
+
+void CallEngine::Tasks(std::function<void(std::vector<TaskView>)> reply) {
+  core_->strand().Post([core = core_.get(), reply = std::move(reply)] { reply(core->TaskViews()); });
+}
+
+void CallEngine::TaskById(const std::string& task_id, std::function<void(Result<TaskView>)> reply) {
+  core_->strand().Post([core = core_.get(), task_id, reply = std::move(reply)]() mutable {
+    if (auto view = core->FindTaskView(task_id)) return reply(*view);
+    core->pool().Post([core, task_id, reply = std::move(reply)]() mutable {  // ended: in the journal
+      auto row = std::make_shared<Result<TaskRow>>(core->journal().TaskById(task_id));
+      core->strand().Post([row, reply = std::move(reply)] {
+        if (!row->ok()) return reply(row->status());
+        reply(EngineCore::ViewOf(**row));
+      });
+    });
+  });
+}
+
+void CallEngine::Stats(const std::string& function_id, std::function<void(FunctionStats)> reply) {
+  core_->strand().Post([core = core_.get(), function_id, reply = std::move(reply)] {
+    FunctionState* function = core->function(function_id);
+    reply(function == nullptr ? FunctionStats() : core->StatsOf(*function));
+  });
+}
+
+}  // namespace lydian::control

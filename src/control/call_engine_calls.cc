@@ -1,0 +1,570 @@
+#include <algorithm>
+#include <cmath>
+
+#include "base/ids.h"
+#include "control/call_engine_core.h"
+
+namespace lydian::control {
+namespace {
+
+constexpr uint32_t kMaxIndex = 50'000'000;
+constexpr uint64_t kAckedBytes = uint64_t{64} << 20;
+constexpr size_t kAckedCalls = 20'000;
+constexpr double kIdempotencySecs = 600;
+constexpr double kAsyncKeepSecs = 7 * 86'400.0, kSyncKeepSecs = 86'400.0, kTaskKeepSecs = 7 * 86'400.0;
+constexpr auto kHousekeepingEvery = std::chrono::minutes(10);
+constexpr int64_t kChunksKeepNanos = int64_t{600} * 1'000'000'000;
+
+// The same for the same place in the same call, so that an answer can be given again without having been kept.
+std::string InputId(const std::string& call_id, uint32_t idx) { return DigestId("in", call_id + "/" + std::to_string(idx)); }
+
+}  // namespace
+
+Result<FunctionState*> EngineCore::FindFunction(const CallScope& scope, const std::string& function_id) {
+  FunctionState* found = function(function_id);
+  if (found == nullptr || found->info.workspace_id != scope.workspace_id ||
+      (!scope.environment.empty() && found->info.environment != scope.environment)) {
+    return NotFound("no function " + function_id);
+  }
+  return found;
+}
+
+Result<Call*> EngineCore::FindCall(const CallScope& scope, const std::string& call_id) {
+  auto it = calls_.find(call_id);
+  if (it != calls_.end() && it->second->committed && it->second->function->info.workspace_id == scope.workspace_id &&
+      (scope.environment.empty() || it->second->function->info.environment == scope.environment)) {
+    return it->second.get();
+  }
+  return NotFound("no function call " + call_id + " (results that were fetched, or are too old, are dropped)");
+}
+
+Status EngineCore::CheckRoom(const std::vector<NewInput>& inputs) const {
+  uint64_t bytes = 0;
+  for (const NewInput& input : inputs) bytes += input.payload.size();
+  if (queued_inputs_ + inputs.size() > options_.max_queued_inputs || queued_bytes_ + bytes > options_.max_queued_bytes) {
+    return ResourceExhausted("too many inputs are queued (" + std::to_string(queued_inputs_) + ", " +
+                             std::to_string(queued_bytes_ >> 20) + " MiB): try again when some are done");
+  }
+  return {};
+}
+
+Status EngineCore::CheckIndexes(const Call& call, const std::vector<NewInput>& inputs) const {
+  for (const NewInput& input : inputs) {
+    if (input.idx > kMaxIndex) return InvalidArgument("input index " + std::to_string(input.idx) + " is out of range");
+  }
+  if (call.call_type == kCallUnary && call.total + inputs.size() > 1) return InvalidArgument("a single call has one input");
+  return {};
+}
+
+Input* EngineCore::AddInput(Call* call, NewInput input, InputRow* row) {
+  auto owned = std::make_unique<Input>();
+  Input* made = owned.get();
+  made->call = call;
+  made->idx = input.idx;
+  made->id = InputId(call->id, input.idx);
+  made->method = std::move(input.method);
+  made->payload = std::make_shared<const std::string>(std::move(input.payload));
+  if (call->seen.size() <= made->idx) call->seen.resize(made->idx + 1);
+  call->seen[made->idx] = true;
+  ++call->total;
+  ++queued_inputs_;
+  queued_bytes_ += made->payload->size();
+  *row = {call->number, made->idx, 0, made->id, made->method, made->payload};
+  inputs_[made->id] = made;
+  call->inputs[made->idx] = std::move(owned);
+  return made;
+}
+
+void EngineCore::CreateCall(NewCall request, std::function<void(Result<CreatedCall>)> reply) {
+  if (!request.idempotency_key.empty()) {
+    auto known = idempotent_.find(request.idempotency_key);
+    if (known != idempotent_.end()) {
+      Idempotent& entry = known->second;
+      if (!entry.committed) return entry.waiters.push_back(std::move(reply));
+      CreatedCall again{entry.call_id, {}, {}};
+      if (entry.call != nullptr) again.retry = entry.call->function->info.retry;
+      for (const NewInput& input : request.inputs) again.inputs.push_back({input.idx, InputId(entry.call_id, input.idx)});
+      return reply(std::move(again));
+    }
+  }
+  auto function = FindFunction(request.scope, request.function_id);
+  if (!function.ok()) return reply(function.status());
+  if ((*function)->app->stopped) {
+    return reply(FailedPrecondition("function " + (*function)->info.name + " can't be called: its app has stopped"));
+  }
+  auto owned = std::make_unique<Call>();
+  Call* call = owned.get();
+  call->call_type = request.call_type;
+  Status status = CheckRoom(request.inputs);
+  if (status.ok()) status = CheckIndexes(*call, request.inputs);
+  if (!status.ok()) return reply(status);
+  call->number = next_call_++;
+  call->id = NewId("fc");
+  call->parent_input_id = request.parent_input_id;
+  call->idempotency_key = request.idempotency_key;
+  call->function = *function;
+  call->invocation_type = request.invocation_type;
+  call->created_at = UnixSeconds();
+  ++call->function->calls;
+  calls_[call->id] = std::move(owned);
+
+  CallRow row{call->number, call->id, call->function->info.function_id, call->function->info.app_id, call->parent_input_id,
+              call->idempotency_key, call->call_type, call->invocation_type, call->created_at};
+  std::vector<InputRow> rows;
+  std::vector<PutInput> answer;
+  for (NewInput& input : request.inputs) {
+    if (input.idx < call->seen.size() && call->seen[input.idx]) {
+      answer.push_back({input.idx, InputId(call->id, input.idx)});
+      continue;
+    }
+    Input* made = AddInput(call, std::move(input), &rows.emplace_back());
+    answer.push_back({made->idx, made->id});
+  }
+  if (!request.idempotency_key.empty()) {
+    Idempotent& entry = idempotent_[request.idempotency_key];
+    entry.call = call;
+    entry.call_id = call->id;
+    entry.at = call->created_at;
+  }
+  Journal::Record record = Journal::PutCall(std::move(row), std::move(rows));
+  record.durable = !call->synchronous();
+  record.done = [this, call, answer = std::move(answer), reply = std::move(reply)](Status committed) {
+    CreatedCall created{call->id, answer, call->function->info.retry};
+    std::vector<std::function<void(Result<CreatedCall>)>> waiters;
+    if (!call->idempotency_key.empty()) waiters.swap(idempotent_[call->idempotency_key].waiters);
+    waiters.push_back(reply);
+    CallCommitted(call, answer, committed);  // the call is gone if it failed
+    for (auto& waiter : waiters) committed.ok() ? waiter(created) : waiter(committed);
+  };
+  journal_->Append(std::move(record));
+}
+
+void EngineCore::CallCommitted(Call* call, const std::vector<PutInput>& answer, Status status) {
+  if (!status.ok()) {
+    for (const PutInput& input : answer) {
+      auto it = call->inputs.find(input.idx);
+      if (it != call->inputs.end()) Forget(it->second.get());
+    }
+    if (!call->idempotency_key.empty()) idempotent_.erase(call->idempotency_key);
+    --call->function->calls;
+    calls_.erase(call->id);
+    return;
+  }
+  call->committed = true;
+  if (!call->idempotency_key.empty()) idempotent_[call->idempotency_key].committed = true;
+  std::vector<uint32_t> fresh;
+  for (const PutInput& input : answer) fresh.push_back(input.idx);
+  InputsCommitted(call->id, fresh, {});
+}
+
+void EngineCore::PutInputs(const CallScope& scope, const std::string& call_id, const std::string& function_id,
+                           std::vector<NewInput> inputs, std::function<void(Result<std::vector<PutInput>>)> reply) {
+  auto found = FindCall(scope, call_id);
+  if (!found.ok()) return reply(found.status());
+  Call* call = *found;
+  if (!function_id.empty() && call->function->info.function_id != function_id) {
+    return reply(NotFound("function call " + call_id + " is not one of function " + function_id));
+  }
+  std::vector<NewInput> fresh_inputs;
+  std::vector<PutInput> answer;
+  std::vector<uint32_t> fresh;
+  for (NewInput& input : inputs) {
+    answer.push_back({input.idx, InputId(call_id, input.idx)});
+    bool seen = input.idx < call->seen.size() && call->seen[input.idx];
+    if (seen || std::find(fresh.begin(), fresh.end(), input.idx) != fresh.end()) continue;
+    fresh.push_back(input.idx);
+    fresh_inputs.push_back(std::move(input));
+  }
+  Status status = CheckRoom(fresh_inputs);
+  if (status.ok()) status = CheckIndexes(*call, fresh_inputs);
+  if (!status.ok()) return reply(status);
+  std::vector<InputRow> rows;
+  for (NewInput& input : fresh_inputs) AddInput(call, std::move(input), &rows.emplace_back());
+  // Also with nothing new: a repeated put is answered after the commit of the first.
+  Journal::Record record = Journal::PutInputs(std::move(rows));
+  record.durable = !call->synchronous();
+  record.done = [this, call_id, fresh = std::move(fresh), answer = std::move(answer), reply = std::move(reply)](Status committed) {
+    InputsCommitted(call_id, fresh, committed);
+    auto it = calls_.find(call_id);
+    // What a repeated put relied on may have been taken back with the first.
+    bool all_there = it != calls_.end() && std::all_of(answer.begin(), answer.end(), [&](const PutInput& input) {
+      return input.idx < it->second->seen.size() && it->second->seen[input.idx];
+    });
+    if (committed.ok() && !all_there) committed = ResourceExhausted("the inputs could not be stored: try again");
+    committed.ok() ? reply(answer) : reply(committed);
+  };
+  journal_->Append(std::move(record));
+}
+
+void EngineCore::InputsCommitted(const std::string& call_id, const std::vector<uint32_t>& fresh, Status status) {
+  auto found = calls_.find(call_id);
+  if (found == calls_.end()) return;
+  Call* call = found->second.get();
+  std::vector<Input*> cancelled;
+  for (uint32_t idx : fresh) {
+    auto it = call->inputs.find(idx);
+    if (it == call->inputs.end()) continue;
+    Input* input = it->second.get();
+    if (input->state != Input::State::kJournalling) continue;
+    if (!status.ok()) {
+      call->seen[idx] = false;
+      --call->total;
+      Forget(input);
+      continue;
+    }
+    Unfinished(call, 1);
+    Enqueue(input, false);
+    if (call->cancelled || call->function->app->stopped) cancelled.push_back(input);
+  }
+  for (Input* input : cancelled) {
+    FinishWithText(input, ResultStatus::kTerminated, call->cancelled ? "the call was cancelled" : call->function->app->stop_reason);
+  }
+  // Whoever calls again after a failure gets a new try at once; the back-off is for what keeps failing by itself.
+  if (call->function->queue.size() <= fresh.size()) call->function->not_before = 0;
+  Dispatch(call->function);
+  PostScale();
+}
+
+// Keeps count of what a caller's input waits for.
+void EngineCore::Unfinished(Call* call, int64_t by) {
+  bool before = call->unfinished > 0;
+  call->unfinished = static_cast<uint32_t>(static_cast<int64_t>(call->unfinished) + by);
+  bool after = call->unfinished > 0;
+  if (!after) call->finished_at = UnixSeconds();
+  if (before == after || !call->synchronous() || call->parent_input_id.empty()) return;
+  auto parent = inputs_.find(call->parent_input_id);
+  if (parent == inputs_.end()) return;
+  uint32_t& blocking = parent->second->blocking_calls;
+  if (after) {
+    ++blocking;
+  } else if (blocking > 0) {
+    --blocking;
+  }
+}
+
+void EngineCore::Enqueue(Input* input, bool front) {
+  FunctionState* function = input->call->function;
+  input->state = Input::State::kQueued;
+  input->queued_nanos = NowNanos();
+  input->queue_at = function->queue.insert(front ? function->queue.begin() : function->queue.end(), input);
+}
+
+void EngineCore::TakeFromQueue(Input* input) { input->call->function->queue.erase(input->queue_at); }
+
+void EngineCore::TakeFromTask(Input* input) {
+  TaskState* task = input->task;
+  bool head = task->leases.front() == input;
+  task->leases.erase(input->lease_at);
+  --input->call->function->leased;
+  input->task = nullptr;
+  if (task->leases.empty()) task->idle_since = NowNanos();
+  if (head) HeadChanged(task);
+  PostScale();
+}
+
+void EngineCore::Detach(Input* input) {
+  switch (input->state) {
+    case Input::State::kQueued: TakeFromQueue(input); break;
+    case Input::State::kLeased: TakeFromTask(input); break;
+    case Input::State::kDelayed:
+      --input->call->function->delayed;
+      if (input->timer) strand_.CancelTimer(*input->timer);
+      input->timer.reset();
+      break;
+    default: break;
+  }
+}
+
+void EngineCore::Forget(Input* input) {
+  Call* call = input->call;
+  --queued_inputs_;
+  queued_bytes_ -= input->payload->size();
+  inputs_.erase(input->id);
+  call->inputs.erase(input->idx);
+}
+
+void EngineCore::Finish(Input* input, OutputView output, OutputDone committed) {
+  if (input->state == Input::State::kFinishing) return;
+  Detach(input);
+  input->state = Input::State::kFinishing;
+  Call* call = input->call;
+  output.seq = call->next_seq++;
+  output.idx = input->idx;
+  output.input_id = input->id;
+  if (output.created_at == 0) output.created_at = UnixSeconds();
+  if (call->builder) {
+    Forget(input);
+    call->builder(output);
+    if (committed) committed();
+    return;
+  }
+  OutputRow row{call->number, output.seq, output.idx, output.input_id, output.task_id, output.status, output.data_format,
+                output.result, output.text, output.started_at, output.created_at};
+  std::vector<OutputRow> rows;
+  rows.push_back(std::move(row));
+  Journal::Record record = Journal::Finish(std::move(rows));
+  record.done = [this, call_id = call->id, output = std::move(output), committed = std::move(committed)](Status status) {
+    if (!status.ok()) LOG_ERROR("an output is in memory alone", {{"call_id", call_id}, {"error", status}});
+    if (committed) committed();
+    Finished(call_id, output.idx, output);
+  };
+  journal_->Append(std::move(record));
+}
+
+void EngineCore::Finished(const std::string& call_id, uint32_t idx, OutputView output) {
+  auto found = calls_.find(call_id);
+  if (found == calls_.end()) return;
+  Call* call = found->second.get();
+  auto input = call->inputs.find(idx);
+  if (input != call->inputs.end()) Forget(input->second.get());
+  uint64_t bytes = (output.result ? output.result->size() : 0) + output.text.size();
+  call->output_bytes += bytes;
+  if (call->acked) acked_bytes_ += bytes;
+  call->outputs.push_back(std::move(output));
+  Unfinished(call, -1);
+  WakePolls(call);
+}
+
+void EngineCore::FinishWithText(Input* input, ResultStatus status, const std::string& text) {
+  OutputView output;
+  output.status = static_cast<int32_t>(status);
+  output.text = text;
+  if (input->task != nullptr) output.task_id = input->task->id;
+  Finish(input, std::move(output));
+}
+
+void EngineCore::AttemptFailed(Input* input, OutputView output, OutputDone committed) {
+  if (input->state == Input::State::kFinishing) return;
+  FunctionState* function = input->call->function;
+  const RetryPolicy& policy = function->info.retry;
+  if (input->cancelled || function->app->stopped || input->call->builder || input->attempt >= policy.retries) {
+    return Finish(input, std::move(output), std::move(committed));
+  }
+  Detach(input);
+  double delay = policy.initial_delay_ms * std::pow(std::max(policy.backoff_coefficient, 1.0), input->attempt);
+  if (policy.max_delay_ms > 0) delay = std::min<double>(delay, policy.max_delay_ms);
+  ++input->attempt;
+  input->state = Input::State::kDelayed;
+  ++function->delayed;
+  Journal::Record record = Journal::SetAttempt(input->call->number, input->idx, input->attempt);
+  if (committed) record.done = [committed = std::move(committed)](Status) { committed(); };
+  journal_->Append(std::move(record));
+  input->timer = strand_.PostAfter(Millis(static_cast<int64_t>(delay)), [this, id = input->id, attempt = input->attempt] {
+    auto it = inputs_.find(id);
+    if (it == inputs_.end() || it->second->state != Input::State::kDelayed || it->second->attempt != attempt) return;
+    Input* again = it->second;
+    Detach(again);
+    Enqueue(again, false);
+    Dispatch(again->call->function);
+    PostScale();
+  });
+}
+
+void EngineCore::Requeue(Input* input) {
+  FunctionState* function = input->call->function;
+  if (input->cancelled) return FinishWithText(input, ResultStatus::kTerminated, "the call was cancelled");
+  if (function->app->stopped) return FinishWithText(input, ResultStatus::kTerminated, function->app->stop_reason);
+  Detach(input);
+  Enqueue(input, true);
+}
+
+void EngineCore::FailQueued(FunctionState* function, ResultStatus status, const std::string& text, SharedBytes result) {
+  while (!function->queue.empty()) {
+    OutputView output;
+    output.status = static_cast<int32_t>(status);
+    output.text = text;
+    output.result = result;
+    Finish(function->queue.front(), std::move(output));
+  }
+}
+
+void EngineCore::CancelCall(Call* call, bool terminate) {
+  if (!call->cancelled) {
+    call->cancelled = true;
+    journal_->Append(Journal::SetCancelled(call->number));
+  }
+  std::vector<Input*> waiting;
+  std::map<TaskState*, std::vector<std::string>> running;
+  for (auto& [idx, input] : call->inputs) {
+    input->cancelled = true;
+    if (input->state == Input::State::kQueued || input->state == Input::State::kDelayed) waiting.push_back(input.get());
+    if (input->state == Input::State::kLeased) running[input->task].push_back(input->id);
+  }
+  std::sort(waiting.begin(), waiting.end(), [](const Input* a, const Input* b) { return a->idx < b->idx; });
+  for (Input* input : waiting) FinishWithText(input, ResultStatus::kTerminated, "the call was cancelled");
+  for (auto& [task, ids] : running) {
+    if (terminate) {
+      task->cancel_killed = true;
+      SendStop(task, StopTask::KILL, 0, "a call was cancelled and its containers terminated");
+      continue;
+    }
+    ToWorker message;
+    message.mutable_cancel()->set_task_id(task->id);
+    for (const std::string& id : ids) message.mutable_cancel()->add_input_ids(id);
+    registry_.Send(task->worker_id, message);
+    // Code that doesn't return to Python can't be interrupted from within.
+    strand_.PostAfter(options_.cancel_patience, [this, task_id = task->id, ids = ids] {
+      TaskState* late = FindTask(task_id);
+      if (late == nullptr) return;
+      for (const std::string& id : ids) {
+        auto it = inputs_.find(id);
+        if (it == inputs_.end() || it->second->task != late) continue;
+        late->cancel_killed = true;
+        return SendStop(late, StopTask::KILL, 0, "a cancelled input did not end");
+      }
+    });
+  }
+}
+
+CallInfo EngineCore::InfoOf(const Call& call) const {
+  CallInfo info{call.id, call.function->info.function_id, call.function->info.app_id, call.function->info.name, call.created_at};
+  info.total = call.total;
+  info.pending = call.unfinished;
+  for (const OutputView& output : call.outputs) {
+    switch (static_cast<ResultStatus>(output.status)) {
+      case ResultStatus::kSuccess: ++info.succeeded; break;
+      case ResultStatus::kTerminated: ++info.cancelled; break;
+      case ResultStatus::kTimeout: ++info.timed_out; break;
+      default: ++info.failed; break;
+    }
+  }
+  return info;
+}
+
+std::vector<CallInfo> EngineCore::CallsOf(const std::string& function_id) const {
+  std::vector<CallInfo> out;
+  for (const auto& [id, call] : calls_) {
+    if (call->committed && call->function->info.function_id == function_id) out.push_back(InfoOf(*call));
+  }
+  std::sort(out.begin(), out.end(), [](const CallInfo& a, const CallInfo& b) { return a.created_at > b.created_at; });
+  if (out.size() > 1000) out.resize(1000);
+  return out;
+}
+
+CallGraph EngineCore::GraphOf(Call* root) const {
+  constexpr size_t kMost = 2000;
+  std::unordered_map<std::string_view, std::vector<Call*>> children;
+  for (const auto& [id, call] : calls_) {
+    if (!call->parent_input_id.empty()) children[call->parent_input_id].push_back(call.get());
+  }
+  CallGraph graph;
+  std::deque<Call*> todo = {root};
+  while (!todo.empty()) {
+    Call* call = todo.front();
+    todo.pop_front();
+    graph.calls.push_back({call->id, call->parent_input_id, call->function->info.name});
+    std::vector<CallGraph::InputNode> nodes;
+    for (const OutputView& output : call->outputs) nodes.push_back({output.input_id, call->id, output.task_id, output.status});
+    for (const auto& [idx, input] : call->inputs) {
+      nodes.push_back({input->id, call->id, input->task == nullptr ? "" : input->task->id, 0});
+    }
+    for (CallGraph::InputNode& node : nodes) {
+      if (graph.inputs.size() >= kMost) {
+        graph.truncated = true;
+        return graph;
+      }
+      auto it = children.find(node.input_id);
+      if (it != children.end()) todo.insert(todo.end(), it->second.begin(), it->second.end());
+      graph.inputs.push_back(std::move(node));
+    }
+  }
+  return graph;
+}
+
+// The client has what it asked for. It stays for a while, since the answer may have been lost on the way.
+void EngineCore::Acknowledge(Call* call) {
+  if (call->acked) return;
+  call->acked = true;
+  acked_bytes_ += call->output_bytes;
+  acked_.push_back({call->id, NowNanos() + std::chrono::nanoseconds(options_.acked_keep).count()});
+  if (acked_bytes_ > kAckedBytes || acked_.size() > kAckedCalls) {
+    DropAcknowledged();
+  } else {
+    ScheduleDrops();
+  }
+}
+
+void EngineCore::ScheduleDrops() {
+  if (drop_timer_ || acked_.empty()) return;
+  drop_timer_ = true;
+  int64_t wait = std::max<int64_t>(acked_.front().due - NowNanos(), 100'000'000);
+  strand_.PostAfter(std::chrono::nanoseconds(wait), [this] {
+    drop_timer_ = false;
+    DropAcknowledged();
+    ScheduleDrops();
+  });
+}
+
+void EngineCore::DropAcknowledged() {
+  int64_t now = NowNanos();
+  std::vector<Call*> gone;
+  for (size_t left = acked_.size(); left > 0; --left) {
+    Acked front = acked_.front();
+    if (front.due > now && acked_bytes_ <= kAckedBytes && acked_.size() <= kAckedCalls) break;
+    acked_.pop_front();
+    auto it = calls_.find(front.call_id);
+    if (it == calls_.end()) continue;
+    Call* call = it->second.get();
+    bool read = !call->chunks.empty() && now - call->chunks_read_nanos < kChunksKeepNanos;
+    if (call->unfinished > 0 || !call->polls.empty() || !call->chunk_waits.empty() || read) {
+      acked_.push_back({front.call_id, now + std::chrono::nanoseconds(options_.acked_keep).count()});
+      continue;
+    }
+    acked_bytes_ -= std::min(acked_bytes_, call->output_bytes);
+    gone.push_back(call);
+  }
+  DropNow(gone);
+}
+
+void EngineCore::DropNow(const std::vector<Call*>& calls) {
+  if (calls.empty()) return;
+  std::vector<uint32_t> numbers;
+  for (Call* call : calls) {
+    numbers.push_back(call->number);
+    DropCall(call);
+  }
+  journal_->Append(Journal::DropCalls(std::move(numbers)));
+}
+
+void EngineCore::DropCall(Call* call) {
+  while (!call->polls.empty()) AnswerPoll(call->polls.front(), NotFound("function call " + call->id + " was dropped"));
+  for (ChunkWait& wait : call->chunk_waits) wait.reply(NotFound("function call " + call->id + " was dropped"));
+  if (!call->idempotency_key.empty()) {
+    auto it = idempotent_.find(call->idempotency_key);
+    if (it != idempotent_.end() && it->second.call == call) it->second.call = nullptr;
+  }
+  while (!call->inputs.empty()) {
+    Input* input = call->inputs.begin()->second.get();
+    Detach(input);
+    Forget(input);
+  }
+  --call->function->calls;
+  calls_.erase(call->id);
+}
+
+void EngineCore::Housekeeping() {
+  double now = UnixSeconds();
+  std::vector<Call*> old;
+  for (auto& [id, call] : calls_) {
+    if (call->unfinished > 0 || !call->committed || !call->polls.empty()) continue;
+    double age = now - std::max(call->finished_at, call->created_at);
+    double keep = call->synchronous() ? kSyncKeepSecs : kAsyncKeepSecs;
+    if (call->synchronous() && call->function->app->stopped) keep = std::chrono::duration<double>(options_.stopped_keep).count();
+    if (age > keep) old.push_back(call.get());
+  }
+  DropNow(old);
+  std::erase_if(idempotent_, [&](const auto& entry) { return entry.second.committed && now - entry.second.at > kIdempotencySecs; });
+  std::vector<std::string> functions;
+  for (auto& [id, function] : functions_) {
+    if (function->app->stopped && function->calls == 0 && function->tasks.empty()) functions.push_back(id);
+  }
+  for (const std::string& id : functions) {
+    std::erase(functions_[id]->app->functions, functions_[id].get());
+    functions_.erase(id);
+  }
+  if (!functions.empty()) journal_->Append(Journal::DropFunctions(functions));
+  journal_->Append(Journal::DropTasks(now - kTaskKeepSecs));
+  strand_.PostAfter(kHousekeepingEvery, [this] { Housekeeping(); });
+}
+
+}  // namespace lydian::control

@@ -1,0 +1,215 @@
+// The engine behind CallEngine: everything here runs on one strand. Private to call_engine*.cc.
+//   call_engine.cc          the public methods: they post
+//   call_engine_calls.cc    calls and inputs: made, finished, cancelled, dropped
+//   call_engine_outputs.cc  polls for outputs, generator data
+//   call_engine_leases.cc   which input goes to which container
+//   call_engine_tasks.cc    containers: started, followed, stopped
+//   call_engine_scale.cc    the autoscaler's view and its plan
+//   call_engine_workers.cc  what workers say
+//   call_engine_recovery.cc the journal read back
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <set>
+
+#include "base/log.h"
+#include "control/call_engine_state.h"
+#include "sched/autoscaler.h"
+
+namespace lydian::control {
+
+class EngineCore : public WorkerEvents {
+ public:
+  EngineCore(EngineOptions options, Clock& clock);
+  ~EngineCore() override;
+  Status OpenJournal();
+
+  Strand& strand() { return strand_; }
+  WorkerRegistry& registry() { return registry_; }
+  std::optional<TaskIdentity> IdentityOfTask(const std::string& task_id) const;
+  void SetTaskSpecSource(TaskSpecSource* source) { spec_source_ = source; }
+  Pool& pool() { return pool_; }
+  Journal& journal() { return *journal_; }
+  uint64_t NewHandle() { return next_handle_.fetch_add(1); }
+
+  // call_engine_calls.cc
+  void CreateCall(NewCall request, std::function<void(Result<CreatedCall>)> reply);
+  void PutInputs(const CallScope& scope, const std::string& call_id, const std::string& function_id, std::vector<NewInput> inputs,
+                 std::function<void(Result<std::vector<PutInput>>)> reply);
+  Result<Call*> FindCall(const CallScope& scope, const std::string& call_id);
+  Result<FunctionState*> FindFunction(const CallScope& scope, const std::string& function_id);
+  void CancelCall(Call* call, bool terminate);
+  CallInfo InfoOf(const Call& call) const;
+  CallGraph GraphOf(Call* root) const;
+  std::vector<CallInfo> CallsOf(const std::string& function_id) const;
+
+  // call_engine_outputs.cc
+  void GetOutputs(uint64_t handle, OutputsQuery query, std::function<void(Result<OutputsPage>)> reply);
+  void DropPoll(uint64_t handle);
+  void PutChunks(Call* call, std::vector<std::pair<uint64_t, std::string>> chunks, std::function<void(Status)> reply);
+  void NextChunks(uint64_t handle, Call* call, uint64_t last_index, std::function<void(Result<DataChunks>)> reply);
+  void DropChunkWait(uint64_t handle, const std::string& call_id);
+
+  // call_engine_tasks.cc
+  void PutFunction(const FunctionInfo& info, bool replace_tasks);
+  void ActivateApp(const std::string& app_id);
+  void StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms, std::function<void()> done);
+  void StopTaskById(const std::string& task_id, const std::string& reason, std::function<void(Status)> done);
+  void RunBuilder(const std::string& function_id, const std::string& input, std::function<void(BuilderOutcome)> done);
+  std::vector<TaskView> TaskViews() const;
+  std::optional<TaskView> FindTaskView(const std::string& task_id) const;
+  static TaskView ViewOf(const TaskRow& row);
+  FunctionStats StatsOf(const FunctionState& function) const;
+  FunctionState* function(const std::string& id);
+
+ private:
+  using OutputDone = std::function<void()>;
+
+  static int64_t NowNanos() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+  double UnixSeconds() const { return clock_.UnixSeconds(); }
+
+  // calls
+  struct Idempotent {
+    Call* call = nullptr;  // null once it was dropped
+    std::string call_id;
+    bool committed = false;
+    double at = 0;
+    std::vector<std::function<void(Result<CreatedCall>)>> waiters;
+  };
+  Status CheckRoom(const std::vector<NewInput>& inputs) const;
+  Status CheckIndexes(const Call& call, const std::vector<NewInput>& inputs) const;
+  Input* AddInput(Call* call, NewInput input, InputRow* row);
+  void CallCommitted(Call* call, const std::vector<PutInput>& answer, Status status);
+  void InputsCommitted(const std::string& call_id, const std::vector<uint32_t>& fresh, Status status);
+  void Unfinished(Call* call, int64_t by);
+  void Enqueue(Input* input, bool front);
+  void TakeFromQueue(Input* input);
+  void TakeFromTask(Input* input);
+  void Detach(Input* input);   // from wherever it is
+  void Forget(Input* input);   // destroys it
+  // The end of an input. `committed` once it is in the journal.
+  void Finish(Input* input, OutputView output, OutputDone committed = nullptr);
+  void FinishWithText(Input* input, ResultStatus status, const std::string& text);
+  void Finished(const std::string& call_id, uint32_t idx, OutputView output);
+  // A failed attempt: another one, or the end with `output`.
+  void AttemptFailed(Input* input, OutputView output, OutputDone committed = nullptr);
+  void Requeue(Input* input);  // no attempt counted
+  void FailQueued(FunctionState* function, ResultStatus status, const std::string& text, SharedBytes result = nullptr);
+  void Acknowledge(Call* call);
+  void ScheduleDrops();
+  void DropAcknowledged();
+  void DropCall(Call* call);
+  void DropNow(const std::vector<Call*>& calls);
+  void Housekeeping();
+  std::string Named(const FunctionState& function, const std::string& text) const { return "Function " + function.info.name + ": " + text; }
+
+  // outputs
+  void ServePoll(const std::shared_ptr<Poll>& poll);
+  void AnswerPoll(const std::shared_ptr<Poll>& poll, Result<OutputsPage> page);
+  void WakePolls(Call* call);
+  OutputsPage Collect(const Call& call, const Poll& poll) const;
+  void ServeChunks(Call* call);
+
+  // leases
+  void Dispatch(FunctionState* function);
+  void DispatchBatches(FunctionState* function);
+  bool LeaseBatch(TaskState* task);
+  void Lease(TaskState* task, Input* input, uint64_t batch);
+  uint32_t PrefetchDepth(const TaskState& task) const;
+  void HeadChanged(TaskState* task);
+  void ArmDeadline(TaskState* task);
+  void CheckDeadlines(TaskState* task);
+  void ArmRecall(TaskState* task);
+  void Recall(TaskState* task);
+  void Ack(const std::string& worker_id, const LeaseRef& ref);
+  void PostFlush();
+  void FlushOutbox();
+  void TakeOutput(const std::string& worker_id, Output& output);
+
+  // tasks
+  void StartTask(FunctionState* function, const std::string& worker_id, std::shared_ptr<Builder> builder = nullptr);
+  void SpecMade(const std::string& task_id, Result<TaskSpec> spec);
+  void Started(TaskState* task, const TaskUpdate& update);
+  void Ready(TaskState* task);
+  void InitFailed(TaskState* task, const TaskUpdate& update);
+  void Refused(TaskState* task, const TaskUpdate& update);
+  void Exited(TaskState* task, const TaskUpdate& update);
+  void StartFailed(FunctionState* function, const std::string& text, bool permanent);
+  void SettleLeases(TaskState* task, const TaskExit& exit);
+  // The task is over: its inputs are settled already.
+  void EndTask(TaskState* task, const std::string& exit_text);
+  void LoseTask(TaskState* task, const std::string& why);
+  void SendStop(TaskState* task, StopTask::Mode mode, uint32_t grace_ms, const std::string& reason);
+  void TaskLogged(const std::string& app_id, std::vector<std::function<void(Status)>> waiters);
+  void CheckAppStopped(AppState* app);
+  void LogTaskState(const TaskState& task, int state, std::function<void()> stored = nullptr);
+  void SaveTask(TaskState* task);
+  void BuilderEnded(TaskState* task, const TaskUpdate* update, const std::string& text);
+  void PlaceBuilder(FunctionState* function, std::shared_ptr<Builder> builder);
+  AppState* app(const std::string& id);
+  TaskState* FindTask(const std::string& id);
+  void SetIdentity(const TaskState& task);
+
+  // scale
+  void PostScale();
+  void Scale();
+
+  // workers
+  void OnWorkerHello(const std::string& worker_id, const WorkerHello& hello, Welcome* welcome) override;
+  void OnWorkerReady(const std::string& worker_id) override;
+  void OnWorkerMessage(const std::string& worker_id, FromWorker message) override;
+  void OnWorkerCapacity(const std::string& worker_id) override;
+  void OnWorkerLost(const std::string& worker_id) override;
+  void Adopt(TaskState* task, const RunningTask& running);
+  void OnTaskUpdate(const TaskUpdate& update);
+  void OnLogs(const std::string& worker_id, LogBatch& batch);
+  void OnDemand(const InputDemand& demand);
+  void OnGiveBack(const GiveBack& back);
+
+  // recovery
+  Status Recover();
+  void RecoveryOver(const std::string& worker_id);
+
+  const EngineOptions options_;
+  Clock& clock_;
+  TaskSpecSource* spec_source_ = nullptr;
+
+  std::map<std::string, std::unique_ptr<AppState>> apps_;
+  std::unordered_map<std::string, std::unique_ptr<FunctionState>> functions_;
+  std::unordered_map<std::string, std::unique_ptr<Call>> calls_;
+  std::unordered_map<std::string_view, Input*> inputs_;  // keys are the inputs' own ids
+  std::unordered_map<std::string, std::unique_ptr<TaskState>> tasks_;
+  std::unordered_map<std::string, Idempotent> idempotent_;
+  std::unordered_map<uint64_t, std::shared_ptr<Poll>> polls_;
+  struct Acked {
+    std::string call_id;
+    int64_t due;
+  };
+  std::deque<Acked> acked_;
+  uint64_t acked_bytes_ = 0;
+  bool drop_timer_ = false;
+  uint32_t next_call_ = 1;
+  uint64_t next_batch_ = 1;
+  uint64_t queued_inputs_ = 0, queued_bytes_ = 0;  // unfinished ones
+  struct Outbox {
+    Leases leases;
+    OutputAcks acks;
+  };
+  std::map<std::string, Outbox> outbox_;
+  bool flush_posted_ = false, scale_posted_ = false;
+  std::optional<std::pair<int64_t, Strand::TimerId>> scale_timer_;
+  std::set<std::string> recovering_;  // workers whose tasks may still hold inputs: nothing is leased before they said
+  std::atomic<uint64_t> next_handle_{1};
+  std::vector<std::pair<FunctionState*, std::shared_ptr<Builder>>> waiting_builders_;
+
+  mutable std::mutex identities_mutex_;  // guards identities_
+  std::unordered_map<std::string, TaskIdentity> identities_;
+
+  std::unique_ptr<Journal> journal_;
+  Pool pool_;
+  Strand strand_;  // last: stops first
+  WorkerRegistry registry_;
+};
+
+}  // namespace lydian::control

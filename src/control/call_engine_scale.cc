@@ -1,0 +1,112 @@
+#include "control/call_engine_core.h"
+
+namespace lydian::control {
+namespace {
+
+sched::Request RequestOf(const FunctionInfo& info) {
+  sched::Request request;
+  if (info.limits.milli_cpu_request() > 0) request.milli_cpu = info.limits.milli_cpu_request();
+  if (info.limits.memory_request_bytes() > 0) request.memory_bytes = info.limits.memory_request_bytes();
+  return request;
+}
+
+std::string MiB(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+
+}  // namespace
+
+// After anything that could change the plan; once for all that this turn brought.
+void EngineCore::PostScale() {
+  if (scale_posted_) return;
+  scale_posted_ = true;
+  strand_.Post([this] {
+    scale_posted_ = false;
+    Scale();
+  });
+}
+
+void EngineCore::Scale() {
+  if (!recovering_.empty()) return;
+  sched::View view;
+  view.now = NowNanos();
+  std::map<std::string, size_t> worker_at;
+  for (const WorkerRegistry::Worker* worker : registry_.all()) {
+    worker_at[worker->id] = view.workers.size();
+    sched::WorkerView out;
+    out.id = worker->id;
+    out.milli_cpu = worker->capacity.milli_cpu();
+    out.memory_bytes = worker->capacity.memory_bytes();
+    out.refuses = !worker->connected || worker->capacity.disk_low();
+    view.workers.push_back(std::move(out));
+  }
+  std::vector<FunctionState*> functions;
+  for (auto& [id, function] : functions_) {
+    bool work = !function->queue.empty() || function->leased > 0 || function->info.min_containers > 0;
+    if (!work && function->tasks.empty()) continue;
+    sched::FunctionLoad load;
+    load.id = id;
+    load.active = function->app->active && !function->app->stopped;
+    load.queued = function->queue.size();
+    load.running = 0;
+    load.oldest_queued = function->queue.empty() ? 0 : function->queue.front()->queued_nanos;
+    load.target_slots = function->info.target_slots;
+    load.min_containers = function->info.min_containers;
+    load.max_containers = function->info.max_containers;
+    load.buffer_containers = function->info.buffer_containers;
+    load.scaledown_window = int64_t{function->info.scaledown_window_secs} * 1'000'000'000;
+    load.not_before = function->not_before;
+    load.request = RequestOf(function->info);
+    for (TaskState* task : function->tasks) {
+      auto at = worker_at.find(task->worker_id);
+      bool placed = at != worker_at.end();
+      bool starting = task->state == TaskState::State::kMaking || task->state == TaskState::State::kStarting;
+      if (placed) {
+        sched::WorkerView& worker = view.workers[at->second];
+        worker.memory_used += load.request.memory_bytes;
+        worker.milli_cpu_used += load.request.milli_cpu;
+        worker.starting += starting;
+      }
+      if (!task->alive_for_work() || (function->info.single_use && task->used)) {
+        view.draining |= task->leases.empty();
+        continue;
+      }
+      load.running += task->leases.size();
+      sched::TaskLoad out;
+      out.id = task->id;
+      out.worker = placed ? at->second : 0;
+      out.starting = starting;
+      out.inputs = static_cast<uint32_t>(task->leases.size());
+      out.idle_since = task->idle_since;
+      out.blocked = !task->leases.empty();
+      for (const Input* input : task->leases) out.blocked &= input->blocking_calls > 0;
+      load.tasks.push_back(std::move(out));
+    }
+    view.functions.push_back(std::move(load));
+    functions.push_back(function.get());
+  }
+  sched::Plan plan = sched::MakePlan(view);
+  for (const std::string& id : plan.drain) {
+    if (TaskState* task = FindTask(id)) SendStop(task, StopTask::DRAIN, 0, "idle");
+  }
+  for (size_t f : plan.impossible) {
+    sched::Request request = view.functions[f].request;
+    uint64_t memory = 0;
+    for (const auto& worker : view.workers) memory = std::max(memory, worker.memory_bytes);
+    FailQueued(functions[f], ResultStatus::kFailure,
+               Named(*functions[f], "its request of " + MiB(request.memory_bytes) + " memory and " + std::to_string(request.milli_cpu) +
+                                        " milli-CPU fits no machine; the largest has " + MiB(memory) + " for containers"));
+  }
+  for (const sched::Start& start : plan.starts) StartTask(functions[start.function], view.workers[start.worker].id);
+  if (scale_timer_ && scale_timer_->first != plan.again_at) {
+    strand_.CancelTimer(scale_timer_->second);
+    scale_timer_.reset();
+  }
+  if (plan.again_at != INT64_MAX && !scale_timer_) {
+    int64_t wait = std::max<int64_t>(plan.again_at - view.now, 1'000'000);
+    scale_timer_ = {plan.again_at, strand_.PostAfter(std::chrono::nanoseconds(wait), [this] {
+                      scale_timer_.reset();
+                      Scale();
+                    })};
+  }
+}
+
+}  // namespace lydian::control

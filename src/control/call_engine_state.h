@@ -1,0 +1,152 @@
+// What the call engine holds in memory. Private to call_engine*.cc; only touched on the engine's strand.
+// Ownership: an app its functions, a call its unfinished inputs and its outputs; the engine all apps, calls and tasks.
+#pragma once
+
+#include <deque>
+#include <list>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "control/call_engine.h"
+
+namespace lydian::control {
+
+struct Call;
+struct FunctionState;
+struct TaskState;
+
+struct Input {
+  enum class State {
+    kJournalling,  // not in the journal yet: nobody knows of it
+    kQueued,       // in the function's queue
+    kDelayed,      // waits for its next attempt
+    kLeased,       // a task holds it
+    kFinishing,    // its output is on its way into the journal
+  };
+  Call* call = nullptr;
+  uint32_t idx = 0;
+  uint32_t attempt = 0;
+  State state = State::kJournalling;
+  bool cancelled = false;
+  uint32_t blocking_calls = 0;   // synchronous calls that it made and that are not finished
+  std::string id, method;
+  SharedBytes payload;
+  // kQueued
+  std::list<Input*>::iterator queue_at;
+  int64_t queued_nanos = 0;
+  // kLeased
+  TaskState* task = nullptr;
+  std::list<Input*>::iterator lease_at;
+  uint64_t epoch = 0;
+  int64_t leased_nanos = 0;      // when the task could begin it
+  uint64_t batch = 0;
+  // kDelayed
+  std::optional<Strand::TimerId> timer;
+};
+
+struct Poll {
+  uint64_t id = 0;
+  Call* call = nullptr;
+  OutputsQuery query;
+  uint32_t cursor = 0;           // of last_entry_id
+  std::function<void(Result<OutputsPage>)> reply;
+  std::optional<Strand::TimerId> deadline, coalesce;
+  bool coalesced = false;        // the gathering time is over
+};
+
+struct ChunkWait {
+  uint64_t id = 0;
+  uint64_t last_index = 0;
+  std::function<void(Result<DataChunks>)> reply;
+};
+
+struct Call {
+  uint32_t number = 0;
+  std::string id, parent_input_id, idempotency_key;
+  FunctionState* function = nullptr;
+  int32_t call_type = kCallUnary, invocation_type = kSync;
+  double created_at = 0;
+  bool committed = false, cancelled = false;
+  bool acked = false;            // in the queue to be dropped
+  uint32_t total = 0, unfinished = 0;
+  uint32_t next_seq = 1;
+  std::vector<bool> seen;        // by idx: put already, finished ones too
+  std::unordered_map<uint32_t, std::unique_ptr<Input>> inputs;  // unfinished, by idx
+  std::vector<OutputView> outputs;                              // journalled, by seq
+  uint64_t output_bytes = 0;
+  std::list<std::shared_ptr<Poll>> polls;
+  std::map<uint64_t, SharedBytes> chunks;
+  std::list<ChunkWait> chunk_waits;
+  int64_t chunks_read_nanos = 0;
+  double finished_at = 0;
+  // A builder's call lives in memory alone and tells this.
+  std::function<void(const OutputView&)> builder;
+
+  bool synchronous() const { return invocation_type == kSync || invocation_type == kSyncLegacy; }
+};
+
+struct Builder {
+  std::string input;             // payload
+  std::function<void(BuilderOutcome)> done;
+  std::unique_ptr<Call> call;
+  std::optional<OutputView> output;
+  uint32_t tries = 0;
+};
+
+struct TaskState {
+  enum class State {
+    kMaking,       // its spec is being made
+    kStarting,     // sent to the worker
+    kReady,
+    kStopping,     // no more inputs
+  };
+  std::string id;
+  FunctionState* function = nullptr;
+  std::string worker_id;
+  State state = State::kMaking;
+  TaskRow row;
+  std::list<Input*> leases;      // in the order in which they were sent
+  bool retired = false;          // of an older definition
+  bool missing = false;          // not named by a worker that came back
+  bool killed_for_timeout = false, cancel_killed = false;
+  bool used = false;             // single_use: has had its input
+  std::optional<StopTask::Mode> stop_sent;
+  StopTask stop;
+  int64_t idle_since = 0;
+  int64_t head_nanos = 0;        // since when it works on the first of `leases`
+  uint64_t recalled_head = 0;    // leases behind the first were asked back: until the first ends
+  int64_t sent_nanos = 0;
+  std::optional<Strand::TimerId> deadline, recall, startup, linger;
+  std::vector<std::function<void(Status)>> stop_waiters;
+  std::shared_ptr<Builder> builder;
+
+  bool alive_for_work() const { return state != State::kStopping && !retired && builder == nullptr; }
+};
+
+struct AppState {
+  std::string id;
+  bool active = false, stopped = false;
+  std::string stop_reason;
+  std::vector<FunctionState*> functions;
+  size_t tasks = 0;              // not ended, with logs not stored
+  std::vector<std::function<void()>> stop_waiters;
+};
+
+struct FunctionState {
+  FunctionInfo info;
+  AppState* app = nullptr;
+  std::list<Input*> queue;
+  uint64_t delayed = 0, leased = 0;
+  std::vector<TaskState*> tasks; // alive; builders' too
+  uint32_t start_failures = 0;
+  int64_t not_before = 0;        // back-off
+  std::string last_start_error;
+  double run_ms = 0;             // moving average of an input's time in a container; 0 = unknown
+  uint64_t calls = 0;
+};
+
+}  // namespace lydian::control

@@ -1,0 +1,141 @@
+#include "control/journal.h"
+
+#include <pthread.h>
+
+#include "base/log.h"
+#include "control/journal_schema.h"
+
+namespace lydian::control {
+namespace {
+
+// A full disk is tried again this often while something must be written.
+constexpr auto kRoomRetry = std::chrono::milliseconds(500);
+// What was committed and need not be on the disk at once gets there this long after the journal has come to rest.
+constexpr auto kSyncDelay = std::chrono::milliseconds(200);
+
+}  // namespace
+
+Result<std::unique_ptr<Journal>> Journal::Open(const std::string& path, std::function<void(Task)> post) {
+  ASSIGN_OR_RETURN(auto database, store::Database::Open(path, JournalMigrations()));
+  return std::unique_ptr<Journal>(new Journal(std::move(database), std::move(post)));
+}
+
+Journal::Journal(std::unique_ptr<store::Database> database, std::function<void(Task)> post)
+    : database_(std::move(database)), post_(std::move(post)), thread_([this] { Loop(); }) {}
+
+Journal::~Journal() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_one();
+  thread_.join();
+}
+
+void Journal::Append(Record record) {
+  bool first;
+  {
+    std::lock_guard lock(mutex_);
+    first = gathered_.empty();
+    gathered_.push_back(std::move(record));
+  }
+  if (first) changed_.notify_one();
+}
+
+void Journal::Loop() {
+  pthread_setname_np(pthread_self(), "journal");
+  std::vector<Record> group;
+  std::unique_lock lock(mutex_);
+  while (true) {
+    if (gathered_.empty()) {
+      if (stopping_) break;
+      if (!waiting_.empty()) {
+        changed_.wait_for(lock, kRoomRetry);
+      } else if (unsynced_) {
+        if (changed_.wait_for(lock, kSyncDelay) == std::cv_status::timeout && gathered_.empty()) {
+          unsynced_ = false;
+          lock.unlock();
+          Status status = database_->Sync();
+          if (!status.ok()) LOG_ERROR("the journal could not be put on the disk", {{"error", status}});
+          lock.lock();
+        }
+        continue;
+      } else {
+        changed_.wait(lock);
+        continue;
+      }
+    }
+    group.swap(gathered_);
+    lock.unlock();
+    CommitGroup(group);
+    group.clear();
+    lock.lock();
+  }
+  lock.unlock();
+  if (!waiting_.empty()) CommitGroup(group);
+}
+
+Status Journal::Write(std::vector<Record>& group) {
+  return database_->Transaction([&](store::Session& session) -> Status {
+    for (Record& record : group) RETURN_IF_ERROR(record.apply(session));
+    return {};
+  });
+}
+
+// All in one transaction; if that fails each on its own, so that one record's trouble isn't another's.
+void Journal::CommitGroup(std::vector<Record>& group) {
+  std::vector<Record> records = std::move(waiting_);
+  waiting_.clear();
+  for (Record& record : group) records.push_back(std::move(record));
+  if (records.empty()) return;
+  std::vector<std::pair<std::function<void(Status)>, Status>> done;
+  bool durable = false;
+  Status status = Write(records);
+  if (status.ok()) {
+    for (Record& record : records) {
+      durable |= record.durable;
+      if (record.done) done.emplace_back(std::move(record.done), Status());
+    }
+  } else {
+    if (status.code() != Code::kResourceExhausted) LOG_WARN("a group of records failed; each is tried alone", {{"error", status}});
+    for (Record& record : records) {
+      // A later `must` record never overtakes an earlier one: their order is the order of events.
+      Status one = ResourceExhausted("behind records that wait for room");
+      if (!record.must || waiting_.empty()) {
+        one = database_->Transaction([&](store::Session& session) { return record.apply(session); });
+      }
+      if (!one.ok() && record.must && one.code() == Code::kResourceExhausted) {
+        waiting_.push_back(std::move(record));
+        continue;
+      }
+      if (!one.ok()) LOG_ERROR("the journal could not write a record", {{"error", one}});
+      durable |= record.durable && one.ok();
+      if (record.done) done.emplace_back(std::move(record.done), std::move(one));
+    }
+  }
+  unsynced_ = true;
+  if (durable) {
+    Status synced = database_->Sync();
+    if (synced.ok()) {
+      unsynced_ = false;
+    } else {
+      LOG_ERROR("the journal could not be put on the disk", {{"error", synced}});
+      for (auto& [callback, result] : done) result = synced;
+    }
+  }
+  if (done.empty()) return;
+  post_([done = std::move(done)] {
+    for (const auto& [callback, result] : done) callback(result);
+  });
+}
+
+Result<TaskRow> Journal::TaskById(const std::string& task_id) {
+  Result<TaskRow> found = NotFound("no task " + task_id);
+  RETURN_IF_ERROR(database_->ForEach(kSelectTaskById, {task_id}, [&](store::Row& row) -> Status {
+    found = ReadTask(row);
+    return {};
+  }));
+  return found;
+}
+
+}  // namespace lydian::control

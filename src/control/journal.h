@@ -1,0 +1,127 @@
+// The journal of calls (calls.db): every call, input and output is in it before anybody is told that it exists.
+//
+// Group commit: a thread of its own takes whatever has gathered and commits it as one transaction; what comes meanwhile is the next
+// group. There is no timer: an idle journal commits at once. Callbacks run in order on the engine's strand (through `post`).
+//
+// Thread-safety: Append and the record makers from any thread. Load before the first Append.
+// Errors: on a full disk a record fails with RESOURCE_EXHAUSTED, unless it is `must` (an output, a task's end): those stay in memory,
+// unacknowledged, and are written once there is room. docs/formats/journal.md.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/executor.h"
+#include "base/status.h"
+#include "control/engine.h"
+#include "store/database.h"
+
+namespace lydian::control {
+
+using SharedBytes = std::shared_ptr<const std::string>;
+
+struct CallRow {
+  uint32_t number = 0;             // grows; the upper half of the row ids of its inputs, outputs and chunks
+  std::string call_id, function_id, app_id, parent_input_id, idempotency_key;
+  int32_t call_type = 0, invocation_type = 0;
+  double created_at = 0;
+  bool cancelled = false;
+};
+
+struct InputRow {
+  uint32_t call = 0, idx = 0, attempt = 0;
+  std::string input_id, method;
+  SharedBytes payload;
+};
+
+struct OutputRow {
+  uint32_t call = 0, seq = 0, idx = 0;
+  std::string input_id, task_id;
+  int32_t status = 0, data_format = 0;
+  SharedBytes result;              // a container's; empty when `text` says what went wrong
+  std::string text;
+  double started_at = 0, created_at = 0;
+};
+
+struct ChunkRow {
+  uint32_t call = 0, idx = 0;
+  SharedBytes chunk;               // modal.client.DataChunk
+};
+
+struct TaskRow {
+  std::string task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, environment, state, ip, exit_text;
+  bool restricted = false, ended = false;
+  int pid = 0;
+  double enqueued_at = 0, started_at = 0, finished_at = 0;
+};
+
+// What a restarted engine finds.
+struct JournalContents {
+  std::vector<CallRow> calls;
+  std::vector<InputRow> inputs;    // unfinished ones
+  std::vector<OutputRow> outputs;
+  std::vector<ChunkRow> chunks;
+  std::vector<TaskRow> tasks;      // alive ones
+  std::vector<FunctionInfo> functions;
+  std::vector<std::pair<std::string, std::string>> apps;  // id, state: "active", "stopped"
+};
+
+class Journal {
+ public:
+  struct Record {
+    std::function<Status(store::Session&)> apply;
+    std::function<void(Status)> done;  // on the strand; may be null
+    bool durable = false;              // on the disk before done
+    bool must = false;                 // never fails for lack of room: waits for it
+  };
+
+  // `post` runs a function on the engine's strand.
+  static Result<std::unique_ptr<Journal>> Open(const std::string& path, std::function<void(Task)> post);
+  ~Journal();  // writes what has gathered
+
+  Result<JournalContents> Load();
+  void Append(Record record);
+
+  // Record makers: what to write, without callbacks.
+  static Record PutCall(CallRow call, std::vector<InputRow> inputs);
+  static Record PutInputs(std::vector<InputRow> inputs);
+  static Record Finish(std::vector<OutputRow> outputs);   // outputs in, their inputs out
+  static Record SetAttempt(uint32_t call, uint32_t idx, uint32_t attempt);
+  static Record SetCancelled(uint32_t call);
+  static Record PutChunks(std::vector<ChunkRow> chunks);
+  static Record DropCalls(std::vector<uint32_t> calls);
+  static Record PutTask(TaskRow task);
+  static Record DropTasks(double finished_before);
+  static Record PutFunction(FunctionInfo info);
+  static Record DropFunctions(std::vector<std::string> function_ids);
+  static Record PutApp(std::string app_id, std::string state);
+
+  // Blocking reads for questions about the past; from a pool.
+  Result<TaskRow> TaskById(const std::string& task_id);
+
+ private:
+  Journal(std::unique_ptr<store::Database> database, std::function<void(Task)> post);
+  void Loop();
+  void CommitGroup(std::vector<Record>& group);
+  Status Write(std::vector<Record>& group);
+
+  std::unique_ptr<store::Database> database_;
+  std::function<void(Task)> post_;
+  std::mutex mutex_;  // guards the three below
+  std::condition_variable changed_;
+  std::vector<Record> gathered_;
+  bool stopping_ = false;
+  bool unsynced_ = false;          // journal thread only: something committed is not on the disk yet
+  std::vector<Record> waiting_;    // journal thread only: `must` records without room, in order
+  std::thread thread_;
+};
+
+}  // namespace lydian::control

@@ -1,0 +1,404 @@
+#include "control/log_store.h"
+
+#include <deque>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+
+#include "base/clock.h"
+#include "base/executor.h"
+#include "base/log.h"
+#include "store/database.h"
+
+namespace lydian::control {
+namespace {
+
+constexpr size_t kTailBytes = 128 << 10;       // kept in memory a stream, for readers that follow
+constexpr size_t kPageBytes = 1 << 20;
+constexpr auto kRoomRetry = std::chrono::milliseconds(500);
+constexpr int64_t kKeepNanos = int64_t{30} * 24 * 3600 * 1'000'000'000;
+constexpr auto kSweepEvery = std::chrono::hours(6);
+
+std::vector<store::Migration> Migrations() {
+  return {{1, R"sql(
+CREATE TABLE stream (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, done INTEGER NOT NULL, changed_at INTEGER NOT NULL);
+CREATE TABLE log (
+  id INTEGER PRIMARY KEY, unix_nanos INTEGER NOT NULL, fd INTEGER NOT NULL, task_state INTEGER NOT NULL, task_id TEXT NOT NULL,
+  function_id TEXT NOT NULL, root_function_id TEXT NOT NULL, input_id TEXT NOT NULL, function_call_id TEXT NOT NULL,
+  container_id TEXT NOT NULL, data TEXT NOT NULL);
+CREATE TABLE spool (task_id TEXT PRIMARY KEY, stdout_offset INTEGER NOT NULL, stderr_offset INTEGER NOT NULL, at INTEGER NOT NULL);
+)sql"}};
+}
+
+int64_t RowId(int64_t stream, uint64_t seq) { return (stream << 32) | static_cast<int64_t>(seq & UINT32_MAX); }
+
+size_t SizeOf(const LogRecord& record) { return record.data.size() + 200; }
+
+bool Matches(const LogFilter& filter, const LogRecord& record) {
+  return (filter.task_id.empty() || filter.task_id == record.task_id) &&
+         (filter.function_id.empty() || filter.function_id == record.function_id || filter.function_id == record.root_function_id) &&
+         (filter.function_call_id.empty() || filter.function_call_id == record.function_call_id) &&
+         (filter.file_descriptor == 0 || filter.file_descriptor == record.file_descriptor) && record.unix_nanos >= filter.since_nanos &&
+         record.unix_nanos <= filter.until_nanos;
+}
+
+LogRecord ReadRecord(store::Row& row) {
+  LogRecord record;
+  record.seq = static_cast<uint64_t>(row.Int(0)) & UINT32_MAX;
+  record.unix_nanos = row.Int(1);
+  record.file_descriptor = static_cast<int>(row.Int(2));
+  record.task_state = static_cast<int>(row.Int(3));
+  record.task_id = row.TakeText(4);
+  record.function_id = row.TakeText(5);
+  record.root_function_id = row.TakeText(6);
+  record.input_id = row.TakeText(7);
+  record.function_call_id = row.TakeText(8);
+  record.container_id = row.TakeText(9);
+  record.data = row.TakeText(10);
+  return record;
+}
+
+// A page being filled: what matches, up to its bounds.
+struct Filling {
+  LogStore::Page page;
+  size_t bytes = 0, most;
+  uint64_t last = 0;  // looked at, matching or not
+  bool full() const { return page.records.size() >= most || bytes >= kPageBytes; }
+  void Offer(const LogFilter& filter, LogRecord record) {
+    last = record.seq;
+    if (!Matches(filter, record)) return;
+    bytes += SizeOf(record);
+    page.records.push_back(std::move(record));
+  }
+};
+
+// A strand owns everything: it commits what has gathered as one transaction and then wakes the readers. Old pages are read by a
+// thread of their own.
+class SqliteLogStore : public LogStore {
+ public:
+  explicit SqliteLogStore(std::unique_ptr<store::Database> database)
+      : database_(std::move(database)), readers_("logs-read", 1), strand_("logs") {
+    strand_.Post([this] { Sweep(); });
+  }
+  ~SqliteLogStore() override {
+    readers_.Stop();
+    strand_.Stop();
+    // What was appended and not taken up yet is still written; those who wait for it may be gone already.
+    streams_.clear();
+    for (Change& change : waiting_) change.stored = nullptr;
+    for (Change& change : gathered_) change.stored = nullptr;
+    Flush();
+  }
+
+  void Append(const std::string& stream, std::vector<LogRecord> records, std::function<void()> stored) override {
+    Change change{Change::kAppend, stream, std::move(records), std::move(stored)};
+    Add(std::move(change));
+  }
+  void AppendFromTask(const std::string& stream, std::vector<LogRecord> records, const std::string& task_id, uint64_t stdout_offset,
+                      uint64_t stderr_offset, std::function<void()> stored) override {
+    Change change{Change::kAppend, stream, std::move(records), std::move(stored)};
+    change.task_id = task_id;
+    change.stdout_offset = stdout_offset;
+    change.stderr_offset = stderr_offset;
+    Add(std::move(change));
+  }
+  void MarkDone(const std::string& stream) override { Add({Change::kDone, stream, {}, nullptr}); }
+  void Reopen(const std::string& stream) override { Add({Change::kReopen, stream, {}, nullptr}); }
+
+  void TaskOffsets(const std::string& task_id, std::function<void(uint64_t, uint64_t)> reply) override {
+    strand_.Post([this, task_id, reply = std::move(reply)] {
+      Flush();
+      auto rows = database_->Query("SELECT stdout_offset, stderr_offset FROM spool WHERE task_id = ?", {task_id});
+      if (!rows.ok()) LOG_ERROR("how far a task's logs are stored can't be read", {{"task_id", task_id}, {"error", rows.status()}});
+      if (!rows.ok() || rows->empty()) return reply(0, 0);
+      reply(static_cast<uint64_t>((*rows)[0].Int(0)), static_cast<uint64_t>((*rows)[0].Int(1)));
+    });
+  }
+
+  std::shared_ptr<void> Read(const std::string& stream, uint64_t after_seq, const LogFilter& filter, size_t most, int64_t wait_millis,
+                             std::function<void(Result<Page>)> reply) override {
+    auto question = std::make_shared<Question>();
+    question->stream = stream;
+    question->after = after_seq;
+    question->filter = filter;
+    question->most = most == 0 ? 1 : most;
+    question->reply = std::move(reply);
+    question->deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(wait_millis);
+    std::weak_ptr<Question> weak = question;
+    strand_.Post([this, weak] {
+      if (auto asked = weak.lock()) Serve(asked);
+    });
+    return question;
+  }
+
+ private:
+  struct Change {
+    enum Kind { kAppend, kDone, kReopen } kind;
+    std::string stream;
+    std::vector<LogRecord> records;
+    std::function<void()> stored;
+    std::string task_id;
+    uint64_t stdout_offset = 0, stderr_offset = 0;
+  };
+  // Held by the asker alone; the store has weak pointers.
+  struct Question {
+    std::string stream;
+    uint64_t after = 0;
+    LogFilter filter;
+    size_t most = 0;
+    SteadyTime deadline;
+    bool timer_set = false;
+    std::function<void(Result<Page>)> reply;
+  };
+  struct StreamState {
+    int64_t number = 0;       // 0 = nothing stored
+    uint64_t last = 0;
+    bool done = false;
+    std::deque<LogRecord> tail;
+    size_t tail_bytes = 0;
+    std::vector<std::weak_ptr<Question>> waiting;
+  };
+
+  void Add(Change change) {
+    {
+      std::lock_guard lock(mutex_);
+      gathered_.push_back(std::move(change));
+      if (flush_posted_) return;
+      flush_posted_ = true;
+    }
+    strand_.Post([this] { Flush(); });
+  }
+
+  Result<StreamState*> Find(const std::string& name) {
+    auto it = streams_.find(name);
+    if (it != streams_.end()) return &it->second;
+    StreamState state;
+    ASSIGN_OR_RETURN(auto rows, database_->Query("SELECT number, done FROM stream WHERE name = ?", {name}));
+    if (!rows.empty()) {
+      state.number = rows[0].Int(0);
+      state.done = rows[0].Int(1) != 0;
+      ASSIGN_OR_RETURN(auto last, database_->Query("SELECT id FROM log WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1",
+                                                   {RowId(state.number, 0), RowId(state.number, UINT32_MAX)}));
+      if (!last.empty()) state.last = static_cast<uint64_t>(last[0].Int(0)) & UINT32_MAX;
+    }
+    return &streams_.emplace(name, std::move(state)).first->second;
+  }
+
+  // Writes one change; `fresh` becomes false when it was stored before.
+  Status Apply(store::Session& session, Change& change, StreamState& state, bool& fresh) {
+    int64_t now = SystemClock().UnixNanos();
+    fresh = true;
+    if (state.number == 0) {
+      ASSIGN_OR_RETURN(auto rows, session.Query("SELECT COALESCE(MAX(number), 0) + 1 FROM stream"));
+      state.number = rows[0].Int(0);
+      RETURN_IF_ERROR(session.Execute("INSERT INTO stream (number, name, done, changed_at) VALUES (?, ?, 0, ?)",
+                                      {state.number, change.stream, now}));
+    }
+    if (change.kind != Change::kAppend) {
+      return session.Execute("UPDATE stream SET done = ?, changed_at = ? WHERE number = ?",
+                             {change.kind == Change::kDone ? 1 : 0, now, state.number});
+    }
+    if (!change.task_id.empty()) {
+      ASSIGN_OR_RETURN(int64_t moved,
+                       session.Change("INSERT INTO spool (task_id, stdout_offset, stderr_offset, at) VALUES (?, ?, ?, ?) ON CONFLICT "
+                                      "(task_id) DO UPDATE SET stdout_offset = excluded.stdout_offset, stderr_offset = "
+                                      "excluded.stderr_offset, at = excluded.at WHERE excluded.stdout_offset > spool.stdout_offset OR "
+                                      "excluded.stderr_offset > spool.stderr_offset",
+                                      {change.task_id, change.stdout_offset, change.stderr_offset, now}));
+      if (moved == 0) {
+        fresh = false;
+        return {};
+      }
+    }
+    for (size_t i = 0; i < change.records.size(); ++i) {
+      LogRecord& record = change.records[i];
+      record.seq = state.last + i + 1;
+      if (record.unix_nanos == 0) record.unix_nanos = now;
+      RETURN_IF_ERROR(session.Execute(
+          "INSERT INTO log (id, unix_nanos, fd, task_state, task_id, function_id, root_function_id, input_id, function_call_id, "
+          "container_id, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+          {RowId(state.number, record.seq), record.unix_nanos, record.file_descriptor, record.task_state, record.task_id,
+           record.function_id, record.root_function_id, record.input_id, record.function_call_id, record.container_id, record.data}));
+    }
+    return {};
+  }
+
+  void Flush() {
+    std::vector<Change> group;
+    {
+      std::lock_guard lock(mutex_);
+      flush_posted_ = false;
+      group.swap(gathered_);
+    }
+    for (Change& change : group) waiting_.push_back(std::move(change));
+    if (waiting_.empty()) return;
+    // The state that a failed transaction must not leave behind is set after the commit.
+    std::map<std::string, StreamState> before;
+    std::vector<bool> fresh(waiting_.size(), true);
+    Status status = database_->Transaction([&](store::Session& session) -> Status {
+      for (size_t i = 0; i < waiting_.size(); ++i) {
+        ASSIGN_OR_RETURN(StreamState * state, Find(waiting_[i].stream));
+        if (!before.contains(waiting_[i].stream)) before[waiting_[i].stream] = Scalars(*state);
+        bool is_fresh = true;
+        RETURN_IF_ERROR(Apply(session, waiting_[i], *state, is_fresh));
+        fresh[i] = is_fresh;
+        if (is_fresh) state->last += waiting_[i].records.size();
+        if (waiting_[i].kind != Change::kAppend) state->done = waiting_[i].kind == Change::kDone;
+      }
+      return {};
+    });
+    if (!status.ok()) {
+      for (auto& [name, old] : before) {
+        StreamState& state = streams_[name];
+        state.number = old.number, state.last = old.last, state.done = old.done;
+      }
+      LOG_ERROR("logs could not be stored; they are kept and tried again", {{"error", status}, {"changes", waiting_.size()}});
+      strand_.PostAfter(kRoomRetry, [this] { Flush(); });
+      return;
+    }
+    std::vector<Change> written;
+    written.swap(waiting_);
+    for (size_t i = 0; i < written.size(); ++i) {
+      StreamState& state = streams_[written[i].stream];
+      if (fresh[i]) Remember(state, std::move(written[i].records));
+      if (written[i].stored) written[i].stored();
+    }
+    for (auto& [name, unused] : before) Wake(name);
+  }
+
+  static StreamState Scalars(const StreamState& state) {
+    StreamState copy;
+    copy.number = state.number, copy.last = state.last, copy.done = state.done;
+    return copy;
+  }
+
+  void Remember(StreamState& state, std::vector<LogRecord> records) {
+    for (LogRecord& record : records) {
+      state.tail_bytes += SizeOf(record);
+      state.tail.push_back(std::move(record));
+    }
+    while (state.tail_bytes > kTailBytes && state.tail.size() > 1) {
+      state.tail_bytes -= SizeOf(state.tail.front());
+      state.tail.pop_front();
+    }
+  }
+
+  void Wake(const std::string& name) {
+    StreamState& state = streams_[name];
+    std::vector<std::weak_ptr<Question>> waiting;
+    waiting.swap(state.waiting);
+    for (auto& weak : waiting) {
+      if (auto question = weak.lock()) Serve(question);
+    }
+    if (state.done && state.waiting.empty()) {  // whoever still comes reads it from the disk
+      state.tail.clear();
+      state.tail_bytes = 0;
+    }
+  }
+
+  void Serve(const std::shared_ptr<Question>& question) {
+    auto found = Find(question->stream);
+    if (!found.ok()) return Answer(*question, found.status());
+    StreamState& state = **found;
+    if (question->after < state.last) {
+      if (!state.tail.empty() && state.tail.front().seq <= question->after + 1) {
+        Filling filling{{}, 0, question->most};
+        for (const LogRecord& record : state.tail) {
+          if (record.seq > question->after && !filling.full()) filling.Offer(question->filter, record);
+        }
+        return Deliver(question, std::move(filling));
+      }
+      return ReadOld(question, state.number, state.last);
+    }
+    if (state.done) return Answer(*question, Page{{}, true});
+    Wait(question, state);
+  }
+
+  void Deliver(const std::shared_ptr<Question>& question, Filling filling) {
+    auto found = Find(question->stream);
+    if (!found.ok()) return Answer(*question, found.status());
+    StreamState& state = **found;
+    question->after = std::max(question->after, filling.last);
+    filling.page.done = state.done && question->after >= state.last;
+    if (!filling.page.records.empty() || filling.page.done) return Answer(*question, std::move(filling.page));
+    Serve(question);  // nothing matched so far: on
+  }
+
+  void ReadOld(const std::shared_ptr<Question>& question, int64_t number, uint64_t last) {
+    std::weak_ptr<Question> weak = question;
+    readers_.Post([this, weak, number, last, after = question->after, filter = question->filter, most = question->most] {
+      auto filling = std::make_shared<Filling>(Filling{{}, 0, most});
+      Status end = Cancelled("");  // how the walk is ended at a full page
+      Status status = database_->ForEach(
+          "SELECT id, unix_nanos, fd, task_state, task_id, function_id, root_function_id, input_id, function_call_id, container_id, "
+          "data FROM log WHERE id > ? AND id <= ? ORDER BY id",
+          {RowId(number, after), RowId(number, last)}, [&](store::Row& row) -> Status {
+            if (filling->full()) return end;
+            filling->Offer(filter, ReadRecord(row));
+            return {};
+          });
+      // When it came to the end, records that have gone since don't make it ask for them again.
+      if (status.ok()) filling->last = last;
+      if (status.code() == Code::kCancelled) status = {};
+      strand_.Post([this, weak, status, filling] {
+        auto question = weak.lock();
+        if (question == nullptr) return;
+        if (!status.ok()) return Answer(*question, status);
+        Deliver(question, std::move(*filling));
+      });
+    });
+  }
+
+  void Wait(const std::shared_ptr<Question>& question, StreamState& state) {
+    if (question->deadline <= std::chrono::steady_clock::now()) return Answer(*question, Page{});
+    std::erase_if(state.waiting, [](const auto& weak) { return weak.expired(); });
+    state.waiting.push_back(question);
+    if (question->timer_set) return;
+    question->timer_set = true;
+    std::weak_ptr<Question> weak = question;
+    strand_.PostAt(question->deadline, [this, weak] {
+      if (auto late = weak.lock()) Answer(*late, Page{});
+    });
+  }
+
+  void Answer(Question& question, Result<Page> page) {
+    if (!question.reply) return;  // answered before
+    auto reply = std::move(question.reply);
+    question.reply = nullptr;
+    reply(std::move(page));
+  }
+
+  void Sweep() {
+    int64_t before = SystemClock().UnixNanos() - kKeepNanos;
+    Status status = database_->Transaction([&](store::Session& session) -> Status {
+      ASSIGN_OR_RETURN(auto rows, session.Query("SELECT number, name FROM stream WHERE done = 1 AND changed_at < ?", {before}));
+      for (const store::Row& row : rows) {
+        RETURN_IF_ERROR(session.Execute("DELETE FROM log WHERE id BETWEEN ? AND ?", {RowId(row.Int(0), 0), RowId(row.Int(0), UINT32_MAX)}));
+        RETURN_IF_ERROR(session.Execute("DELETE FROM stream WHERE number = ?", {row.Int(0)}));
+        streams_.erase(row.Text(1));
+      }
+      return session.Execute("DELETE FROM spool WHERE at < ?", {before});
+    });
+    if (!status.ok()) LOG_WARN("old logs could not be removed", {{"error", status}});
+    strand_.PostAfter(kSweepEvery, [this] { Sweep(); });
+  }
+
+  std::unique_ptr<store::Database> database_;
+  std::mutex mutex_;  // guards the two below
+  std::vector<Change> gathered_;
+  bool flush_posted_ = false;
+  // On the strand.
+  std::vector<Change> waiting_;
+  std::unordered_map<std::string, StreamState> streams_;
+  Pool readers_;
+  Strand strand_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<LogStore>> OpenLogStore(const std::string& path) {
+  ASSIGN_OR_RETURN(auto database, store::Database::Open(path, Migrations()));
+  return std::unique_ptr<LogStore>(std::make_unique<SqliteLogStore>(std::move(database)));
+}
+
+}  // namespace lydian::control

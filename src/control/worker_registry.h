@@ -1,0 +1,112 @@
+// The workers' connections: who is there, what they have, and the builds and assets that were asked of them. What concerns calls and
+// tasks goes on to the engine (WorkerEvents).
+//
+// A worker whose stream broke has a grace period to come back; its tasks go on meanwhile. A new stream of the same worker replaces
+// the old one.
+//
+// Thread-safety: Open, Deliver, Closed and the Workers interface from any thread; the rest on the engine's strand.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/executor.h"
+#include "control/engine.h"
+#include "sched/placement.h"
+
+namespace lydian::control {
+
+// On the strand.
+class WorkerEvents {
+ public:
+  virtual ~WorkerEvents() = default;
+  // `welcome` is filled in with what to forget. Afterwards OnWorkerReady, when messages can be sent.
+  virtual void OnWorkerHello(const std::string& worker_id, const WorkerHello& hello, Welcome* welcome) = 0;
+  virtual void OnWorkerReady(const std::string& worker_id) = 0;
+  virtual void OnWorkerMessage(const std::string& worker_id, FromWorker message) = 0;
+  virtual void OnWorkerCapacity(const std::string& worker_id) = 0;
+  // Not back within the grace period.
+  virtual void OnWorkerLost(const std::string& worker_id) = 0;
+};
+
+class WorkerRegistry : public Workers {
+ public:
+  using SendFn = std::function<void(const ToWorker&)>;
+  using CloseFn = std::function<void(Status)>;
+
+  struct Worker {
+    std::string id;
+    uint64_t epoch = 0;
+    std::string version;
+    WorkerCapacity capacity;
+    bool connected = false;
+  };
+
+  WorkerRegistry(Strand& strand, Millis grace);
+  void SetEvents(WorkerEvents* events) { events_ = events; }  // before the first Open
+
+  // The link. A session is one stream; `send` and `close` are called on the strand and must not block.
+  uint64_t Open(SendFn send, CloseFn close);
+  void Deliver(uint64_t session, FromWorker message);
+  void Closed(uint64_t session);
+
+  // On the strand.
+  bool Send(const std::string& worker_id, const ToWorker& message);  // false when it is not connected
+  const Worker* Find(const std::string& worker_id) const;
+  std::vector<const Worker*> all() const;
+
+  // Workers.
+  void StartBuild(const BuildSpec& spec, std::function<void(const BuildUpdate&)> on_update) override;
+  void CancelBuild(const std::string& build_id) override;
+  void Ensure(EnsureAsset::Kind kind, const std::string& name, std::function<void(Status)> done) override;
+
+ private:
+  struct Session {
+    SendFn send;
+    CloseFn close;
+    std::string worker_id;  // after hello
+  };
+  struct Entry {
+    Worker worker;
+    uint64_t session = 0;
+    uint64_t lost_timer = 0;  // its generation; 0 = none runs
+  };
+  struct Build {
+    BuildSpec spec;
+    std::string worker_id;  // empty: waits for a worker
+    std::function<void(const BuildUpdate&)> on_update;
+  };
+  struct Asset {
+    EnsureAsset request;
+    std::string worker_id;
+    std::vector<std::function<void(Status)>> done;
+  };
+
+  void Hello(uint64_t session, const WorkerHello& hello);
+  void StreamEnded(uint64_t session);
+  void Lose(const std::string& worker_id);
+  void EndBuild(const std::string& build_id, const std::string& why);
+  void PlaceBuild(Build& build);
+  void PlaceAsset(Asset& asset);
+  void TakeBack(const std::string& worker_id, const WorkerHello& hello);
+  std::string AnyWorker() const;
+
+  Strand& strand_;
+  const Millis grace_;
+  WorkerEvents* events_ = nullptr;
+  std::atomic<uint64_t> next_session_{1};
+  // On the strand.
+  std::unordered_map<uint64_t, Session> sessions_;
+  std::map<std::string, Entry> workers_;
+  std::map<std::string, Build> builds_;
+  std::map<std::string, Asset> assets_;  // by request id: kind and name, so that two who ask for one share it
+  uint64_t next_timer_ = 1;
+};
+
+}  // namespace lydian::control
