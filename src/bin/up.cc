@@ -177,6 +177,7 @@ Status Supervise(const UpOptions& options, Announcer& announcer) {
   RETURN_IF_ERROR(supervisor.Prepare());
   cli::Holder self;
   self.listen = supervisor.address();
+  self.url = supervisor.url();
   RETURN_IF_ERROR(lock->Update(self));
   if (auto wanted = options.listen; supervisor.address() != wanted && supervisor.adopted()) {
     announcer.Say("Lydian's processes still run from before and listen on " + supervisor.address() + ".");

@@ -32,6 +32,7 @@ std::optional<Holder> Parse(const std::string& text) {
   holder.start_time = static_cast<uint64_t>(number("start_time"));
   holder.since = number("since");
   holder.listen = string("listen");
+  holder.url = string("url");
   holder.fds = string("fds");
   return holder;
 }
@@ -66,6 +67,7 @@ Status LockFile::Update(const Holder& what) {
   // The pid is the first number in the file: scripts read it.
   nlohmann::ordered_json json{{"pid", ::getpid()}, {"start_time", ProcessStartTime(::getpid())}, {"since", SystemClock().UnixSeconds()}};
   if (!what.listen.empty()) json["listen"] = what.listen;
+  if (!what.url.empty()) json["url"] = what.url;
   if (!what.fds.empty()) json["fds"] = what.fds;
   std::string text = json.dump() + "\n";
   if (::pwrite(fd_.get(), text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()) ||

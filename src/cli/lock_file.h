@@ -20,6 +20,7 @@ struct Holder {
   uint64_t start_time = 0;  // of /proc/<pid>/stat: with the pid it names one process
   double since = 0;         // unix time
   std::string listen;       // up only: "127.0.0.1:7070"
+  std::string url;          // up only: what clients of this machine use
   std::string fds;          // a daemon's listening sockets: "api=5,link=6"
 };
 
