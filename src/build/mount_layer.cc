@@ -18,7 +18,7 @@ Result<std::string> MakeMountLayer(image::LayerStore& layers, const std::string&
     if (path == "/") return InvalidArgument("mount " + mount_id + " holds a file without a name");
     ASSIGN_OR_RETURN(std::string content, fetch(file.sha256()));
     auto folder = view.MakeDir(slash == 0 ? "/" : path.substr(0, slash));
-    if (!folder.ok()) return std::move(folder).With("mount " + mount_id);
+    if (!folder.ok()) return folder.status().With("mount " + mount_id);
     int mode = file.mode() == 0 ? 0644 : static_cast<int>(file.mode() & 07777);
     RETURN_IF_ERROR(PlaceFile(folder->get(), path.substr(slash + 1), content, mode, 0, 0).With("mount " + mount_id + ": " + path));
   }

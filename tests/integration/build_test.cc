@@ -1,0 +1,302 @@
+// The builder as a whole: bases from recipes, Dockerfile steps, the client's runtime. Needs root, mmdebstrap and a Debian mirror;
+// what costs minutes is cached in LYDIAN_TEST_CACHE (default /var/cache/lydian).
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <future>
+#include <iostream>
+
+#include "base/ids.h"
+#include "build/builder.h"
+#include "chroot_spawner.h"
+
+namespace lydian::build {
+namespace {
+
+using ::testing::HasSubstr;
+
+class Files : public ContentSource {
+ public:
+  explicit Files(std::string dir) : dir_(std::move(dir)) {}
+  std::string Add(const std::string& content) {
+    std::string sha = Sha256Hex(content);
+    EXPECT_TRUE(WriteFileAtomic(dir_ + "/" + sha, content).ok());
+    return sha;
+  }
+  Result<std::string> Fetch(const std::string& sha256) override {
+    if (!Exists(dir_ + "/" + sha256)) return NotFound("no object " + sha256);
+    return dir_ + "/" + sha256;
+  }
+
+ private:
+  std::string dir_;
+};
+
+// One state for all tests: a base takes seconds even when its parts are cached.
+struct World {
+  std::string dir;
+  std::unique_ptr<image::LayerStore> layers;
+  std::unique_ptr<Files> files;
+  std::unique_ptr<Builder> builder;
+  std::shared_ptr<testing::ChrootSpawner> spawner;
+
+  void Start() {
+    dir = "/var/tmp/lydian-build-test-" + RandomHex(4);
+    EXPECT_TRUE(MakeDirs(dir + "/files").ok());
+    auto store = image::LayerStore::Open(dir + "/layers");
+    ASSERT_TRUE(store.ok()) << store.status();
+    layers = std::move(*store);
+    files = std::make_unique<Files>(dir + "/files");
+    spawner = std::make_shared<testing::ChrootSpawner>(
+        [this](const ExitEvent& event) { builder->OnExit(event.container_id(), event.status(), event.oom_killed()); });
+    const char* cache = std::getenv("LYDIAN_TEST_CACHE");
+    auto made = Builder::Create({.state_dir = dir, .cache_dir = cache ? cache : "/var/cache/lydian", .client_version = "1.6.4"},
+                                layers.get(), files.get(), [this] { return spawner; });
+    ASSERT_TRUE(made.ok()) << made.status();
+    builder = std::move(*made);
+  }
+
+  ~World() {
+    builder = nullptr;
+    spawner = nullptr;
+    layers = nullptr;
+    (void)RemoveTree(dir);
+  }
+};
+
+class BuildTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    if (::geteuid() != 0) return;
+    world_ = new World;
+    world_->Start();
+  }
+  static void TearDownTestSuite() {
+    delete world_;
+    world_ = nullptr;
+  }
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+    ASSERT_TRUE(world_ != nullptr && world_->builder != nullptr);
+  }
+
+  static ImageSpec Base(const std::string& name) {
+    std::promise<Result<ImageSpec>> done;
+    world_->builder->MakeBase(name, [](const std::string& text) { std::cerr << text; },
+                              [&](Result<ImageSpec> spec) { done.set_value(std::move(spec)); });
+    auto spec = done.get_future().get();
+    EXPECT_TRUE(spec.ok()) << spec.status();
+    return spec.ok() ? *spec : ImageSpec{};
+  }
+
+  struct Built {
+    BuildResult result;
+    std::string log;
+  };
+  static Built Build(BuildSpec spec) {
+    auto log = std::make_shared<std::string>();
+    auto done = std::make_shared<std::promise<BuildResult>>();
+    if (spec.build_id().empty()) spec.set_build_id(NewId("bu"));
+    if (spec.image_id().empty()) spec.set_image_id(NewId("im"));
+    if (spec.builder_version().empty()) spec.set_builder_version("2025.06");
+    world_->builder->Start(spec, [=](BuildUpdate update) {
+      if (update.has_log()) *log += update.log().data();
+      if (update.has_result()) done->set_value(update.result());
+    });
+    BuildResult result = done->get_future().get();
+    return {result, *log};
+  }
+  static BuildSpec Spec(const std::vector<std::string>& lines) {
+    BuildSpec spec;
+    for (const auto& line : lines) spec.add_dockerfile_commands(line);
+    return spec;
+  }
+  static void AddContext(BuildSpec& spec, const std::string& path, const std::string& content, uint32_t mode = 0644) {
+    ContextFile* file = spec.add_context();
+    file->set_path(path);
+    file->set_sha256(world_->files->Add(content));
+    file->set_mode(mode);
+    file->set_size(content.size());
+  }
+  static std::string Path(const std::string& layer) {
+    auto info = world_->layers->Find(layer);
+    EXPECT_TRUE(info.ok()) << info.status();
+    return info.ok() ? info->path : "/nonexistent";
+  }
+
+  static World* world_;
+};
+World* BuildTest::world_ = nullptr;
+
+TEST_F(BuildTest, BaseHasPythonWhereUsersExpectIt) {
+  ImageSpec base = Base("python:3.11.12-slim-bookworm");
+  EXPECT_THAT(base.python_version(), HasSubstr("3.11."));
+  std::string top = Path(base.layer_ids(base.layer_ids_size() - 1));
+  EXPECT_TRUE(Exists(top + "/usr/local/bin/python"));
+  EXPECT_TRUE(Exists(top + "/usr/local/bin/pip"));
+  EXPECT_TRUE(Exists(top + "/usr/local/lib/python3.11/site-packages/pip"));
+  EXPECT_FALSE(Exists(top + "/usr/local/lib/python3.11/test"));
+  EXPECT_TRUE(Exists(top + "/usr/local/lib/python3.11/__pycache__/ast.cpython-311.pyc"));
+  auto built = Build(Spec({"FROM python:3.11.12-slim-bookworm", "RUN python -c 'import sys, sysconfig, ssl, sqlite3; "
+                           "print(sys.prefix, sysconfig.get_path(\"purelib\"), sys.version.split()[0])' && pip --version"}));
+  EXPECT_TRUE(built.result.ok()) << built.result.error();
+  EXPECT_THAT(built.log, HasSubstr("/usr/local /usr/local/lib/python3.11/site-packages " + base.python_version()));
+  EXPECT_THAT(built.log, HasSubstr("served by the base recipe python:3.11-slim-bookworm, Python " + base.python_version()));
+  EXPECT_EQ(built.result.libc_version(), "2.36");
+}
+
+TEST_F(BuildTest, StepsMakeLayersOnceAndLeaveNothingBorrowed) {
+  auto spec = Spec({"FROM python:3.11-slim-bookworm", "ARG WHO=me", "ENV GREETING='hello \"you\"'", "WORKDIR /srv/app",
+                    "COPY . /", "RUN echo \"$GREETING $WHO $(pwd)\" > out.txt && env > /env.txt && test -f $SSL_CERT_FILE",
+                    "RUN true"});
+  AddContext(spec, "/etc/app.conf", "setting\n", 0600);
+  AddContext(spec, "/bin/tool", "#!/bin/sh\necho tool\n", 0755);
+  auto built = Build(spec);
+  ASSERT_TRUE(built.result.ok()) << built.result.error();
+  const auto& image = built.result.image();
+  ASSERT_EQ(image.layer_ids_size(), 2 + 3);  // base, then WORKDIR, COPY, RUN; `true` changes nothing
+  std::string copied = Path(image.layer_ids(3)), ran = Path(image.layer_ids(4));
+  // /bin is a link in the base: the file goes where it leads, and the link stays.
+  EXPECT_TRUE(Exists(copied + "/usr/bin/tool"));
+  EXPECT_FALSE(Exists(copied + "/bin"));
+  struct stat st;
+  ASSERT_EQ(::stat((copied + "/etc/app.conf").c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 07777, 0600u);
+  EXPECT_EQ(*ReadFile(ran + "/srv/app/out.txt"), "hello \"you\" me /srv/app\n");
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(ran)) names.push_back(entry.path().string().substr(ran.size()));
+  EXPECT_THAT(names, ::testing::UnorderedElementsAre("/srv", "/srv/app", "/srv/app/out.txt", "/env.txt"));
+  EXPECT_EQ(image.config().workdir(), "/srv/app");
+  EXPECT_THAT(image.python_version(), HasSubstr("3.11."));
+
+  int before = world_->spawner->created;
+  spec.set_image_id(NewId("im"));
+  auto again = Build(spec);
+  EXPECT_TRUE(again.result.ok());
+  EXPECT_EQ(world_->spawner->created, before);
+  EXPECT_THAT(again.log, HasSubstr("cached"));
+}
+
+TEST_F(BuildTest, AFailingStepShowsCommandOutputAndCode) {
+  auto built = Build(Spec({"FROM python:3.11-slim-bookworm", "RUN echo about to fail; echo why >&2; exit 7"}));
+  EXPECT_FALSE(built.result.ok());
+  EXPECT_THAT(built.result.error(), HasSubstr("RUN echo about to fail"));
+  EXPECT_THAT(built.result.error(), HasSubstr("exit code 7"));
+  EXPECT_THAT(built.result.error(), HasSubstr("why"));
+  EXPECT_THAT(built.log, HasSubstr("=> RUN echo about to fail"));
+}
+
+TEST_F(BuildTest, CancelEndsTheContainerAndLeavesNothing) {
+  auto spec = Spec({"FROM python:3.11-slim-bookworm", "RUN echo started; sleep 1000"});
+  spec.set_build_id("bu-cancelled");
+  spec.set_image_id("im-cancelled");
+  std::promise<void> started;
+  std::promise<BuildResult> done;
+  bool seen = false;
+  world_->builder->Start(spec, [&](BuildUpdate update) {
+    if (update.has_log() && update.log().file_descriptor() == 1 && !seen) seen = true, started.set_value();
+    if (update.has_result()) done.set_value(update.result());
+  });
+  started.get_future().get();
+  world_->builder->Cancel("bu-cancelled");
+  EXPECT_TRUE(done.get_future().get().cancelled());
+  EXPECT_EQ(world_->layers->GetRecord("image/im-cancelled").status().code(), Code::kNotFound);
+}
+
+TEST_F(BuildTest, TwoBuildsOfOneImageAreOne) {
+  auto spec = Spec({"FROM python:3.11-slim-bookworm", "RUN sleep 1; echo once; date +%N > /stamp"});
+  spec.set_image_id("im-shared");
+  int before = world_->spawner->created;
+  auto other = std::async(std::launch::async, [&] { return Build(spec); });
+  auto one = Build(spec), two = other.get();
+  EXPECT_TRUE(one.result.ok() && two.result.ok());
+  EXPECT_EQ(one.result.image().layer_ids(2), two.result.image().layer_ids(2));
+  EXPECT_EQ(world_->spawner->created, before + 1);
+}
+
+TEST_F(BuildTest, PipInstallsFromTheHostsIndex) {
+  auto built = Build(Spec({"FROM python:3.11-slim-bookworm", "RUN python -m pip install six==1.17.0"}));
+  ASSERT_TRUE(built.result.ok()) << built.result.error();
+  std::string top = Path(built.result.image().layer_ids(2));
+  EXPECT_TRUE(Exists(top + "/usr/local/lib/python3.11/site-packages/six.py"));
+  EXPECT_FALSE(Exists(top + "/run"));
+}
+
+TEST_F(BuildTest, StagesAndUv) {
+  auto built = Build(Spec({"FROM debian:bookworm-slim AS make", "RUN mkdir -p /out/d && echo 1 > /out/d/a && ln -s a /out/d/b && chown 5:6 /out/d/a",
+                           "FROM python:3.11-slim-bookworm", "COPY --from=make /out /in", "COPY --from=ghcr.io/astral-sh/uv:latest /uv /.uv/uv",
+                           "RUN /.uv/uv --version && /.uv/uv pip install --python $(command -v python) --compile-bytecode six"}));
+  ASSERT_TRUE(built.result.ok()) << built.result.error() << built.log;
+  std::string copied = Path(built.result.image().layer_ids(2));
+  struct stat st;
+  ASSERT_EQ(::lstat((copied + "/in/d/a").c_str(), &st), 0);
+  EXPECT_EQ(st.st_uid, 5u);
+  ASSERT_EQ(::lstat((copied + "/in/d/b").c_str(), &st), 0);
+  EXPECT_TRUE(S_ISLNK(st.st_mode));
+}
+
+TEST_F(BuildTest, UnknownBaseNamesTheWaysOut) {
+  auto built = Build(Spec({"FROM example.com/some/image:1", "RUN true"}));
+  EXPECT_FALSE(built.result.ok());
+  EXPECT_THAT(built.result.error(), HasSubstr("lydian image import"));
+  EXPECT_THAT(built.result.error(), HasSubstr("python:3.11-slim-bookworm"));
+}
+
+TEST_F(BuildTest, RuntimeLayersRunTheClient) {
+  ImageSpec image = Base("python:3.11-slim-bookworm");
+  image.set_builder_version("2025.06");
+  std::promise<Result<std::vector<std::string>>> done;
+  world_->builder->RuntimeLayers(image, "1.6.4", true, [&](auto layers) { done.set_value(std::move(layers)); });
+  auto layers = done.get_future().get();
+  ASSERT_TRUE(layers.ok()) << layers.status();
+  ASSERT_EQ(layers->size(), 2u);
+  std::string deps = Path((*layers)[0]), client = Path((*layers)[1]);
+  EXPECT_TRUE(Exists(deps + "/pkg/sitecustomize.py"));
+  EXPECT_TRUE(Exists(deps + "/__modal/deps/aiohttp/__pycache__/client.cpython-311.pyc"));
+  EXPECT_TRUE(Exists(client + "/pkg/modal/__pycache__/app.cpython-311.pyc"));
+  EXPECT_TRUE(Exists(client + "/pkg/synchronicity"));
+  EXPECT_FALSE(Exists(client + "/made"));
+  BuildSpec spec = Spec({"FROM base", "ENV PYTHONPATH=/root:/pkg", "RUN python -c 'import modal, aiohttp; print(modal.__version__, aiohttp.__file__)'"});
+  auto& base = (*spec.mutable_bases())["base"];
+  for (const auto& id : image.layer_ids()) base.add_layer_ids(id);
+  for (const auto& id : *layers) base.add_layer_ids(id);
+  *base.mutable_config() = image.config();
+  base.set_python_version(image.python_version());
+  auto built = Build(spec);
+  EXPECT_TRUE(built.result.ok()) << built.result.error();
+  EXPECT_THAT(built.log, HasSubstr("1.6.4 /__modal/deps/aiohttp/"));
+  std::promise<Status> ensured;
+  world_->builder->EnsureClient("1.6.4", [&](Status status) { ensured.set_value(status); });
+  EXPECT_TRUE(ensured.get_future().get().ok());
+}
+
+TEST_F(BuildTest, MountLayerKeepsUsualFolderModes) {
+  std::vector<ContextFile> files(2);
+  files[0].set_path("/root/pkg/mod.py");
+  files[0].set_sha256(world_->files->Add("x = 1\n"));
+  files[1].set_path("/tmp/../tmp/data");
+  files[1].set_sha256(world_->files->Add("y"));
+  files[1].set_mode(0755);
+  std::promise<Result<std::string>> done;
+  world_->builder->MountLayer("mo-1", files, [&](auto layer) { done.set_value(std::move(layer)); });
+  auto layer = done.get_future().get();
+  ASSERT_TRUE(layer.ok()) << layer.status();
+  struct stat st;
+  ASSERT_EQ(::stat((Path(*layer) + "/root").c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 07777, 0700u);
+  ASSERT_EQ(::stat((Path(*layer) + "/tmp").c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 07777, 01777u);
+  EXPECT_EQ(*ReadFile(Path(*layer) + "/root/pkg/mod.py"), "x = 1\n");
+}
+
+}  // namespace
+}  // namespace lydian::build
+
+int main(int argc, char** argv) {
+  ::testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
