@@ -1,0 +1,631 @@
+// The conversation of `modal run`, and what must be refused, over fakes.
+#include <modal_proto/api.pb.h>
+
+#include "api/auth.h"
+#include "api/testing.h"
+
+namespace lydian::api {
+namespace {
+
+namespace pb = modal::client;
+using google::protobuf::Empty;
+
+class RunTest : public ApiTest {
+ protected:
+  std::string NewApp(pb::AppState state = pb::APP_STATE_EPHEMERAL, const std::string& environment = "") {
+    pb::AppCreateRequest request;
+    request.set_description("hello.py");
+    request.set_app_state(state);
+    request.set_environment_name(environment);
+    auto response = Ask<pb::AppCreateResponse>("AppCreate", request);
+    EXPECT_TRUE(response.ok()) << response.status();
+    return response.ok() ? response->app_id() : "";
+  }
+
+  pb::ImageGetOrCreateRequest ImageRequest(const std::string& app_id, const std::string& line = "FROM python:3.11.12-slim-bookworm") {
+    pb::ImageGetOrCreateRequest request;
+    request.set_app_id(app_id);
+    request.set_builder_version("2025.06");
+    request.mutable_image()->add_dockerfile_commands(line);
+    return request;
+  }
+
+  static BuildUpdate Ready(const std::string& layer) {
+    BuildUpdate update;
+    update.mutable_result()->set_ok(true);
+    auto& image = *update.mutable_result()->mutable_image();
+    image.add_layer_ids(layer);
+    image.set_python_version("3.11.2");
+    image.mutable_config()->set_workdir("/root");
+    return update;
+  }
+
+  std::string BuiltImage(const std::string& app_id) {
+    auto request = ImageRequest(app_id);
+    auto response = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+    EXPECT_TRUE(response.ok()) << response.status();
+    if (response->result().status() == pb::GenericResult::GENERIC_STATUS_SUCCESS) return response->image_id();
+    workers_.Build(workers_.count() - 1).second(Ready("ly-1"));
+    OnStrand([] { return 0; });
+    response = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+    EXPECT_EQ(response->result().status(), pb::GenericResult::GENERIC_STATUS_SUCCESS);
+    return response->image_id();
+  }
+
+  std::string ClientMount() {
+    pb::MountGetOrCreateRequest request;
+    request.set_deployment_name("modal-client-mount-1.6.4");
+    request.set_namespace_(pb::DEPLOYMENT_NAMESPACE_GLOBAL);
+    auto response = Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request);
+    EXPECT_TRUE(response.ok()) << response.status();
+    return response->mount_id();
+  }
+
+  Result<std::string> SourceMount(const std::string& app_id, const std::string& data) {
+    pb::MountPutFileRequest put;
+    put.set_sha256_hex(Sha256Hex(data));
+    put.set_data(data);
+    auto stored = Ask<pb::MountPutFileResponse>("MountPutFile", put);
+    if (!stored.ok()) return stored.status();
+    EXPECT_TRUE(stored->exists());
+    pb::MountGetOrCreateRequest request;
+    request.set_object_creation_type(pb::OBJECT_CREATION_TYPE_ANONYMOUS_OWNED_BY_APP);
+    request.set_app_id(app_id);
+    auto& file = *request.add_files();
+    file.set_filename("/root/hello.py");
+    file.set_sha256_hex(Sha256Hex(data));
+    auto response = Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request);
+    if (!response.ok()) return response.status();
+    return response->mount_id();
+  }
+
+  pb::Function Definition(const std::string& app_id) {
+    pb::Function function;
+    function.set_module_name("hello");
+    function.set_function_name("f");
+    function.set_image_id(BuiltImage(app_id));
+    function.add_mount_ids(ClientMount());
+    function.set_function_type(pb::Function::FUNCTION_TYPE_FUNCTION);
+    function.set_timeout_secs(120);
+    function.mutable_resources()->set_memory_mb(256);
+    function.mutable_resources()->set_memory_mb_max(512);
+    return function;
+  }
+
+  Result<pb::FunctionCreateResponse> Create(const std::string& app_id, const pb::Function& definition, const std::string& existing = "") {
+    std::string id = existing;
+    if (id.empty()) {
+      pb::FunctionPrecreateRequest pre;
+      pre.set_app_id(app_id);
+      pre.set_function_name(definition.function_name());
+      auto made = Ask<pb::FunctionPrecreateResponse>("FunctionPrecreate", pre);
+      if (!made.ok()) return made.status();
+      EXPECT_EQ(made->handle_metadata().function_name(), definition.function_name());
+      id = made->function_id();
+    }
+    pb::FunctionCreateRequest request;
+    request.set_app_id(app_id);
+    request.set_existing_function_id(id);
+    *request.mutable_function() = definition;
+    return Ask<pb::FunctionCreateResponse>("FunctionCreate", request);
+  }
+
+  Result<pb::AppPublishResponse> Publish(const std::string& app_id, const pb::FunctionCreateResponse& function,
+                                         pb::AppState state = pb::APP_STATE_EPHEMERAL, const std::string& name = "") {
+    pb::AppPublishRequest request;
+    request.set_app_id(app_id);
+    request.set_app_state(state);
+    request.set_name(name);
+    (*request.mutable_function_ids())["f"] = function.function_id();
+    (*request.mutable_definition_ids())[function.function_id()] = function.handle_metadata().definition_id();
+    return Ask<pb::AppPublishResponse>("AppPublish", request);
+  }
+};
+
+TEST_F(RunTest, GoesThroughAWholeRun) {
+  pb::EnvironmentGetOrCreateRequest environment;
+  auto where = Ask<pb::EnvironmentGetOrCreateResponse>("EnvironmentGetOrCreate", environment);
+  ASSERT_TRUE(where.ok()) << where.status();
+  EXPECT_EQ(where->metadata().name(), "main");
+  EXPECT_EQ(where->metadata().settings().image_builder_version(), "2025.06");
+
+  std::string app_id = NewApp();
+  EXPECT_EQ(app_id.size(), 25u);
+  pb::AppGetLogsRequest logs;
+  logs.set_app_id(app_id);
+  logs.set_timeout(55);
+  auto stream = Open("AppGetLogs", logs);
+
+  auto mount = SourceMount(app_id, "print(1)\n");
+  ASSERT_TRUE(mount.ok()) << mount.status();
+  pb::Function definition = Definition(app_id);
+  definition.add_mount_ids(*mount);
+  definition.add_object_dependencies()->set_object_id(*mount);
+  definition.mutable_retry_policy()->set_retries(3);
+  auto function = Create(app_id, definition);
+  ASSERT_TRUE(function.ok()) << function.status();
+  ASSERT_EQ(function->function_data().ranked_functions_size(), 1);
+  EXPECT_EQ(function->handle_metadata().app_id(), app_id);
+  ASSERT_TRUE(Publish(app_id, *function).ok());
+  const auto& info = engine_.functions.at(function->function_id());
+  EXPECT_EQ(info.retry.retries, 3u);
+  EXPECT_EQ(info.timeout_secs, 120u);
+  EXPECT_EQ(info.limits.memory_limit_bytes(), 512u << 20);
+  EXPECT_EQ(engine_.activated, std::vector<std::string>{app_id});
+
+  TaskSpecs specs(objects_.get());
+  auto spec = specs.MakeTaskSpec(function->function_id());
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->client_version(), "1.6.4");
+  ASSERT_EQ(spec->mount_ids_size(), 1);
+  EXPECT_EQ(spec->mount_ids(0), *mount);
+  EXPECT_EQ(spec->image().layer_ids(0), "ly-1");
+  EXPECT_EQ(spec->image().builder_version(), "2025.06");
+  pb::AppLayout layout;
+  ASSERT_TRUE(layout.ParseFromString(spec->app_layout()));
+  EXPECT_EQ(layout.function_ids().at("f"), function->function_id());
+  EXPECT_EQ(layout.objects_size(), 2);
+
+  control::LogRecord record;
+  record.task_id = "ta-1";
+  record.data = "hi\n";
+  logs_.Append(app_id, {record}, nullptr);
+  pb::TaskLogsBatch batch;
+  ASSERT_TRUE(batch.ParseFromString(stream->WaitMessage(0)));
+  EXPECT_EQ(batch.items(0).data(), "hi\n");
+  EXPECT_EQ(batch.entry_id(), "1-0");
+
+  pb::AppClientDisconnectRequest bye;
+  bye.set_app_id(app_id);
+  bye.set_reason(pb::APP_DISCONNECT_REASON_ENTRYPOINT_COMPLETED);
+  ASSERT_TRUE(Ask<Empty>("AppClientDisconnect", bye).ok());
+  auto messages = stream->WaitEnd();
+  ASSERT_EQ(messages.size(), 2u);
+  ASSERT_TRUE(batch.ParseFromString(messages[1]));
+  EXPECT_TRUE(batch.app_done());
+  logs.set_last_entry_id("1-0");  // again after the end: said again
+  messages = Open("AppGetLogs", logs)->WaitEnd();
+  ASSERT_EQ(messages.size(), 1u);
+  ASSERT_TRUE(batch.ParseFromString(messages[0]));
+  EXPECT_TRUE(batch.app_done());
+}
+
+TEST_F(RunTest, AMountNeedsItsContents) {
+  std::string app_id = NewApp();
+  pb::MountGetOrCreateRequest request;
+  request.set_object_creation_type(pb::OBJECT_CREATION_TYPE_ANONYMOUS_OWNED_BY_APP);
+  request.set_app_id(app_id);
+  request.add_files()->set_filename("/root/x.py");
+  request.mutable_files(0)->set_sha256_hex(Sha256Hex("never sent"));
+  EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(), Code::kFailedPrecondition);
+  auto mount = SourceMount(app_id, "a");
+  ASSERT_TRUE(mount.ok());
+  EXPECT_EQ(*mount, *SourceMount(app_id, "a"));
+  for (const char* bad : {"root/x.py", "/root/../x", "/root//x", "/root/", "/"}) {
+    request.mutable_files(0)->set_filename(bad);
+    request.mutable_files(0)->set_sha256_hex(Sha256Hex("a"));
+    EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(), Code::kInvalidArgument) << bad;
+  }
+  pb::MountPutFileRequest put;
+  put.set_sha256_hex(Sha256Hex("one"));
+  put.set_data("another");
+  EXPECT_EQ(Ask<pb::MountPutFileResponse>("MountPutFile", put).status().code(), Code::kInvalidArgument);
+}
+
+TEST_F(RunTest, AsksAWorkerOnceForAClientVersion) {
+  EXPECT_EQ(ClientMount(), ClientMount());
+  EXPECT_EQ(workers_.ensured, std::vector<std::string>{"1.6.4"});
+  pb::MountGetOrCreateRequest request;
+  request.set_namespace_(pb::DEPLOYMENT_NAMESPACE_GLOBAL);
+  request.set_deployment_name("something else");
+  EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(), Code::kNotFound);
+}
+
+TEST_F(RunTest, TwoWhoAskShareABuildAndFailuresAreNotKept) {
+  std::string app_id = NewApp();
+  auto request = ImageRequest(app_id);
+  auto first = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+  auto second = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_EQ(first->image_id(), second->image_id());
+  EXPECT_FALSE(first->has_result());
+  EXPECT_EQ(workers_.count(), 1u);
+  pb::ImageJoinStreamingRequest join;
+  join.set_image_id(first->image_id());
+  join.set_timeout(55);
+  auto stream = Open("ImageJoinStreaming", join);
+  BuildUpdate update;
+  update.mutable_log()->set_data("Step 1\n");
+  auto build = workers_.Build(0);
+  EXPECT_EQ(build.first.image_id(), first->image_id());
+  build.second(update);
+  pb::ImageJoinStreamingResponse part;
+  ASSERT_TRUE(part.ParseFromString(stream->WaitMessage(0)));
+  EXPECT_EQ(part.task_logs(0).data(), "Step 1\n");
+  update.Clear();
+  update.mutable_result()->set_error("RUN false: exit code 1");
+  build.second(update);
+  auto messages = stream->WaitEnd();
+  ASSERT_TRUE(part.ParseFromString(messages.back()));
+  EXPECT_EQ(part.result().status(), pb::GenericResult::GENERIC_STATUS_FAILURE);
+  EXPECT_EQ(part.result().exception(), "RUN false: exit code 1");
+
+  auto third = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+  ASSERT_TRUE(third.ok());
+  EXPECT_EQ(third->image_id(), first->image_id());
+  EXPECT_EQ(workers_.count(), 2u);
+  workers_.Build(1).second(Ready("ly-1"));
+  messages = Open("ImageJoinStreaming", join)->WaitEnd();
+  ASSERT_TRUE(part.ParseFromString(messages.back()));
+  EXPECT_EQ(part.result().status(), pb::GenericResult::GENERIC_STATUS_SUCCESS);
+  EXPECT_EQ(part.metadata().image_builder_version(), "2025.06");
+  EXPECT_EQ(part.metadata().python_version_info(), "Python 3.11.2");
+}
+
+TEST_F(RunTest, ALostBuildStartsAgainAndARestartAsksForItAgain) {
+  std::string app_id = NewApp();
+  auto request = ImageRequest(app_id);
+  auto first = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+  ASSERT_TRUE(first.ok());
+  BuildUpdate lost;
+  lost.mutable_result()->set_retryable(true);
+  lost.mutable_result()->set_error("the worker has gone");
+  workers_.Build(0).second(lost);
+  workers_.Build(1);
+  Boot();
+  auto again = workers_.Build(2);
+  EXPECT_EQ(again.first.image_id(), first->image_id());
+  again.second(Ready("ly-1"));
+  OnStrand([] { return 0; });
+  auto done = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+  EXPECT_EQ(done->result().status(), pb::GenericResult::GENERIC_STATUS_SUCCESS);
+}
+
+TEST_F(RunTest, AnImageDependsOnEveryInput) {
+  std::string app_id = NewApp();
+  auto id = [&](const pb::ImageGetOrCreateRequest& request) {
+    auto response = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+    EXPECT_TRUE(response.ok()) << response.status();
+    return response->image_id();
+  };
+  std::set<std::string> ids;
+  auto request = ImageRequest(app_id);
+  ids.insert(id(request));
+  request.mutable_image()->add_dockerfile_commands("RUN true");
+  ids.insert(id(request));
+  (*request.mutable_image()->mutable_build_args())["A"] = "1";
+  ids.insert(id(request));
+  auto& file = *request.mutable_image()->add_context_files();
+  file.set_filename("/.requirements.txt");
+  file.set_data("numpy\n");
+  ids.insert(id(request));
+  file.set_data("pandas\n");
+  ids.insert(id(request));
+  pb::SecretGetOrCreateRequest secret;
+  secret.set_object_creation_type(pb::OBJECT_CREATION_TYPE_ANONYMOUS_OWNED_BY_APP);
+  secret.set_app_id(app_id);
+  (*secret.mutable_env_dict())["TOKEN"] = "x";
+  request.mutable_image()->add_secret_ids(Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", secret)->secret_id());
+  std::string with_secret = id(request);
+  ids.insert(with_secret);
+  EXPECT_EQ(ids.size(), 6u);
+  EXPECT_EQ(workers_.Build(5).first.env().at("TOKEN"), "x");
+  // The same content in another secret is the same input.
+  request.mutable_image()->set_secret_ids(0, Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", secret)->secret_id());
+  EXPECT_EQ(id(request), with_secret);
+  request.set_builder_version("2026.10");
+  EXPECT_EQ(Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request).status().code(), Code::kUnimplemented);
+}
+
+TEST_F(RunTest, ARunFunctionStepAddsItsLayer) {
+  std::string app_id = NewApp();
+  pb::Function definition = Definition(app_id);
+  definition.set_is_builder_function(true);
+  auto builder = Create(app_id, definition);
+  ASSERT_TRUE(builder.ok()) << builder.status();
+  engine_.builder_outcome.layer_id = "ly-2";
+  pb::ImageGetOrCreateRequest request;
+  request.set_app_id(app_id);
+  request.set_builder_version("2025.06");
+  request.set_build_function_id(builder->function_id());
+  auto& base = *request.mutable_image()->add_base_images();
+  base.set_docker_tag("base");
+  base.set_image_id(definition.image_id());
+  request.mutable_image()->mutable_build_function()->set_definition("def f(): ...");
+  auto response = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+  ASSERT_TRUE(response.ok()) << response.status();
+  OnStrand([] { return 0; });
+  OnStrand([] { return 0; });
+  auto image = OnStrand([&] { return objects_->images().ById(response->image_id()); });
+  ASSERT_TRUE(image.ok());
+  EXPECT_EQ(image->state, control::ImageState::kReady) << image->error;
+  ASSERT_EQ(image->spec.layer_ids_size(), 2);
+  EXPECT_EQ(image->spec.layer_ids(1), "ly-2");
+}
+
+TEST_F(RunTest, RefusesWhatIsNotBuiltByName) {
+  std::string app_id = NewApp();
+  pb::Function base = Definition(app_id);
+  auto refused = [&](auto change, const std::string& word) {
+    pb::Function function = base;
+    change(function);
+    Status status = Create(app_id, function).status();
+    EXPECT_EQ(status.code(), Code::kUnimplemented) << word;
+    EXPECT_NE(status.message().find(word), std::string::npos) << status.message();
+  };
+  refused([](pb::Function& f) { f.mutable_webhook_config()->set_type(pb::WEBHOOK_TYPE_ASGI_APP); }, "web endpoint");
+  refused([](pb::Function& f) { f.mutable_resources()->mutable_gpu_config()->set_count(1); }, "GPU");
+  refused([](pb::Function& f) { f.add_volume_mounts(); }, "Volume");
+  refused([](pb::Function& f) { f.set_block_network(true); }, "block_network");
+  refused([](pb::Function& f) { f.set__experimental_group_size(2); }, "clustered");
+  pb::Function fine = base;
+  fine.mutable_resources()->mutable_gpu_config();
+  fine.set_checkpointing_enabled(true);
+  fine.set_routing_region("eu");
+  EXPECT_TRUE(Create(app_id, fine).ok());
+}
+
+TEST_F(RunTest, ObjectsOfOthersAreNotFound) {
+  std::string app_id = NewApp();
+  auto function = Create(app_id, Definition(app_id));
+  ASSERT_TRUE(function.ok());
+  auto other = objects_->tokens().Create("other", "");
+  ASSERT_TRUE(other.ok());
+  auto info = objects_->tokens().Get(other->token_id);
+  rpc::Caller stranger = user_;
+  stranger.workspace_id = info->workspace_id;
+  stranger.token_id = info->token_id;
+  pb::AppGetLifecycleRequest lifecycle;
+  lifecycle.set_app_id(app_id);
+  EXPECT_EQ((CallAs<pb::AppGetLifecycleResponse>(stranger, "AppGetLifecycle", lifecycle)).status().code(), Code::kNotFound);
+  pb::FunctionGetByIdRequest by_id;
+  by_id.set_function_id(function->function_id());
+  EXPECT_EQ((CallAs<pb::FunctionGetByIdResponse>(stranger, "FunctionGetById", by_id)).status().code(), Code::kNotFound);
+  by_id.set_function_id(app_id);  // another kind
+  EXPECT_EQ(Ask<pb::FunctionGetByIdResponse>("FunctionGetById", by_id).status().code(), Code::kNotFound);
+
+  pb::EnvironmentCreateRequest create;
+  create.set_name("dev");
+  ASSERT_TRUE(Ask<Empty>("EnvironmentCreate", create).ok());
+  std::string dev_app = NewApp(pb::APP_STATE_EPHEMERAL, "dev");
+  lifecycle.set_app_id(dev_app);
+  EXPECT_TRUE(Ask<pb::AppGetLifecycleResponse>("AppGetLifecycle", lifecycle).ok());
+  EXPECT_EQ((CallAs<pb::AppGetLifecycleResponse>(task_, "AppGetLifecycle", lifecycle)).status().code(), Code::kNotFound);
+  lifecycle.set_app_id(app_id);
+  EXPECT_TRUE((CallAs<pb::AppGetLifecycleResponse>(task_, "AppGetLifecycle", lifecycle)).ok());
+  EXPECT_EQ((CallAs<Empty>(task_, "EnvironmentCreate", create)).status().code(), Code::kPermissionDenied);
+  pb::EnvironmentGetOrCreateRequest elsewhere;
+  elsewhere.set_deployment_name("dev");
+  EXPECT_EQ((CallAs<pb::EnvironmentGetOrCreateResponse>(task_, "EnvironmentGetOrCreate", elsewhere)).status().code(), Code::kPermissionDenied);
+}
+
+TEST_F(RunTest, SecretsSayWhatIsWrong) {
+  pb::SecretGetOrCreateRequest request;
+  request.set_deployment_name("db");
+  request.set_object_creation_type(pb::OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS);
+  (*request.mutable_env_dict())["USER"] = "me";
+  auto made = Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", request);
+  ASSERT_TRUE(made.ok()) << made.status();
+  Status twice = Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", request).status();
+  EXPECT_EQ(twice.code(), Code::kAlreadyExists);
+  EXPECT_NE(twice.message().find("--force"), std::string::npos);
+  request.set_object_creation_type(pb::OBJECT_CREATION_TYPE_UNSPECIFIED);
+  request.add_required_keys("PASSWORD");
+  Status missing = Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", request).status();
+  EXPECT_EQ(missing.code(), Code::kNotFound);
+  EXPECT_NE(missing.message().find("PASSWORD"), std::string::npos);
+  request.set_deployment_name("nothing");
+  missing = Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", request).status();
+  EXPECT_NE(missing.message().find("'nothing' in the environment 'main'"), std::string::npos) << missing.message();
+
+  request.set_deployment_name("db");
+  request.clear_required_keys();
+  request.set_object_creation_type(pb::OBJECT_CREATION_TYPE_CREATE_OVERWRITE_IF_EXISTS);
+  (*request.mutable_env_dict())["PASSWORD"] = "hunter2-in-the-clear";
+  auto over = Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", request);
+  ASSERT_TRUE(over.ok());
+  EXPECT_EQ(over->secret_id(), made->secret_id());
+  EXPECT_EQ(over->metadata().keys_size(), 2);
+  for (const char* file : {"/state.db", "/state.db-wal"}) {
+    auto bytes = ReadFile(dir_ + file);
+    if (bytes.ok()) EXPECT_EQ(bytes->find("hunter2-in-the-clear"), std::string::npos) << file;
+  }
+  auto values = OnStrand([&] { return objects_->secrets().Values({made->secret_id()}); });
+  ASSERT_TRUE(values.ok());
+  EXPECT_EQ(values->at("PASSWORD"), "hunter2-in-the-clear");
+  pb::SecretListRequest list;
+  EXPECT_EQ(Ask<pb::SecretListResponse>("SecretList", list)->items_size(), 1);
+  pb::SecretDeleteRequest drop;
+  drop.set_secret_id(made->secret_id());
+  EXPECT_TRUE(Ask<Empty>("SecretDelete", drop).ok());
+  EXPECT_EQ(Ask<Empty>("SecretDelete", drop).status().code(), Code::kNotFound);
+}
+
+TEST_F(RunTest, DeployKeepsIdsAndReplacesWhatChanged) {
+  std::string app_id = NewApp(pb::APP_STATE_INITIALIZING);
+  pb::Function definition = Definition(app_id);
+  auto first = Create(app_id, definition);
+  ASSERT_TRUE(first.ok());
+  ASSERT_TRUE(Publish(app_id, *first, pb::APP_STATE_DEPLOYED, "shop").ok());
+  pb::AppGetByDeploymentNameRequest by_name;
+  by_name.set_name("shop");
+  EXPECT_EQ(Ask<pb::AppGetByDeploymentNameResponse>("AppGetByDeploymentName", by_name)->app_id(), app_id);
+  pb::AppGetLayoutRequest layout;
+  layout.set_app_id(app_id);
+  std::string id = Ask<pb::AppGetLayoutResponse>("AppGetLayout", layout)->app_layout().function_ids().at("f");
+  EXPECT_EQ(id, first->function_id());
+
+  pb::FunctionBindParamsRequest bind;
+  bind.set_function_id(id);
+  bind.mutable_function_options()->set_timeout_secs(7);
+  auto bound = Ask<pb::FunctionBindParamsResponse>("FunctionBindParams", bind);
+  ASSERT_TRUE(bound.ok()) << bound.status();
+  EXPECT_EQ(bound->bound_function_id(), Ask<pb::FunctionBindParamsResponse>("FunctionBindParams", bind)->bound_function_id());
+  EXPECT_EQ(engine_.functions.at(bound->bound_function_id()).timeout_secs, 7u);
+
+  definition.set_module_name("newer");
+  auto second = Create(app_id, definition, id);
+  ASSERT_TRUE(second.ok());
+  TaskSpecs specs(objects_.get());
+  pb::Function running;
+  ASSERT_TRUE(running.ParseFromString(specs.MakeTaskSpec(id)->function_def()));
+  EXPECT_EQ(running.module_name(), "hello") << "a definition counts once it is published";
+  ASSERT_TRUE(Publish(app_id, *second, pb::APP_STATE_DEPLOYED, "shop").ok());
+  ASSERT_TRUE(running.ParseFromString(specs.MakeTaskSpec(bound->bound_function_id())->function_def()));
+  EXPECT_EQ(running.module_name(), "newer");
+  EXPECT_EQ(running.timeout_secs(), 7u);
+  EXPECT_EQ(engine_.replaced.size(), 2u);
+  pb::FunctionGetRequest lookup;
+  lookup.set_app_name("shop");
+  lookup.set_object_tag("f");
+  auto found = Ask<pb::FunctionGetResponse>("FunctionGet", lookup);
+  ASSERT_TRUE(found.ok()) << found.status();
+  EXPECT_EQ(found->function().ranked_functions_size(), 1);
+
+  engine_.functions.clear();
+  Boot();  // everything goes to the new engine
+  EXPECT_EQ(engine_.functions.size(), 2u);
+  pb::AppStopRequest stop;
+  stop.set_app_id(app_id);
+  ASSERT_TRUE(Ask<Empty>("AppStop", stop).ok());
+  auto gone = Ask<pb::AppGetByDeploymentNameResponse>("AppGetByDeploymentName", by_name);
+  EXPECT_EQ(gone->app_id(), "");
+  EXPECT_EQ(gone->previous_app_id(), app_id);
+}
+
+TEST_F(RunTest, ADetachedAppOutlivesItsClientWhileItWorks) {
+  std::string app_id = NewApp(pb::APP_STATE_DETACHED);
+  auto function = Create(app_id, Definition(app_id));
+  ASSERT_TRUE(Publish(app_id, *function, pb::APP_STATE_DETACHED).ok());
+  pb::AppGetLogsRequest logs;
+  logs.set_app_id(app_id);
+  logs.set_timeout(55);
+  auto stream = Open("AppGetLogs", logs);
+  engine_.stats[function->function_id()].running = 1;
+  pb::AppClientDisconnectRequest bye;
+  bye.set_app_id(app_id);
+  bye.set_reason(pb::APP_DISCONNECT_REASON_ENTRYPOINT_COMPLETED);
+  ASSERT_TRUE(Ask<Empty>("AppClientDisconnect", bye).ok());
+  pb::TaskLogsBatch batch;
+  ASSERT_TRUE(batch.ParseFromString(stream->WaitEnd().back()));
+  EXPECT_TRUE(batch.app_done());
+  EXPECT_FALSE(engine_.Stopped(app_id));
+  auto app = OnStrand([&] { return objects_->apps().ById(app_id); });
+  EXPECT_EQ(app->state, control::AppState::kDetachedDisconnected);
+
+  app_id = NewApp(pb::APP_STATE_DETACHED);
+  function = Create(app_id, Definition(app_id));
+  ASSERT_TRUE(Publish(app_id, *function, pb::APP_STATE_DETACHED).ok());
+  bye.set_app_id(app_id);
+  ASSERT_TRUE(Ask<Empty>("AppClientDisconnect", bye).ok());
+  OnStrand([] { return 0; });
+  EXPECT_TRUE(engine_.Stopped(app_id));
+}
+
+class VanishTest : public RunTest {
+ protected:
+  void SetUp() override {
+    heartbeat_timeout_ = Millis(300);
+    RunTest::SetUp();
+  }
+};
+
+TEST_F(VanishTest, AClientThatIsSilentLosesItsApp) {
+  std::string silent = NewApp(), detached = NewApp(pb::APP_STATE_DETACHED);
+  pb::AppGetLogsRequest logs;
+  logs.set_app_id(silent);
+  logs.set_timeout(55);
+  Open("AppGetLogs", logs)->WaitEnd();  // ends with app_done
+  EXPECT_TRUE(engine_.Stopped(silent));
+  EXPECT_FALSE(engine_.Stopped(detached));
+}
+
+TEST_F(VanishTest, ARestartGivesAWholeTimeoutAndGoesOnStopping) {
+  engine_.hold_stops = true;
+  std::string app_id = NewApp(), beating = NewApp();
+  pb::AppStopRequest stop;
+  stop.set_app_id(app_id);
+  ASSERT_TRUE(Ask<Empty>("AppStop", stop).ok());
+  Boot();
+  engine_.hold_stops = false;
+  EXPECT_EQ(OnStrand([&] { return objects_->apps().ById(app_id); })->state, control::AppState::kStopping);
+  EXPECT_EQ(engine_.held.size(), 2u) << "asked again";
+  engine_.held.back()();
+  OnStrand([] { return 0; });
+  EXPECT_EQ(OnStrand([&] { return objects_->apps().ById(app_id); })->state, control::AppState::kStopped);
+  EXPECT_EQ(OnStrand([&] { return objects_->apps().ById(beating); })->state, control::AppState::kEphemeral);
+  engine_.held.clear();
+}
+
+TEST_F(RunTest, ListsAndStopsContainers) {
+  std::string app_id = NewApp();
+  control::TaskView task;
+  task.task_id = "ta-01234567890123456789012345";
+  task.app_id = app_id;
+  task.enqueued_at = 5;
+  engine_.tasks = {task};
+  auto listed = Ask<pb::TaskListResponse>("TaskList", pb::TaskListRequest());
+  ASSERT_TRUE(listed.ok());
+  ASSERT_EQ(listed->tasks_size(), 1);
+  EXPECT_EQ(listed->tasks(0).app_description(), "hello.py");
+  EXPECT_EQ(Ask<pb::AppListResponse>("AppList", pb::AppListRequest())->apps(0).n_running_tasks(), 1);
+  pb::ContainerStopRequest stop;
+  stop.set_task_id("ta-x");
+  EXPECT_EQ(Ask<pb::ContainerStopResponse>("ContainerStop", stop).status().code(), Code::kNotFound);
+  stop.set_task_id(task.task_id);
+  EXPECT_TRUE(Ask<pb::ContainerStopResponse>("ContainerStop", stop).ok());
+  EXPECT_TRUE(engine_.Stopped(task.task_id));
+}
+
+TEST_F(RunTest, BlobUrlsFollowTheCaller) {
+  pb::BlobCreateRequest create;
+  create.set_content_length(10);
+  create.set_content_md5("1B2M2Y8AsgTpgAmY7PhCfg==");
+  auto mine = CallAs<pb::BlobCreateResponse>(user_, "BlobCreate", create, {{"x-modal-host", "localhost"}});
+  ASSERT_TRUE(mine.ok()) << mine.status();
+  ASSERT_EQ(mine->blob_ids_size(), 1);
+  EXPECT_EQ(mine->upload_urls().items(0).rfind("http://localhost:7070/", 0), 0u) << mine->upload_urls().items(0);
+  auto in_container = CallAs<pb::BlobCreateResponse>(task_, "BlobCreate", create);
+  EXPECT_EQ(in_container->upload_urls().items(0).rfind("http://169.254.77.1/", 0), 0u);
+  pb::BlobGetRequest get;
+  get.set_blob_id("bl-nothing");
+  EXPECT_EQ(Ask<pb::BlobGetResponse>("BlobGet", get).status().code(), Code::kNotFound);
+}
+
+TEST_F(RunTest, TokensOpenAndClose) {
+  ApiAuthenticator authenticator(&objects_->tokens());
+  auto token = objects_->tokens().Create("main", "test");
+  ASSERT_TRUE(token.ok());
+  std::map<std::string, std::string> headers = {{"x-modal-token-id", token->token_id}, {"x-modal-token-secret", token->token_secret}};
+  auto get = [&](std::string_view name) { return std::string_view(headers[std::string(name)]); };
+  EXPECT_TRUE(authenticator.Authenticate(get, "AppCreate", {}).ok());
+  headers["x-modal-token-secret"] = "as-wrong";
+  Status wrong = authenticator.Authenticate(get, "AppCreate", {}).status();
+  EXPECT_EQ(wrong.code(), Code::kUnauthenticated);
+  EXPECT_NE(wrong.message().find("lydian login"), std::string::npos);
+  headers["x-modal-token-secret"] = token->token_secret;
+  EXPECT_EQ(authenticator.Authenticate(get, "ContainerHello", {.task_only = true}).status().code(), Code::kPermissionDenied);
+  Boot();
+  ApiAuthenticator after(&objects_->tokens());
+  EXPECT_TRUE(after.Authenticate(get, "AppCreate", {}).ok());
+  ASSERT_TRUE(objects_->tokens().Revoke(token->token_id).ok());
+  EXPECT_EQ(after.Authenticate(get, "AppCreate", {}).status().code(), Code::kUnauthenticated);
+
+  LinkAuthenticator link([](const std::string& id) -> Result<rpc::Caller> {
+    if (id != "ta-1") return NotFound("no container " + id);
+    rpc::Caller caller;
+    caller.environment = "main";
+    caller.restricted = true;
+    return caller;
+  });
+  headers = {{"x-lydian-task", "ta-1"}};
+  EXPECT_EQ(link.Authenticate(get, "BlobGet", {})->kind, rpc::Caller::Kind::kTask);
+  EXPECT_EQ(link.Authenticate(get, "AppCreate", {}).status().code(), Code::kPermissionDenied);
+  headers = {{"x-lydian-task", "ta-2"}};
+  EXPECT_EQ(link.Authenticate(get, "BlobGet", {}).status().code(), Code::kNotFound);
+  headers.clear();
+  EXPECT_EQ(link.Authenticate(get, "Attach", {})->kind, rpc::Caller::Kind::kWorker);
+}
+
+}  // namespace
+}  // namespace lydian::api
