@@ -60,4 +60,8 @@ std::string DownloadUrl(const UrlSigner& signer, const Clock& clock, const std::
   return WithoutSlash(base_url) + signer.SignedPath("GET", blob_id, size, Now(clock) + kDownloadSeconds);
 }
 
+std::string AppPageUrl(const UrlSigner& signer, const std::string& base_url, std::string_view app_id) {
+  return WithoutSlash(base_url) + "/app/" + std::string(app_id) + "?key=" + signer.PageKey(app_id);
+}
+
 }  // namespace lydian::blob

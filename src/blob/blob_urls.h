@@ -26,6 +26,9 @@ UploadPlan PlanUpload(const UrlSigner& signer, const Clock& clock, const std::st
 std::string DownloadUrl(const UrlSigner& signer, const Clock& clock, const std::string& base_url, std::string_view blob_id,
                         uint64_t size);
 
+// "http://127.0.0.1:7070/app/ap-123?key=...": the page of an app, for whoever knows the address.
+std::string AppPageUrl(const UrlSigner& signer, const std::string& base_url, std::string_view app_id);
+
 // Whether the client sends a single PUT to this URL's host: localhost, or an IPv4 address that is loopback or private.
 bool TakesSinglePut(std::string_view url);
 
