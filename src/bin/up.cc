@@ -106,7 +106,7 @@ Result<std::string> FindInit() {
   if (n <= 0) return ErrnoStatus("finding this program's own file");
   std::string path(self, static_cast<size_t>(n));
   std::string folder = path.substr(0, path.rfind('/'));
-  for (const char* place : {"/lydian-init", "/../../guest/lydian-init", "/../libexec/lydian/lydian-init"}) {
+  for (const char* place : {"/lydian-init", "/../../guest/init/lydian-init", "/../libexec/lydian/lydian-init"}) {
     if (::access((folder + place).c_str(), X_OK) == 0) return folder + place;
   }
   return NotFound("lydian-init, which every container starts with, is not beside " + path);

@@ -96,8 +96,9 @@ Result<std::unique_ptr<Runtime>> Runtime::Create(RuntimeOptions options) {
 
 Status RuntimeImpl::Open() {
   containers_dir_ = options_.state_dir + "/containers";
-  overlay_anchor_ = options_.state_dir + "/anchors/overlay";
-  own_anchor_ = options_.state_dir + "/anchors/own";
+  // Each container mounts over these in a mount namespace of its own, as a user who may not walk through a closed state folder.
+  overlay_anchor_ = "/run/lydian-anchors/overlay";
+  own_anchor_ = "/run/lydian-anchors/own";
   for (const auto& dir : {containers_dir_, overlay_anchor_, own_anchor_}) RETURN_IF_ERROR(MakeDirs(dir, 0755));
   report_ = static_cast<ChildReport*>(
       ::mmap(nullptr, sizeof(ChildReport), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));

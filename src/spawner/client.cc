@@ -22,7 +22,9 @@ using Fds = std::vector<UniqueFd>;
 using Answer = std::function<void(Result<SpawnerReply>, Fds)>;
 
 Status FromWire(const SpawnError& error) {
-  std::string text = error.step().empty() ? error.message() : "step " + error.step() + ": " + error.message();
+  // The runtime's own text begins with the step already.
+  bool named = error.step().empty() || error.message().starts_with(error.step() + ":");
+  std::string text = named ? error.message() : error.step() + ": " + error.message();
   Code code = error.code() > 0 && error.code() <= 16 ? static_cast<Code>(error.code()) : Code::kInternal;
   return Status(code, std::move(text), error.error());
 }
