@@ -162,6 +162,11 @@ void ContainerTask::Acked(const LeaseRef& lease) {
   TryLeave();
 }
 
+// What the container has already stays with it.
+void ContainerTask::Recall(const RecallInputs& recall) {
+  if (desk_) desk_->Cancel({recall.input_ids().begin(), recall.input_ids().end()});
+}
+
 void ContainerTask::Cancel(const CancelInputs& cancel) {
   if (!desk_ || state_ != State::kRunning) return;
   for (std::string& id : desk_->Cancel({cancel.input_ids().begin(), cancel.input_ids().end()})) cancelled_.push_back(std::move(id));

@@ -65,6 +65,7 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
 
   void AddLease(const Lease& lease);
   void Cancel(const CancelInputs& cancel);
+  void Recall(const RecallInputs& recall);
   void Acked(const LeaseRef& lease);
 
   void Hello() { hello_ = true; }

@@ -305,6 +305,9 @@ void Node::OnMessage(ToWorker message) {
     case ToWorker::kCancel:
       if (TaskPtr task = Find(message.cancel().task_id())) task->Cancel(message.cancel());
       return;
+    case ToWorker::kRecall:
+      if (TaskPtr task = Find(message.recall().task_id())) task->Recall(message.recall());
+      return;
     case ToWorker::kOutputAcks:
       for (const LeaseRef& ref : message.output_acks().acks()) {
         // An ack names no task; an input is held by one.
