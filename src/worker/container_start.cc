@@ -165,11 +165,6 @@ void ContainerTask::Created(Result<spawner::Container> container, const std::str
   Update(TaskUpdate::STARTED);
   if (stopping_) return KillNow();
   if (!identity.empty()) SendIdentity(identity);
-  if (spec_.startup_timeout_secs() > 0) {
-    startup_timer_ = ground_->strand->PostAfter(std::chrono::seconds(spec_.startup_timeout_secs()), [weak = weak_from_this()] {
-      if (auto self = weak.lock()) self->OnStartupTimeout();
-    });
-  }
 }
 
 void ContainerTask::OpenDesk() {

@@ -23,7 +23,7 @@ constexpr std::chrono::seconds kLongestLeave{60};
 // ---- The life of the process. How it starts is in container_start.cc.
 
 ContainerTask::~ContainerTask() {
-  for (auto& timer : {grace_timer_, startup_timer_, heartbeat_timer_}) {
+  for (auto& timer : {grace_timer_, heartbeat_timer_}) {
     if (timer) ground_->strand->CancelTimer(*timer);
   }
 }
@@ -162,15 +162,14 @@ void ContainerTask::Acked(const LeaseRef& lease) {
   TryLeave();
 }
 
-// What the container has already stays with it.
-void ContainerTask::Recall(const RecallInputs& recall) {
-  if (desk_) desk_->Cancel({recall.input_ids().begin(), recall.input_ids().end()});
-}
-
 void ContainerTask::Cancel(const CancelInputs& cancel) {
   if (!desk_ || state_ != State::kRunning) return;
   for (std::string& id : desk_->Cancel({cancel.input_ids().begin(), cancel.input_ids().end()})) cancelled_.push_back(std::move(id));
   AnswerHeartbeat();
+}
+
+void ContainerTask::Recall(const RecallInputs& recall) {
+  if (desk_) desk_->Cancel({recall.input_ids().begin(), recall.input_ids().end()});
 }
 
 void ContainerTask::Heartbeat(rpc::Ctx ctx, std::function<void(Result<std::vector<std::string>>)> reply) {
@@ -231,21 +230,7 @@ void ContainerTask::Failed(std::string result, std::function<void()> done) {
   done();
 }
 
-void ContainerTask::OnReady() {
-  if (startup_timer_) ground_->strand->CancelTimer(*startup_timer_);
-  startup_timer_.reset();
-  Update(TaskUpdate::READY);
-}
-
-void ContainerTask::OnStartupTimeout() {
-  if (state_ != State::kRunning || desk_->ready() || stopping_) return;
-  const std::string text = spec_.function_name() + " was not ready " + std::to_string(spec_.startup_timeout_secs()) +
-                           " seconds after its container had started (startup_timeout)";
-  LOG_WARN("startup timeout", {{"task_id", spec_.task_id()}});
-  Failed(MakeStartupTimeout(text), [] {});
-  stopping_ = true;
-  KillNow();
-}
+void ContainerTask::OnReady() { Update(TaskUpdate::READY); }
 
 // ---- The end.
 
@@ -267,10 +252,8 @@ void ContainerTask::OnSpawnerLost() {
 void ContainerTask::End(const TaskExit& exit, bool commit) {
   state_ = State::kEnded;
   exit_ = exit;
-  for (auto* timer : {&grace_timer_, &startup_timer_}) {
-    if (*timer) ground_->strand->CancelTimer(**timer);
-    timer->reset();
-  }
+  if (grace_timer_) ground_->strand->CancelTimer(*grace_timer_);
+  grace_timer_.reset();
   // For the worker that comes after this one.
   if (Status status = WriteFileAtomic(Dir() + "/exit.pb", exit_.SerializeAsString(), 0600); !status.ok()) {
     LOG_WARN("the end of a task could not be noted", {{"task_id", spec_.task_id()}, {"error", status}});

@@ -65,7 +65,7 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
 
   void AddLease(const Lease& lease);
   void Cancel(const CancelInputs& cancel);
-  void Recall(const RecallInputs& recall);
+  void Recall(const RecallInputs& recall);         // those that the container doesn't have yet
   void Acked(const LeaseRef& lease);
 
   void Hello() { hello_ = true; }
@@ -110,7 +110,6 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   void KillNow();
   void ArmGrace(uint32_t grace_ms);
   void OnReady();
-  void OnStartupTimeout();
   void AnswerHeartbeat();
   void StopServing();
 
@@ -129,7 +128,7 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   bool hello_ = false;
   // Stopping.
   bool stopping_ = false, stop_signalled_ = false, dropped_ = false;
-  std::optional<Strand::TimerId> grace_timer_, startup_timer_;
+  std::optional<Strand::TimerId> grace_timer_;
   // Heartbeats and cancellations.
   std::function<void(Result<std::vector<std::string>>)> heartbeat_;
   std::optional<Strand::TimerId> heartbeat_timer_;

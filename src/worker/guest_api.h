@@ -39,7 +39,5 @@ RelayKind GuestMethodKind(std::string_view full_method);
 
 // Serialized modal.client.ContainerArguments. INVALID_ARGUMENT when the spec's parts don't parse.
 Result<std::string> MakeContainerArguments(const TaskSpec& spec);
-// Serialized modal.client.GenericResult for a task that never became ready.
-std::string MakeStartupTimeout(const std::string& text);
 
 }  // namespace lydian::worker

@@ -85,13 +85,6 @@ Result<std::string> MakeContainerArguments(const TaskSpec& spec) {
   return arguments.SerializeAsString();
 }
 
-std::string MakeStartupTimeout(const std::string& text) {
-  api::GenericResult result;
-  result.set_status(api::GenericResult::GENERIC_STATUS_TIMEOUT);
-  result.set_exception(text);
-  return result.SerializeAsString();
-}
-
 std::shared_ptr<rpc::Router> MakeGuestRouter(GuestBackend* backend, Relay* relay) {
   auto router = std::make_shared<rpc::Router>();
   AddOwnMethods(*router, backend, relay);

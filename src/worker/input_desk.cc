@@ -297,6 +297,13 @@ void InputDesk::Abandon() {
 std::vector<LeaseRef> InputDesk::Held() const {
   std::vector<LeaseRef> refs;
   for (const auto& [key, held] : held_) refs.push_back(Ref(held));
+  for (const Lease& lease : queued_) {
+    LeaseRef ref;
+    ref.set_input_id(lease.input_id());
+    ref.set_attempt(lease.attempt());
+    ref.set_epoch(lease.epoch());
+    refs.push_back(std::move(ref));
+  }
   return refs;
 }
 

@@ -68,7 +68,7 @@ class InputDesk {
   // One output of a container. `epoch` is filled in. `done` once control has it.
   void Put(Output output, std::function<void()> done);
   void Acked(const LeaseRef& lease);
-  // Those not handed over go back; returns those that the container has.
+  // Those not handed over go back; returns those that the container works on.
   std::vector<std::string> Cancel(const std::vector<std::string>& input_ids);
 
   // From now on every question is answered with the kill switch; queued leases go back.
@@ -81,6 +81,7 @@ class InputDesk {
   bool idle() const { return held_.empty(); }
   bool all_acked() const { return outputs_.empty(); }
   int last_output_status() const { return last_output_status_; }
+  // Handed over or waiting here: a new connection tells control, which queues the rest again.
   std::vector<LeaseRef> Held() const;
   // After a new connection: outputs that control may not have, and what the container waits for.
   void Resend();

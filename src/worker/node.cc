@@ -302,11 +302,11 @@ void Node::OnMessage(ToWorker message) {
         }
       }
       return;
-    case ToWorker::kCancel:
-      if (TaskPtr task = Find(message.cancel().task_id())) task->Cancel(message.cancel());
-      return;
     case ToWorker::kRecall:
       if (TaskPtr task = Find(message.recall().task_id())) task->Recall(message.recall());
+      return;
+    case ToWorker::kCancel:
+      if (TaskPtr task = Find(message.cancel().task_id())) task->Cancel(message.cancel());
       return;
     case ToWorker::kOutputAcks:
       for (const LeaseRef& ref : message.output_acks().acks()) {

@@ -90,13 +90,7 @@ class WorkerImpl : public Worker {
     http_ = std::make_unique<GuestHttp>(options_.control_socket);
     objects_ = std::make_unique<Objects>(options_.state_dir + "/objects", link_.get());
     RETURN_IF_ERROR(objects_->Open());
-    ASSIGN_OR_RETURN(layers_, image::LayerStore::Open(options_.state_dir + "/layers"));
-    build::BuilderOptions building;
-    building.state_dir = options_.state_dir;
-    building.cache_dir = options_.cache_dir;
-    building.client_version = options_.client_version;
-    ASSIGN_OR_RETURN(builder_, build::Builder::Create(std::move(building), layers_.get(), objects_.get(),
-                                                      [this] { return node_->spawner(); }));
+    RETURN_IF_ERROR(OpenLayersAndBuilder());
     relay_ = std::make_unique<Relay>(link_.get(), GuestMethodKind);
     guest_router_ = MakeGuestRouter(node_.get(), relay_.get());
 
@@ -121,6 +115,25 @@ class WorkerImpl : public Worker {
     // What runs is adopted before control is told of this worker.
     node_->Start([this] { link_->Start(); });
     started_ = true;
+    return {};
+  }
+
+  Status OpenLayersAndBuilder() {
+    if (options_.make_layers) {
+      layers_ = options_.make_layers();
+    } else {
+      ASSIGN_OR_RETURN(layers_, image::LayerStore::Open(options_.state_dir + "/layers"));
+    }
+    if (options_.make_builder) {
+      builder_ = options_.make_builder();
+      return {};
+    }
+    build::BuilderOptions building;
+    building.state_dir = options_.state_dir;
+    building.cache_dir = options_.cache_dir;
+    building.client_version = options_.client_version;
+    ASSIGN_OR_RETURN(builder_, build::Builder::Create(std::move(building), layers_.get(), objects_.get(),
+                                                      [this] { return node_->spawner(); }));
     return {};
   }
 

@@ -6,11 +6,19 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "base/fd.h"
 #include "base/status.h"
+
+namespace lydian::build {
+class Builder;
+}
+namespace lydian::image {
+class LayerStore;
+}
 
 namespace lydian::worker {
 
@@ -25,6 +33,9 @@ struct WorkerOptions {
   std::string bridge;                  // interface that the DNS relay serves; "" = the instance's
   uint64_t memory_reserve_bytes = 0;   // 0 = a default from the machine's size
   uint64_t disk_reserve_bytes = uint64_t{2} << 30;
+  // For tests: other layers and another builder than those of this machine. Empty = the real ones.
+  std::function<std::unique_ptr<image::LayerStore>()> make_layers;
+  std::function<std::unique_ptr<build::Builder>()> make_builder;
 };
 
 class Worker {
