@@ -1,8 +1,0 @@
-file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/runtime_*.cc)
-add_executable(runtime_integration_test ${sources})
-target_compile_options(runtime_integration_test PRIVATE -Wall -Wextra -Werror -Wno-missing-field-initializers)
-target_link_libraries(runtime_integration_test PRIVATE lydian_runtime GTest::gtest GTest::gmock)
-add_dependencies(runtime_integration_test lydian-init)
-target_compile_definitions(runtime_integration_test PRIVATE LYDIAN_INIT="$<TARGET_FILE:lydian-init>")
-add_test(NAME runtime_integration_test COMMAND runtime_integration_test)
-set_tests_properties(runtime_integration_test PROPERTIES LABELS integration TIMEOUT 600 SKIP_RETURN_CODE 77 RUN_SERIAL ON)
