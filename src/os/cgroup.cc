@@ -98,6 +98,17 @@ class CgroupV1 : public Cgroup {
  public:
   CgroupV1(std::string memory, std::vector<std::string> paths) : memory_(std::move(memory)), paths_(std::move(paths)) {}
 
+  // Its folders get the last part `name`.
+  Status Rename(const std::string& name) {
+    for (auto& path : paths_) {
+      std::string to = path.substr(0, path.rfind('/') + 1) + name;
+      if (::rename(path.c_str(), to.c_str()) != 0) return ErrnoStatus("renaming control group " + path);
+      if (path == memory_) memory_ = to;
+      path = to;
+    }
+    return OkStatus();
+  }
+
   Status Open() {
     for (const auto& path : paths_) RETURN_IF_ERROR(OpenJoin(path, &join_fds_));
     return OkStatus();
@@ -155,6 +166,11 @@ class TreeV1 : public CgroupTree {
     return std::unique_ptr<Cgroup>(std::move(group));
   }
 
+  bool renames() const override { return true; }
+  Status Assign(Cgroup* group, const std::string& name, const CgroupLimits& limits) override {
+    RETURN_IF_ERROR(static_cast<CgroupV1*>(group)->Rename(name));
+    return Apply(name, limits);
+  }
   std::vector<std::string> List() const override { return Children(memory_); }
   Status Destroy(const std::string& name) override {
     for (const auto& path : Paths()) RETURN_IF_ERROR(KillAndRemove(path + "/" + name));
@@ -248,6 +264,10 @@ class TreeV2 : public CgroupTree {
     return std::unique_ptr<Cgroup>(std::move(group));
   }
 
+  bool renames() const override { return false; }
+  Status Assign(Cgroup*, const std::string&, const CgroupLimits&) override {
+    return Unimplemented("control groups v2 can't be renamed");
+  }
   std::vector<std::string> List() const override { return Children(path_); }
   Status Destroy(const std::string& name) override {
     std::string path = path_ + "/" + name;

@@ -54,6 +54,10 @@ class CgroupTree {
   virtual std::string version() const = 0;
   virtual Status SetMemoryLimit(uint64_t bytes) = 0;
   virtual Result<std::unique_ptr<Cgroup>> Make(const std::string& name, const CgroupLimits& limits) = 0;
+  // Whether a group can be made ahead of its use and be given its name then (v1, where joining one takes milliseconds: the
+  // kernel waits for all processors; v2 makes a process in its group).
+  virtual bool renames() const = 0;
+  virtual Status Assign(Cgroup* group, const std::string& name, const CgroupLimits& limits) = 0;
   // Names of the groups in the parent.
   virtual std::vector<std::string> List() const = 0;
   // Kills what runs in a group and removes it.

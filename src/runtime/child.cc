@@ -64,30 +64,25 @@ int WriteOwn(const char* path, const char* text) {
   return n < 0 ? -1 : 0;
 }
 
-int JoinCgroup(const JoinArgs& join, ChildReport* report) {
-  for (int i = 0; i < join.cgroup_count; ++i) {
-    if (::write(join.cgroup_fds[i], "0", 1) != 1) return Fail(report, "cgroup", "joining the control group");
-  }
-  if (join.oom_score_adj != 0) {
-    char text[16];
-    int value = join.oom_score_adj, at = sizeof text - 1;
-    text[at] = '\0';
-    for (; value > 0; value /= 10) text[--at] = static_cast<char>('0' + value % 10);
-    if (WriteOwn("/proc/self/oom_score_adj", text + at) != 0) return Fail(report, "cgroup", "setting oom_score_adj");
+int JoinCgroup(const HelperShared& shared, ChildReport* report) {
+  for (int fd : shared.cgroup_fds) {
+    if (fd < 0) break;
+    if (::write(fd, "0", 1) != 1) return Fail(report, "cgroup", "joining the control group");
   }
   return 0;
 }
 
-int JoinNamespaces(const JoinArgs& join, ChildReport* report) {
-  if (join.init_pidfd >= 0) {
-    if (::setns(join.init_pidfd, static_cast<int>(join.all_namespaces)) != 0) {
-      return Fail(report, "namespaces", "joining the container's namespaces");
-    }
-  } else {
-    if (::setns(join.user_ns, CLONE_NEWUSER) != 0) return Fail(report, "namespaces", "joining the user namespace");
-    if (::setns(join.net_ns, CLONE_NEWNET) != 0) return Fail(report, "namespaces", "joining the network namespace");
-  }
-  // Raw calls: those of the C library would reach for other threads of the parent.
+int SetOomScore(int value, ChildReport* report) {
+  char text[16];
+  int at = sizeof text - 1;
+  text[at] = '\0';
+  for (; value > 0; value /= 10) text[--at] = static_cast<char>('0' + value % 10);
+  if (text[at] == '\0' || WriteOwn("/proc/self/oom_score_adj", text + at) == 0) return 0;
+  return Fail(report, "cgroup", "setting oom_score_adj");
+}
+
+// Raw calls: those of the C library would reach for other threads of the parent.
+int BecomeContainerRoot(ChildReport* report) {
   if (::syscall(SYS_setgroups, 0, nullptr) != 0 || ::syscall(SYS_setresgid, 0, 0, 0) != 0 ||
       ::syscall(SYS_setresuid, 0, 0, 0) != 0) {
     return Fail(report, "namespaces", "becoming the container's root");
@@ -213,11 +208,11 @@ int SourceOf(const RawMount& mount, int own_files, int target) {
   return -1;
 }
 
-int DoMount(const InitArgs& args, int index) {
+int DoMount(const InitArgs& args, int index, bool* made) {
   const RawMount& mount = args.mounts[index];
   bool is_dir = mount.kind == MountStep::kFileSystem || (mount.kind == MountStep::kBind && mount.is_dir) ||
                 (mount.kind == MountStep::kOwn && ::strcmp(mount.source, "dev") == 0);
-  int target = OpenTarget(args.overlay, mount, is_dir, &args.report->made[index]);
+  int target = OpenTarget(args.overlay, mount, is_dir, made);
   if (target < 0) {
     // A file that isn't there needs no mask; neither does a link that leads nowhere.
     if (mount.optional && (errno == ENOENT || errno == ENOTDIR)) return 0;
@@ -253,8 +248,9 @@ int LockDown(uint64_t keep, const std::vector<sock_filter>& filter) {
 }
 
 int RunInit(void* argument) {
-  const auto& args = *static_cast<InitArgs*>(argument);
-  ChildReport* report = args.report;
+  auto& shared = *static_cast<HelperShared*>(argument);
+  const InitArgs& args = *shared.init;
+  ChildReport* report = &shared.report;
   ::umask(022);
   ::setsid();
   Mark(report, "namespaces");
@@ -265,7 +261,7 @@ int RunInit(void* argument) {
     return Fail(report, "mount", "moving the root file system in");
   }
   for (int i = 0; i < args.mount_count; ++i) {
-    if (DoMount(args, i) != 0) return Fail(report, "mount", args.mounts[i].target);
+    if (DoMount(args, i, &report->made[i]) != 0) return Fail(report, "mount", args.mounts[i].target);
   }
   Mark(report, "mounts");
   if (Pivot(args) != 0) return Fail(report, "pivot", "/");
@@ -275,9 +271,9 @@ int RunInit(void* argument) {
   }
   if (::syscall(SYS_close_range, 3U, ~0U, CLOSE_RANGE_CLOEXEC) != 0) return Fail(report, "init", "closing descriptors");
   // Init can be traced by the container's root, so it may do no more than any process inside.
-  if (os::RawDropBounding(0) != 0 || LockDown(0, *args.filter) != 0) return Fail(report, "init", "dropping rights");
+  if (os::RawDropBounding(0) != 0 || LockDown(0, *shared.filter) != 0) return Fail(report, "init", "dropping rights");
   if (::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0) return Fail(report, "init", "its death signal");
-  struct pollfd parent {args.spawner_pidfd, POLLIN, 0};
+  struct pollfd parent {shared.spawner_pidfd, POLLIN, 0};
   if (::poll(&parent, 1, 0) != 0) return Fail(report, "init", "the spawner is gone", ESRCH);
   ClearSignalMask();
   static char name[] = "lydian-init";
@@ -321,29 +317,30 @@ int SetFds(const ProcessArgs& args) {
   return static_cast<int>(::syscall(SYS_close_range, next, ~0U, CLOSE_RANGE_CLOEXEC));
 }
 
-int BecomeUser(const ProcessArgs& args) {
+int BecomeUser(const ProcessArgs& args, const std::vector<sock_filter>& filter) {
   if (os::RawDropBounding(os::ContainerCaps()) != 0) return -1;
   if (args.gid != 0 && ::syscall(SYS_setresgid, args.gid, args.gid, args.gid) != 0) return -1;
   gid_t groups[1] = {args.gid};
   if (::syscall(SYS_setgroups, 1, groups) != 0) return -1;
   if (args.uid != 0 && ::syscall(SYS_setresuid, args.uid, args.uid, args.uid) != 0) return -1;
-  return LockDown(args.uid == 0 ? os::ContainerCaps() : 0, *args.filter);
+  return LockDown(args.uid == 0 ? os::ContainerCaps() : 0, filter);
 }
 
 int RunProcess(void* argument) {
-  const auto& args = *static_cast<ProcessArgs*>(argument);
-  ChildReport* report = args.report;
+  auto& shared = *static_cast<HelperShared*>(argument);
+  const ProcessArgs& args = *shared.process;
+  ChildReport* report = &shared.report;
   ::umask(022);
   ::setsid();
   if (EnterCwd(args.cwd) != 0) return Fail(report, "cwd", args.cwd);
   SetLimits();
   if (SetFds(args) != 0) return Fail(report, "exec", "its descriptors");
-  if (BecomeUser(args) != 0) return Fail(report, "privileges", "dropping rights");
+  if (BecomeUser(args, *shared.filter) != 0) return Fail(report, "privileges", "dropping rights");
   Mark(report, "privileges");
   ClearSignalMask();
   int error = ENOENT;
   for (const char* const* path = args.candidates; *path != nullptr; ++path) {
-    ::execve(*path, args.argv, args.envp);
+    ::execve(*path, const_cast<char* const*>(args.argv), const_cast<char* const*>(args.envp));
     if (errno == ENOENT || errno == ENOTDIR) continue;
     error = errno;
     if (errno != EACCES) break;
@@ -351,31 +348,63 @@ int RunProcess(void* argument) {
   return Fail(report, "exec", args.argv[0], error);
 }
 
-}  // namespace
+// --- the helper ---
 
-int RunInitHelper(void* argument) {
-  auto& args = *static_cast<InitArgs*>(argument);
-  if (int failed = JoinCgroup(args.join, args.report)) return failed;
-  Mark(args.report, "cgroup join");
-  if (int failed = JoinNamespaces(args.join, args.report)) return failed;
-  os::CloneSpec spec{.flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT | CLONE_CLEAR_SIGHAND | args.new_namespaces,
-                     .pidfd = &args.report->pidfd, .stack = args.stack, .run = RunInit, .argument = argument};
-  args.report->pid = os::RawClone(spec);
-  if (args.report->pid < 0) return Fail(args.report, "namespaces", "making the container's namespaces");
+int MakeInit(HelperShared* shared) {
+  ChildReport* report = &shared->report;
+  if (::setns(shared->init->user_ns, CLONE_NEWUSER) != 0) return Fail(report, "namespaces", "joining the user namespace");
+  if (::setns(shared->init->net_ns, CLONE_NEWNET) != 0) return Fail(report, "namespaces", "joining the network namespace");
+  if (int failed = BecomeContainerRoot(report)) return failed;
+  os::CloneSpec spec{.flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT | shared->init->new_namespaces,
+                     .pidfd = &report->init_pidfd, .stack = shared->stack, .run = RunInit, .argument = shared};
+  report->init_pid = os::RawClone(spec);
+  if (report->init_pid < 0) return Fail(report, "namespaces", "making the container's namespaces");
+  if (report->error != 0) return kFailed;
+  Mark(report, "init");
+  // It is already in two of them.
+  uint64_t rest = shared->all_namespaces & ~uint64_t{CLONE_NEWUSER | CLONE_NEWNET};
+  if (::setns(report->init_pidfd, static_cast<int>(rest)) != 0) return Fail(report, "join", "joining the container's namespaces");
   return 0;
 }
 
-int RunProcessHelper(void* argument) {
-  auto& args = *static_cast<ProcessArgs*>(argument);
-  if (int failed = JoinCgroup(args.join, args.report)) return failed;
-  if (int failed = JoinNamespaces(args.join, args.report)) return failed;
-  Mark(args.report, "join");
-  os::CloneSpec spec{.flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT | CLONE_CLEAR_SIGHAND,
-                     .pidfd = &args.report->pidfd, .set_tid = args.set_tid, .stack = args.stack, .run = RunProcess,
-                     .argument = argument};
-  args.report->pid = os::RawClone(spec);
-  if (args.report->pid < 0) return Fail(args.report, "exec", "making the process");
+int JoinContainer(HelperShared* shared) {
+  ChildReport* report = &shared->report;
+  if (::setns(shared->process->init_pidfd, static_cast<int>(shared->all_namespaces)) != 0) {
+    return Fail(report, "join", "joining the container's namespaces");
+  }
+  return BecomeContainerRoot(report);
+}
+
+int Work(HelperShared* shared) {
+  ChildReport* report = &shared->report;
+  Mark(report, "wake");
+  if (int failed = SetOomScore(shared->oom_score_adj, report)) return failed;
+  if (int failed = shared->init != nullptr ? MakeInit(shared) : JoinContainer(shared)) return failed;
+  Mark(report, "join");
+  os::CloneSpec spec{.flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT, .pidfd = &report->pidfd,
+                     .set_tid = shared->process->set_tid, .stack = shared->stack, .run = RunProcess, .argument = shared};
+  report->pid = os::RawClone(spec);
+  if (report->pid < 0) return Fail(report, "exec", "making the process");
+  if (report->error != 0) return kFailed;
+  Mark(report, "exec");
   return 0;
+}
+
+}  // namespace
+
+int RunHelper(void* argument) {
+  auto* shared = static_cast<HelperShared*>(argument);
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+  struct pollfd parent {shared->spawner_pidfd, POLLIN, 0};
+  if (::poll(&parent, 1, 0) != 0) return kFailed;
+  int result = JoinCgroup(*shared, &shared->report);
+  uint64_t count = 0;
+  while (::read(shared->go_fd, &count, sizeof count) < 0 && errno == EINTR) {
+  }
+  if (result == 0) result = Work(shared);
+  count = 1;
+  if (::write(shared->done_fd, &count, sizeof count) < 0) result = kFailed;
+  return result;
 }
 
 }  // namespace lydian::runtime

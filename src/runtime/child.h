@@ -1,7 +1,7 @@
 // What runs between clone and exec: the helper that enters a container's namespaces, its init, and its processes.
 //
-// These functions run in children of the spawner that share its memory or a copy of it, so nothing here allocates, takes a lock or
-// calls a C library function that might: raw system calls on prepared arguments only. Errors go into a shared ChildReport.
+// These functions run in copies of the spawner's memory, so nothing here allocates, takes a lock or calls a C library function
+// that might: raw system calls on prepared arguments only. Errors go into a shared ChildReport.
 // A process is not dumpable from before it enters a container until it has called exec: the container's root can neither trace
 // it nor open its descriptors through /proc.
 #pragma once
@@ -23,8 +23,8 @@ struct ChildReport {
   int error;             // errno; 0 = none
   const char* step;      // of the plan
   char detail[160];
-  pid_t pid;
-  int pidfd;
+  pid_t init_pid, pid;
+  int init_pidfd, pidfd;
   int phase_count;
   struct {
     const char* name;
@@ -44,22 +44,9 @@ struct RawMount {
   bool is_dir;                 // kBind
 };
 
-// Who joins which control group, as which root, before anything of a container runs.
-struct JoinArgs {
-  const int* cgroup_fds;
-  int cgroup_count;
-  int oom_score_adj;
-  int user_ns, net_ns;         // for a new container
-  int init_pidfd;              // or: all namespaces of this process
-  uint64_t all_namespaces;     // CLONE_* that init has
-};
-
 struct InitArgs {
-  JoinArgs join;
-  ChildReport* report;
-  const os::Stack* stack;
+  int user_ns, net_ns;         // joined; the other namespaces are made
   uint64_t new_namespaces;     // CLONE_*
-  int spawner_pidfd;
   int overlay, own_files;
   const char* overlay_anchor;  // host folders to attach these to, in the new mount namespace
   const char* own_anchor;
@@ -69,26 +56,38 @@ struct InitArgs {
   int mount_count;
   bool read_only;
   int null_fd, init_fd;
-  const std::vector<sock_filter>* filter;
 };
 
 struct ProcessArgs {
-  JoinArgs join;
-  ChildReport* report;
-  const os::Stack* stack;
+  int init_pidfd;              // of a running container; -1 = the one that has just been made
   pid_t set_tid;               // 2 for the main process, 0 = any
   int fds[4];                  // stdin, stdout, stderr, control (-1 = none); none of them below 4
   const char* cwd;
   uint32_t uid, gid;
   const char* const* candidates;
-  char* const* argv;
-  char* const* envp;
-  const std::vector<sock_filter>* filter;
+  const char* const* argv;
+  const char* const* envp;
 };
 
-// For RawClone with CLONE_VM | CLONE_VFORK | CLONE_FILES: joins, then clones init as a sibling of itself.
-int RunInitHelper(void* init_args);
-// For RawClone with CLONE_VFORK | CLONE_FILES (a copy of memory: joining a time namespace needs one): the same for a process.
-int RunProcessHelper(void* process_args);
+// What a helper and the spawner share: one mapping, at the same address in both, which also holds what the pointers point to.
+struct HelperShared {
+  ChildReport report;
+  // Set before the helper is made:
+  int spawner_pidfd;
+  int go_fd, done_fd;          // event descriptors
+  int cgroup_fds[4];           // "0" is written to each at once; -1 = no more
+  const os::Stack* stack;      // for the processes that it clones
+  const std::vector<sock_filter>* filter;
+  // Set before "go":
+  int oom_score_adj;
+  uint64_t all_namespaces;     // CLONE_* that a container's init has
+  const InitArgs* init;        // null: a process for a running container
+  const ProcessArgs* process;
+};
+
+// The helper, for RawClone with CLONE_FILES (and memory of its own: the kernel lets no other process join a time namespace).
+// It joins the control group and waits for "go"; then it enters the container's user and network namespace, clones init and
+// the process as siblings of itself, says "done" and ends.
+int RunHelper(void* shared);
 
 }  // namespace lydian::runtime

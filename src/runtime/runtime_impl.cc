@@ -1,11 +1,7 @@
 #include "runtime/runtime_impl.h"
 
 #include <fcntl.h>
-#include <linux/sched.h>
-#include <sched.h>
 #include <signal.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -24,69 +20,18 @@ namespace lydian::runtime {
 namespace {
 
 constexpr int kRemoveTimeoutMs = 10'000;
-constexpr uint64_t kNewTimeNamespace = 0x80;
+uint64_t TotalMemory() {
+  struct sysinfo info {};
+  return ::sysinfo(&info) == 0 ? uint64_t{info.totalram} * info.mem_unit : 0;
+}
+
+}  // namespace
 
 uint64_t NowNanos() {
   timespec now;
   ::clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
 }
-
-uint64_t TotalMemory() {
-  struct sysinfo info {};
-  return ::sysinfo(&info) == 0 ? uint64_t{info.totalram} * info.mem_unit : 0;
-}
-
-// No signal is handled while a child shares this process's memory.
-class BlockSignals {
- public:
-  BlockSignals() {
-    sigset_t all;
-    sigfillset(&all);
-    ::sigprocmask(SIG_SETMASK, &all, &before_);
-  }
-  ~BlockSignals() { ::sigprocmask(SIG_SETMASK, &before_, nullptr); }
-  BlockSignals(const BlockSignals&) = delete;
-  BlockSignals& operator=(const BlockSignals&) = delete;
-
- private:
-  sigset_t before_;
-};
-
-std::vector<const char*> Pointers(const std::vector<std::string>& words) {
-  std::vector<const char*> out;
-  for (const auto& word : words) out.push_back(word.c_str());
-  out.push_back(nullptr);
-  return out;
-}
-
-}  // namespace
-
-// Names and times what is done, and turns a failure into a StepError.
-class RuntimeImpl::Steps {
- public:
-  Steps() : last_(NowNanos()) {}
-  void Begin(const char* name) { name_ = name; }
-  void Done(const char* name) { Done(name, NowNanos()); }
-  void Done(const char* name, uint64_t at) {
-    Phase phase;
-    phase.set_name(name);
-    phase.set_nanos(at - last_);
-    phases_.push_back(phase);
-    last_ = at;
-  }
-  const char* name() const { return name_; }
-  std::vector<Phase> TakePhases() { return std::move(phases_); }
-
- private:
-  const char* name_ = "job";
-  uint64_t last_;
-  std::vector<Phase> phases_;
-};
-
-struct RuntimeImpl::Stdio {
-  UniqueFd child[4];
-};
 
 Result<std::unique_ptr<Runtime>> Runtime::Create(RuntimeOptions options) {
   auto runtime = std::make_unique<RuntimeImpl>(std::move(options));
@@ -100,12 +45,6 @@ Status RuntimeImpl::Open() {
   overlay_anchor_ = "/run/lydian-anchors/overlay";
   own_anchor_ = "/run/lydian-anchors/own";
   for (const auto& dir : {containers_dir_, overlay_anchor_, own_anchor_}) RETURN_IF_ERROR(MakeDirs(dir, 0755));
-  report_ = static_cast<ChildReport*>(
-      ::mmap(nullptr, sizeof(ChildReport), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
-  if (report_ == MAP_FAILED) {
-    report_ = nullptr;
-    return ErrnoStatus("mapping a page for reports");
-  }
   ASSIGN_OR_RETURN(self_pidfd_, os::OpenPidfd(::getpid()));
   null_fd_.reset(::open("/dev/null", O_RDWR | O_CLOEXEC));
   if (!null_fd_.valid()) return ErrnoStatus("opening /dev/null");
@@ -130,7 +69,7 @@ Status RuntimeImpl::Open() {
 
 RuntimeImpl::~RuntimeImpl() {
   DrainPools();
-  if (report_ != nullptr) ::munmap(report_, sizeof(ChildReport));
+  ending_.clear();
   if (live_ != 0 || networks_ == nullptr) return;
   if (Status status = networks_->Remove(); !status.ok()) LOG_WARN("the bridge or firewall stays", {{"error", status}});
   if (Status status = cgroups_->RemoveParent(); !status.ok()) LOG_WARN("a control group stays", {{"error", status}});
@@ -196,7 +135,7 @@ Status RuntimeImpl::Build(const Job& job, std::vector<UniqueFd> stdio, Container
   steps->Done("quota");
 
   steps->Begin("cgroup");
-  RETURN_IF_ERROR(MakeCgroup(job, plan, container));
+  ASSIGN_OR_RETURN(auto helper, MakeCgroup(job, plan, container));
   steps->Done("cgroup");
 
   steps->Begin("overlay");
@@ -209,15 +148,18 @@ Status RuntimeImpl::Build(const Job& job, std::vector<UniqueFd> stdio, Container
   RETURN_IF_ERROR(AddDevices(job, held.pair));
   steps->Begin("sockets");
   if (job.api_socket()) RETURN_IF_ERROR(MakeApiSocket(overlay.get(), container));
+  steps->Begin("stdio");
+  ASSIGN_OR_RETURN(Stdio fds, MakeStdio(job.process(), std::move(stdio), held.pair.base, &container->main));
+  steps->Begin("namespaces");
+  RETURN_IF_ERROR(FillInit(plan, *container, overlay.get(), binds, helper.get()));
+  RETURN_IF_ERROR(FillProcess(job.process(), fds, -1, helper.get()));
   steps->Done("files");
-
-  RETURN_IF_ERROR(StartInit(plan, overlay.get(), binds, container, steps));
+  RETURN_IF_ERROR(RunHelper(&plan, container, std::move(helper), &container->main, steps));
   held.pair.own_files.reset();
-  ASSIGN_OR_RETURN(container->main, StartProcess(job.process(), std::move(stdio), true, container, steps));
   return OkStatus();
 }
 
-Status RuntimeImpl::MakeCgroup(const Job& job, const StartPlan& plan, Container* container) {
+Result<std::unique_ptr<Helper>> RuntimeImpl::MakeCgroup(const Job& job, const StartPlan& plan, Container* container) {
   auto& held = *container->held;
   os::CgroupLimits limits;
   limits.memory_bytes = plan.memory_bytes;
@@ -226,10 +168,32 @@ Status RuntimeImpl::MakeCgroup(const Job& job, const StartPlan& plan, Container*
   if (job.limits().milli_cpu_request() != 0) limits.weight_milli_cpu = job.limits().milli_cpu_request();
   limits.pids = plan.pids;
   lingering_.erase(job.container_id());
-  ASSIGN_OR_RETURN(held.cgroup, cgroups_->Make(job.container_id(), limits));
+  std::unique_ptr<Helper> helper;
+  if (!seats_.empty()) {
+    helper = std::move(seats_.front().helper);
+    held.cgroup = std::move(seats_.front().cgroup);
+    seats_.pop_front();
+    RETURN_IF_ERROR(cgroups_->Assign(held.cgroup.get(), job.container_id(), limits));
+  } else {
+    ASSIGN_OR_RETURN(held.cgroup, cgroups_->Make(job.container_id(), limits));
+    ASSIGN_OR_RETURN(helper, MakeHelper(*held.cgroup));
+  }
   held.memory_limit = plan.memory_bytes != 0 ? plan.memory_bytes : shared_memory_limit_;
   // Who has no limit goes first when the machine is short; who has one, still before the machine's own services.
   held.oom_score_adj = plan.memory_bytes != 0 ? 500 : 1000;
+  return helper;
+}
+
+Status RuntimeImpl::AddSeat() {
+  Seat seat;
+  ASSIGN_OR_RETURN(seat.cgroup, cgroups_->Make("seat-" + std::to_string(next_seat_++), {}));
+  auto helper = MakeHelper(*seat.cgroup);
+  if (!helper.ok()) {
+    (void)seat.cgroup->Remove();
+    return helper.status();
+  }
+  seat.helper = std::move(*helper);
+  seats_.push_back(std::move(seat));
   return OkStatus();
 }
 
@@ -304,204 +268,6 @@ Result<std::vector<UniqueFd>> RuntimeImpl::OpenBinds(const StartPlan& plan, cons
   return binds;
 }
 
-JoinArgs RuntimeImpl::JoinOf(const Container& container, std::vector<int>* cgroup_fds) const {
-  const auto& held = *container.held;
-  for (const auto& fd : held.cgroup->join_fds()) cgroup_fds->push_back(fd.get());
-  uint64_t all = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP;
-  if (time_namespaces_) all |= kNewTimeNamespace;
-  return {cgroup_fds->data(), static_cast<int>(cgroup_fds->size()), held.oom_score_adj, held.pair.user_ns.get(),
-          held.pair.net_ns.get(), container.init_pidfd.get(), all};
-}
-
-Status RuntimeImpl::RunHelper(int (*helper)(void*), void* args, uint64_t flags, int cgroup_fd, Steps* steps) {
-  *report_ = ChildReport{};
-  report_->pidfd = report_->pid = -1;
-  int raw = -1;
-  os::CloneSpec spec{.flags = flags | CLONE_VFORK | CLONE_FILES | CLONE_CLEAR_SIGHAND, .pidfd = &raw,
-                     .cgroup_fd = cgroup_fd, .stack = &helper_stack_, .run = helper, .argument = args};
-  pid_t pid;
-  {
-    BlockSignals block;
-    pid = os::RawClone(spec);
-    if (pid < 0) return ErrnoStatus("making a process");
-    UniqueFd pidfd(raw);
-    auto status = os::WaitPidfd(pidfd.get(), -1);
-    RETURN_IF_ERROR(status.status());
-    // The helper gave up root's id, which marks shared memory as not to be looked at: not meant for this process.
-    ::prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
-    if (*status != 0 && report_->error == 0) return Internal("the helper process was killed");
-  }
-  for (int i = 0; i < report_->phase_count; ++i) steps->Done(report_->phases[i].name, report_->phases[i].end_nanos);
-  if (report_->error == 0) return OkStatus();
-  Status status = ErrnoStatus(report_->detail, report_->error);
-  steps->Begin(report_->step);
-  if (report_->pid > 0) {
-    // It was made and has failed before exec: nobody else knows it.
-    UniqueFd child(report_->pidfd);
-    (void)os::SignalPidfd(child.get(), SIGKILL);
-    (void)os::WaitPidfd(child.get(), kRemoveTimeoutMs);
-  }
-  return status;
-}
-
-Status RuntimeImpl::StartInit(const StartPlan& plan, int overlay, const std::vector<UniqueFd>& binds,
-                              Container* container, Steps* steps) {
-  steps->Begin("mount");
-  if (plan.mounts.size() > ChildReport::kMaxMounts) return InvalidArgument("more mounts than a container can have");
-  std::vector<std::vector<std::string>> option_words(plan.mounts.size());
-  std::vector<std::vector<const char*>> options(plan.mounts.size());
-  std::vector<RawMount> mounts;
-  size_t next_bind = 0;
-  for (size_t i = 0; i < plan.mounts.size(); ++i) {
-    const MountStep& mount = plan.mounts[i];
-    for (const auto& option : mount.options) {
-      size_t equals = option.find('=');
-      option_words[i].push_back(option.substr(0, equals));
-      option_words[i].push_back(option.substr(equals + 1));
-    }
-    options[i] = Pointers(option_words[i]);
-    RawMount raw{mount.kind, mount.source.c_str(), mount.target.c_str(), options[i].data(), mount.attributes,
-                 mount.optional, -1, true};
-    if (mount.kind == MountStep::kBind) {
-      raw.fd = binds[next_bind++].get();
-      struct stat info {};
-      if (::fstat(raw.fd, &info) != 0) return ErrnoStatus("looking at " + mount.source);
-      raw.is_dir = S_ISDIR(info.st_mode);
-    }
-    mounts.push_back(raw);
-  }
-  steps->Begin("namespaces");
-  auto& held = *container->held;
-  std::vector<int> cgroup_fds;
-  InitArgs args{};
-  args.join = JoinOf(*container, &cgroup_fds);
-  args.report = report_;
-  args.stack = &child_stack_;
-  args.new_namespaces = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP;
-  if (time_namespaces_) args.new_namespaces |= kNewTimeNamespace;
-  args.spawner_pidfd = self_pidfd_.get();
-  args.overlay = overlay;
-  args.own_files = held.pair.own_files.get();
-  args.overlay_anchor = overlay_anchor_.c_str();
-  args.own_anchor = own_anchor_.c_str();
-  args.hostname = plan.hostname.c_str();
-  args.hostname_size = plan.hostname.size();
-  args.mounts = mounts.data();
-  args.mount_count = static_cast<int>(mounts.size());
-  args.read_only = plan.read_only;
-  args.null_fd = null_fd_.get();
-  args.init_fd = init_fd_.get();
-  args.filter = &filter_;
-  Status status = RunHelper(RunInitHelper, &args, CLONE_VM, held.cgroup->into_fd(), steps);
-  if (!held.writable_dir.empty()) {
-    for (size_t i = 0; i < plan.mounts.size(); ++i) {
-      if (report_->made[i]) held.made.push_back(plan.mounts[i].target);
-    }
-  }
-  RETURN_IF_ERROR(status);
-  container->init_pid = report_->pid;
-  container->init_pidfd.reset(report_->pidfd);
-  steps->Done("init");
-  return OkStatus();
-}
-
-Result<RuntimeImpl::Stdio> RuntimeImpl::MakeStdio(const lydian::Process& process, std::vector<UniqueFd> stdio,
-                                                  uint32_t base, Process* out) {
-  Stdio result;
-  auto make_pipe = [&](int number, const char* name, bool child_reads) -> Status {
-    int ends[2];
-    if (::pipe2(ends, O_CLOEXEC) != 0) return ErrnoStatus("making a pipe");
-    UniqueFd child(ends[child_reads ? 0 : 1]), ours(ends[child_reads ? 1 : 0]);
-    // The container's user must own the pipe, or /dev/stdout could not be opened.
-    if (::fchown(child.get(), base + process.uid(), base + process.gid()) != 0) return ErrnoStatus("giving a pipe away");
-    result.child[number] = std::move(child);
-    out->fds[name] = std::move(ours);
-    return OkStatus();
-  };
-  if (process.stdio() == lydian::Process::INHERIT) {
-    if (stdio.size() != 3) return InvalidArgument("INHERIT needs three descriptors");
-    for (size_t i = 0; i < 3; ++i) result.child[i] = std::move(stdio[i]);
-  } else {
-    if (process.stdio() == lydian::Process::PIPES_WITH_STDIN) {
-      RETURN_IF_ERROR(make_pipe(0, "stdin", true));
-    } else {
-      ASSIGN_OR_RETURN(result.child[0], Duplicate(null_fd_.get()));
-    }
-    RETURN_IF_ERROR(make_pipe(1, "stdout", false));
-    RETURN_IF_ERROR(make_pipe(2, "stderr", false));
-  }
-  if (process.control_fd()) {
-    int ends[2];
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) return ErrnoStatus("making the control socket");
-    result.child[3].reset(ends[0]);
-    out->fds["control"].reset(ends[1]);
-  }
-  for (auto& fd : result.child) {
-    if (!fd.valid() || fd.get() > 3) continue;
-    // 0 to 3 are what they become; a source there would be overwritten before its turn.
-    int moved = ::fcntl(fd.get(), F_DUPFD_CLOEXEC, 4);
-    if (moved < 0) return ErrnoStatus("moving a descriptor");
-    fd.reset(moved);
-  }
-  return result;
-}
-
-Result<Process> RuntimeImpl::StartProcess(const lydian::Process& process, std::vector<UniqueFd> stdio, bool is_main,
-                                          Container* container, Steps* steps) {
-  auto& held = *container->held;
-  steps->Begin("stdio");
-  RETURN_IF_ERROR(CheckProcess(process));
-  Process out;
-  ASSIGN_OR_RETURN(Stdio fds, MakeStdio(process, std::move(stdio), held.pair.base, &out));
-  steps->Begin("exec");
-  std::vector<std::string> candidate_words = ExecCandidates(process);
-  std::vector<const char*> candidates = Pointers(candidate_words);
-  std::vector<const char*> argv = Pointers({process.argv().begin(), process.argv().end()});
-  argv.clear();
-  for (const auto& word : process.argv()) argv.push_back(word.c_str());
-  argv.push_back(nullptr);
-  std::vector<const char*> envp;
-  for (const auto& word : process.env()) envp.push_back(word.c_str());
-  envp.push_back(nullptr);
-  std::string cwd = process.cwd().empty() ? "/" : process.cwd();
-  std::vector<int> cgroup_fds;
-  ProcessArgs args{};
-  args.join = JoinOf(*container, &cgroup_fds);
-  args.report = report_;
-  args.stack = &child_stack_;
-  args.set_tid = is_main ? 2 : 0;
-  for (int i = 0; i < 4; ++i) args.fds[i] = fds.child[i].get();
-  args.cwd = cwd.c_str();
-  args.uid = process.uid();
-  args.gid = process.gid();
-  args.candidates = candidates.data();
-  args.argv = const_cast<char* const*>(argv.data());
-  args.envp = const_cast<char* const*>(envp.data());
-  args.filter = &filter_;
-  // Not CLONE_VM: the kernel lets only a process with memory of its own join a time namespace.
-  RETURN_IF_ERROR(RunHelper(RunProcessHelper, &args, 0, held.cgroup->into_fd(), steps));
-  out.pid = report_->pid;
-  out.pidfd.reset(report_->pidfd);
-  steps->Done("exec");
-  return out;
-}
-
-Result<Process> RuntimeImpl::Exec(Container& container, const lydian::Process& process, std::vector<UniqueFd> stdio,
-                                  StepError* error) {
-  Steps steps;
-  auto& held = *container.held;
-  std::erase_if(held.exec_pidfds, [](const UniqueFd& fd) { return os::PidfdEnded(fd.get()); });
-  auto started = StartProcess(process, std::move(stdio), false, &container, &steps);
-  Status status = started.status();
-  if (status.ok()) {
-    auto copy = Duplicate(started->pidfd.get());
-    if (copy.ok()) held.exec_pidfds.push_back(std::move(*copy));
-    return started;
-  }
-  if (error != nullptr) *error = {steps.name(), status};
-  return std::move(status).With(steps.name());
-}
-
 Status RuntimeImpl::KillAll(Container& container) {
   // The end of process 1 is the end of its pid namespace.
   Status status = os::SignalPidfd(container.init_pidfd.get(), SIGKILL);
@@ -540,6 +306,7 @@ Status RuntimeImpl::EndInit(Container* container) {
 Status RuntimeImpl::Release(Container* container) {
   auto& held = *container->held;
   Status status = EndInit(container);
+  ending_.clear();  // one of them may still be in the control group
   if (held.cgroup != nullptr) {
     Status removed = held.cgroup->Remove();
     if (!removed.ok()) lingering_.insert(container->job.container_id());
@@ -577,6 +344,7 @@ void RuntimeImpl::TidyWritableDir(const Container::Held& held) {
 }
 
 bool RuntimeImpl::Refill() {
+  std::erase_if(ending_, [](const auto& helper) { return os::PidfdEnded(helper->pidfd().get()); });
   for (auto it = lingering_.begin(); it != lingering_.end();) {
     it = cgroups_->Destroy(*it).ok() ? lingering_.erase(it) : std::next(it);
   }
@@ -584,6 +352,8 @@ bool RuntimeImpl::Refill() {
   Status status;
   if (networks_->pooled() < options_.network_pool) {
     status = networks_->AddToPool();
+  } else if (cgroups_->renames() && seats_.size() < options_.network_pool) {
+    status = AddSeat();
   } else if (quotas_->pooled() < options_.quota_pool) {
     status = CheckDisk();
     if (status.ok()) status = quotas_->AddToPool();
@@ -598,6 +368,11 @@ bool RuntimeImpl::Refill() {
 
 void RuntimeImpl::DrainPools() {
   refill_broken_ = false;
+  for (auto& seat : seats_) {
+    seat.helper.reset();
+    if (Status status = seat.cgroup->Remove(); !status.ok()) LOG_WARN("a control group stays", {{"error", status}});
+  }
+  seats_.clear();
   if (networks_ != nullptr) networks_->Drain();
   if (quotas_ != nullptr) quotas_->Drain();
 }

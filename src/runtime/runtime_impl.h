@@ -1,6 +1,7 @@
 // The Runtime behind runtime.h. Internal to the module.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <set>
 #include <string>
@@ -9,12 +10,15 @@
 #include "os/cgroup.h"
 #include "os/process.h"
 #include "runtime/child.h"
+#include "runtime/helper.h"
 #include "runtime/layers.h"
 #include "runtime/network.h"
 #include "runtime/plan.h"
 #include "runtime/runtime.h"
 
 namespace lydian::runtime {
+
+uint64_t NowNanos();  // CLOCK_MONOTONIC
 
 // What a container holds until Remove.
 struct Container::Held {
@@ -50,18 +54,20 @@ class RuntimeImpl : public Runtime {
 
   Status CheckDisk();
   Status Build(const Job& job, std::vector<UniqueFd> stdio, Container* container, Steps* steps);
-  Status MakeCgroup(const Job& job, const StartPlan& plan, Container* container);
+  // The container's control group and a helper that is in it or on its way.
+  Result<std::unique_ptr<Helper>> MakeCgroup(const Job& job, const StartPlan& plan, Container* container);
+  Status AddSeat();
   Status WriteOwnFiles(const StartPlan& plan, const Pair& pair);
   Status AddDevices(const Job& job, const Pair& pair);
   Status MakeApiSocket(int overlay, Container* container);
   Result<std::vector<UniqueFd>> OpenBinds(const StartPlan& plan, const Pair& pair);
-  Status StartInit(const StartPlan& plan, int overlay, const std::vector<UniqueFd>& binds, Container* container, Steps* steps);
-  Result<Process> StartProcess(const lydian::Process& process, std::vector<UniqueFd> stdio, bool is_main,
-                               Container* container, Steps* steps);
+  Result<std::unique_ptr<Helper>> MakeHelper(const os::Cgroup& group);
+  Status FillInit(const StartPlan& plan, const Container& container, int overlay, const std::vector<UniqueFd>& binds,
+                  Helper* helper);
+  Status FillProcess(const lydian::Process& process, const Stdio& stdio, int init_pidfd, Helper* helper);
+  // Runs the helper and takes over what it made.
+  Status RunHelper(const StartPlan* plan, Container* container, std::unique_ptr<Helper> helper, Process* process, Steps* steps);
   Result<Stdio> MakeStdio(const lydian::Process& process, std::vector<UniqueFd> stdio, uint32_t base, Process* out);
-  JoinArgs JoinOf(const Container& container, std::vector<int>* cgroup_fds) const;
-  // Clones `helper` and waits for it; a failure of it or of what it cloned becomes a Status.
-  Status RunHelper(int (*helper)(void*), void* args, uint64_t flags, int cgroup_fd, Steps* steps);
   Status EndInit(Container* container);
   Status Release(Container* container);
   void TidyWritableDir(const Container::Held& held);
@@ -73,7 +79,15 @@ class RuntimeImpl : public Runtime {
   std::unique_ptr<os::CgroupTree> cgroups_;
   std::vector<sock_filter> filter_;
   os::Stack helper_stack_, child_stack_;
-  ChildReport* report_ = nullptr;
+  // Control groups with a helper in each, where joining takes long (v1).
+  struct Seat {
+    std::unique_ptr<os::Cgroup> cgroup;
+    std::unique_ptr<Helper> helper;
+  };
+  std::deque<Seat> seats_;
+  uint64_t next_seat_ = 0;
+  // Have said "done" and are about to end; reaped when there is time.
+  std::vector<std::unique_ptr<Helper>> ending_;
   UniqueFd self_pidfd_, null_fd_, init_fd_;
   std::string containers_dir_, overlay_anchor_, own_anchor_;
   uint64_t shared_memory_limit_ = 0;
@@ -81,6 +95,32 @@ class RuntimeImpl : public Runtime {
   size_t live_ = 0;
   std::set<std::string> lingering_;    // cgroups that could not be removed yet
   bool refill_broken_ = false;         // a pool could not be filled: not tried again until a start needs it
+};
+
+// Names and times what is done, and turns a failure into a StepError.
+class RuntimeImpl::Steps {
+ public:
+  Steps() : last_(NowNanos()) {}
+  void Begin(const char* name) { name_ = name; }
+  void Done(const char* name) { Done(name, NowNanos()); }
+  void Done(const char* name, uint64_t at) {
+    Phase phase;
+    phase.set_name(name);
+    phase.set_nanos(at - last_);
+    phases_.push_back(phase);
+    last_ = at;
+  }
+  const char* name() const { return name_; }
+  std::vector<Phase> TakePhases() { return std::move(phases_); }
+
+ private:
+  const char* name_ = "job";
+  uint64_t last_;
+  std::vector<Phase> phases_;
+};
+
+struct RuntimeImpl::Stdio {
+  UniqueFd child[4];
 };
 
 }  // namespace lydian::runtime

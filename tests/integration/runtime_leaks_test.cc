@@ -1,0 +1,80 @@
+// Two hundred containers leave the machine as they found it; how long a start takes.
+#include <poll.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <iostream>
+#include <map>
+
+#include "runtime_fixture.h"
+
+namespace lydian::runtime {
+namespace {
+
+// Network namespaces and loop devices are taken down by kernel threads: waits for that, within reason.
+Census Settle(const std::string& instance, const Census& expected) {
+  Census now = Count(instance);
+  for (int i = 0; i < 100 && !(now == expected); ++i) {
+    ::poll(nullptr, 0, 100);
+    now = Count(instance);
+  }
+  return now;
+}
+
+TEST_F(RuntimeTest, TwoHundredContainersLeaveNothing) {
+  Run(Shell("true"));  // makes what is made once: the bridge, the template of the quota image
+  runtime_->DrainPools();
+  const std::string instance = Options().instance;
+  Census before = Settle(instance, Count(instance));
+  Settle(instance, {before.fds, before.mounts, 0, 0, 0, before.processes});
+  before = Count(instance);
+  for (int i = 0; i < 200; ++i) {
+    Job job = Shell("echo x > /root/x; test -S /run/modal.sock");
+    job.set_api_socket(true);
+    job.set_http_listener(true);
+    Outcome outcome = Run(job);
+    ASSERT_TRUE(WIFEXITED(outcome.status) && WEXITSTATUS(outcome.status) == 0) << i << outcome.err;
+  }
+  EXPECT_EQ(Settle(instance, before), before);
+}
+
+TEST_F(RuntimeTest, ReportsHowLongEachStepTakes) {
+  for (bool pooled : {true, false}) {
+    std::map<std::string, std::vector<double>> times;
+    std::vector<std::string> order;
+    for (int i = 0; i < 40; ++i) {
+      if (pooled) {
+        while (runtime_->Refill()) {
+        }
+      } else {
+        runtime_->DrainPools();
+      }
+      Job job = Shell("true");
+      job.set_api_socket(true);
+      job.set_http_listener(true);
+      auto container = Start(job);
+      ASSERT_NE(container, nullptr);
+      double total = 0;
+      for (const auto& phase : container->phases) {
+        if (times[phase.name()].empty()) order.push_back(phase.name());
+        times[phase.name()].push_back(static_cast<double>(phase.nanos()) / 1e6);
+        total += static_cast<double>(phase.nanos()) / 1e6;
+      }
+      times["total"].push_back(total);
+      Finish(&container->main);
+      ASSERT_TRUE(runtime_->Remove(std::move(container)).ok());
+    }
+    order.push_back("total");
+    std::cout << (pooled ? "pools full" : "pools empty") << ", median (maximum) ms:";
+    for (const auto& name : order) {
+      auto& list = times[name];
+      std::sort(list.begin(), list.end());
+      std::cout << "  " << name << " " << list[list.size() / 2] << " (" << list.back() << ")";
+    }
+    std::cout << "\n";
+    EXPECT_LT(times["total"][times["total"].size() / 2], 500) << "far from a budget of 10 ms";
+  }
+}
+
+}  // namespace
+}  // namespace lydian::runtime
