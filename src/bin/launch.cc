@@ -67,6 +67,8 @@ void DropRights(const LaunchSpec& spec, int report) {
   sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
   SetUpDescriptors(spec, report);
+  // Not to be had in some containers, and no reason to give up.
+  (void)WriteExisting("/proc/self/oom_score_adj", std::to_string(spec.oom_score_adj));
   if (::chdir("/") != 0) Fail(report, "changing to /");
   std::vector<std::string> env;
   for (char** variable = environ; *variable != nullptr; ++variable) {

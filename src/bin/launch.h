@@ -22,6 +22,7 @@ struct LaunchSpec {
   int executable = -1;                 // open; executed as it is, wherever it lies
   std::vector<std::string> args;       // from argv[1] on
   std::string log_path;
+  int oom_score_adj = 0;               // as far as this process may set it
   std::map<std::string, int> fds;      // by the name under which the daemon gets it
   // Set for a daemon without rights.
   uid_t uid = 0;

@@ -69,6 +69,7 @@ std::string Supervisor::url() const {
 
 Status Supervisor::Prepare() {
   if (::prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) return ErrnoStatus("becoming a child subreaper");
+  (void)WriteExisting("/proc/self/oom_score_adj", "-900");
   sigset_t signals;
   sigemptyset(&signals);
   for (int signal : {SIGCHLD, SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, signal);
@@ -170,6 +171,8 @@ Status Supervisor::Start(Daemon& daemon) {
   spec.executable = options_.executable;
   spec.args = ArgsFor(daemon.role);
   spec.log_path = options_.paths.log(daemon.role);
+  // The spawner's end would be that of all containers; these set their own, and go before anything else.
+  spec.oom_score_adj = daemon.role == "spawner" ? -900 : -500;
   spec.fds["ready"] = write_end.get();
   for (const Socket& socket : sockets_) {
     if (socket.owner == daemon.role) {

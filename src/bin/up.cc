@@ -266,6 +266,7 @@ int StopOrphans(const cli::StatePaths& paths) {
 
 int RunUp(const UpOptions& options) {
   ::signal(SIGPIPE, SIG_IGN);
+  ::umask(0022);  // whatever the caller's is
   UpOptions absolute = options;
   if (char* folder = options.state.starts_with('/') ? nullptr : ::getcwd(nullptr, 0); folder != nullptr) {
     absolute.state = std::string(folder) + "/" + options.state;

@@ -37,7 +37,7 @@ Status TryConnect(const std::string& path, const std::string& role) {
   if (!socket.valid()) return ErrnoStatus("making a socket");
   if (::connect(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0) return OkStatus();
   if (errno == EACCES || errno == EPERM) return PermissionDenied("this needs to be run as root (" + path + ")");
-  if (errno == ENOENT || errno == ECONNREFUSED) return Unavailable((role == "control" ? "" : "the ") + role + " is not up: start it with `lydian up`");
+  if (errno == ENOENT || errno == ECONNREFUSED) return Unavailable((role == "control" ? "" : "the ") + role + " is not up (`lydian up` starts it)");
   return ErrnoStatus("connecting to " + path);
 }
 

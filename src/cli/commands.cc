@@ -162,6 +162,16 @@ int RunCommandLine(int argc, char** argv, const Wiring& wiring) {
   }
   try {
     app.parse(own, argv);
+  } catch (const CLI::RequiredError& error) {
+    // The library calls a word that it doesn't know a missing command.
+    CLI::App* inner = &app;
+    while (!inner->get_subcommands().empty()) inner = inner->get_subcommands().front();
+    std::vector<std::string> unknown = app.remaining(true);
+    if (!unknown.empty() && error.get_name() == "RequiredError" && !inner->get_subcommands({}).empty()) {
+      std::fprintf(stderr, "lydian: there is no command `%s`; `lydian --help` lists them\n", unknown.front().c_str());
+      return kExitUsage;
+    }
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }

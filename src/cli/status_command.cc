@@ -122,6 +122,7 @@ int ShowStatus(const std::string& state, bool json) {
     PrintTable(status);
   }
   if (status.processes().empty()) return Fail(Unavailable("Lydian is not up: start it with `lydian up`"));
+  if (status.processes(0).role() != "up") notes += "up does not run, and nobody restarts the others if they die: `lydian up` takes over\n";
   if (!notes.empty()) std::fprintf(stderr, "%s", notes.c_str());
   return kExitOk;
 }

@@ -1,0 +1,83 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "bin/listeners.h"
+#include "bin/preflight.h"
+#include "bin/supervisor.h"
+
+namespace lydian::bin {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(ListenersTest, HostAndPort) {
+  auto address = ParseHostPort("127.0.0.1:7070");
+  ASSERT_TRUE(address.ok());
+  EXPECT_EQ(address->host, "127.0.0.1");
+  EXPECT_EQ(address->port, 7070);
+  EXPECT_EQ(ParseHostPort("[::1]:80")->host, "::1");
+  for (const char* bad : {"7070", ":7070", "host:", "host:x", "host:70000", "host:-1", "host:80x", ""}) {
+    EXPECT_FALSE(ParseHostPort(bad).ok()) << bad;
+  }
+  for (const char* host : {"127.0.0.1", "127.9.9.9", "::1", "localhost"}) EXPECT_TRUE(IsLoopback(host)) << host;
+  for (const char* host : {"0.0.0.0", "10.0.0.1", "::", "example.org", "128.0.0.1"}) EXPECT_FALSE(IsLoopback(host)) << host;
+}
+
+TEST(ListenersTest, ABusyPortNamesItsHolder) {
+  auto first = ListenTcp({"127.0.0.1", 0});
+  ASSERT_TRUE(first.ok());
+  auto address = ParseHostPort(*LocalAddress(first->get()));
+  auto second = ListenTcp({"127.0.0.1", address->port});
+  EXPECT_EQ(second.status().error(), EADDRINUSE);
+  EXPECT_THAT(second.status().message(), HasSubstr("process " + std::to_string(::getpid())));
+}
+
+TEST(ListenersTest, AUnixSocketReplacesAStaleOne) {
+  char folder[] = "/tmp/lydian-bin-test-XXXXXX";
+  ASSERT_NE(::mkdtemp(folder), nullptr);
+  std::string path = std::string(folder) + "/s.sock";
+  ASSERT_TRUE(ListenUnix(path).ok());
+  auto again = ListenUnix(path);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(*LocalAddress(again->get()), path);
+  EXPECT_THAT(ListenUnix(std::string(200, 'x')).status().message(), HasSubstr("too long"));
+  ASSERT_TRUE(RemoveTree(folder).ok());
+}
+
+TEST(ListenersTest, TakesOnlyWhatListens) {
+  auto listener = ListenTcp({"127.0.0.1", 0});
+  ASSERT_TRUE(listener.ok());
+  int told[2];
+  ASSERT_EQ(::pipe(told), 0);
+  auto copy = TakeFromProcess(::getpid(), listener->get());
+  if (copy.status().code() == Code::kPermissionDenied) GTEST_SKIP() << "this process may trace nobody";
+  ASSERT_TRUE(copy.ok()) << copy.status();
+  EXPECT_EQ(*LocalAddress(copy->get()), *LocalAddress(listener->get()));
+  EXPECT_FALSE(TakeFromProcess(::getpid(), told[0]).ok());
+  EXPECT_FALSE(TakeFromProcess(::getpid(), 9999).ok());
+  ::close(told[0]);
+  ::close(told[1]);
+}
+
+TEST(PreflightTest, AnOpenAddressNeedsAWord) {
+  if (::geteuid() != 0) GTEST_SKIP() << "the check for root comes first";
+  UpOptions options;
+  options.listen = "0.0.0.0:7070";
+  EXPECT_THAT(CheckMachine(options).message(), HasSubstr("--insecure"));
+  options.insecure = true;
+  EXPECT_TRUE(CheckMachine(options).ok());
+  options.listen = "nonsense";
+  EXPECT_FALSE(CheckMachine(options).ok());
+}
+
+TEST(SupervisorTest, ExitsInWords) {
+  EXPECT_EQ(DescribeExit(W_EXITCODE(3, 0)), "exit code 3");
+  EXPECT_EQ(DescribeExit(9), "killed by signal 9 (Killed)");
+}
+
+}  // namespace
+}  // namespace lydian::bin
