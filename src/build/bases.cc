@@ -212,6 +212,10 @@ Status BaseImages::MakeRoot(const Recipe& recipe, const std::string& folder, con
   for (const char* path : {"/etc/resolv.conf", "/etc/hostname", "/dev", "/var/log/apt", "/var/log/dpkg.log", "/var/log/bootstrap.log",
                            "/var/log/alternatives.log", "/var/cache/ldconfig/aux-cache"})
     RETURN_IF_ERROR(RemoveTree(folder + path));
+  for (const auto& [path, text] : recipe.files) {
+    RETURN_IF_ERROR(MakeDirs(folder + path.substr(0, path.rfind('/'))));
+    RETURN_IF_ERROR(WriteFileAtomic(folder + path, text));
+  }
   return MakeDirs(folder + "/dev");
 }
 

@@ -120,6 +120,16 @@ Result<Recipe> ParseRecipe(const std::string& text, const std::string& file) {
   root.List("packages", recipe.packages, true);
   root.List("apt_options", recipe.apt_options);
   root.List("dpkg_options", recipe.dpkg_options);
+  root.Known("files");
+  if (object["root"].contains("files")) {
+    if (!object["root"]["files"].is_object()) root.Fail("files must be an object of path: text");
+    for (const auto& [path, text] : object["root"]["files"].items()) {
+      if (!path.starts_with("/") || path.find("..") != std::string::npos || !text.is_string())
+        root.Fail("files must hold absolute paths and texts");
+      else
+        recipe.files.emplace_back(path, text.get<std::string>());
+    }
+  }
   RETURN_IF_ERROR(root.Done());
   if (object.contains("source")) {
     recipe.has_source = true;
@@ -151,7 +161,7 @@ bool Recipe::Serves(const std::string& wanted) const {
 }
 
 std::string Recipe::RootDigest() const {
-  return Sha256Hex(json{kEngine, suite, packages, apt_options, dpkg_options}.dump()).substr(0, 24);
+  return Sha256Hex(json{kEngine, suite, packages, apt_options, dpkg_options, files}.dump()).substr(0, 24);
 }
 
 std::string Recipe::SourceDigest() const {

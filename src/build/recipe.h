@@ -17,6 +17,7 @@ struct Recipe {
   // The root file system.
   std::string suite;
   std::vector<std::string> packages, apt_options, dpkg_options;
+  std::vector<std::pair<std::string, std::string>> files;  // path and text, written at the end
   // Compiled from the original sources of a Debian package; optional.
   struct Source {
     std::string suite, package;
