@@ -20,7 +20,8 @@ Status MakeImage(const std::string& path, uint64_t bytes) {
   if (::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) return ErrnoStatus("sizing " + path);
   fd.reset();
   // No journal: the layer never outlives its container. No reserved blocks: root inside is who fills it.
-  auto result = RunProgram({"mkfs.ext4", "-q", "-F", "-O", "^has_journal,^resize_inode", "-m", "0", "-E",
+  // Blocks as the loop device's; small images would get smaller ones.
+  auto result = RunProgram({"mkfs.ext4", "-q", "-F", "-O", "^has_journal,^resize_inode", "-b", "4096", "-m", "0", "-E",
                             "nodiscard,lazy_itable_init=1,root_owner=0:0", path});
   RETURN_IF_ERROR(std::move(result).With("formatting " + path).status());
   if (result->status == 0) return OkStatus();

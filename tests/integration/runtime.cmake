@@ -1,5 +1,5 @@
 file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/runtime_*.cc)
 lydian_integration_test(runtime_itest SOURCES ${sources} LIBS lydian_runtime)
 add_dependencies(runtime_itest lydian-init)
-target_compile_definitions(runtime_itest PRIVATE LYDIAN_INIT="$<TARGET_FILE:lydian-init>")
+target_compile_definitions(runtime_itest PRIVATE LYDIAN_INIT="$<TARGET_FILE:lydian-init>" LYDIAN_ARCH="${CMAKE_SYSTEM_PROCESSOR}")
 set_tests_properties(runtime_itest PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600)

@@ -166,6 +166,16 @@ Census Count(const std::string& instance) {
           Children()};
 }
 
+Census Settle(const std::string& instance, const Census* expected) {
+  Census now = Count(instance);
+  for (int i = 0; i < 100; ++i) {
+    if (expected != nullptr ? now == *expected : now.links + now.loops + now.cgroups == 0) break;
+    ::poll(nullptr, 0, 100);
+    now = Count(instance);
+  }
+  return now;
+}
+
 }  // namespace lydian::runtime
 
 int main(int argc, char** argv) {

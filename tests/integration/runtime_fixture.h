@@ -47,5 +47,8 @@ struct Census {
 };
 std::ostream& operator<<(std::ostream& out, const Census& census);
 Census Count(const std::string& instance);
+// Network namespaces and loop devices are taken down by kernel threads: waits, within reason, until none of the instance is left
+// and, with `expected`, until all is as it was.
+Census Settle(const std::string& instance, const Census* expected = nullptr);
 
 }  // namespace lydian::runtime
