@@ -2,6 +2,8 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -21,7 +23,7 @@
 
 namespace lydian::worker {
 namespace {
-constexpr uint64_t kWake = 0, kUdp = 1, kTcp = 2;
+constexpr uint64_t kWake = 0, kUdp = 1, kTcp = 2, kLinks = 3;
 constexpr size_t kHeader = 12;
 constexpr size_t kMostUdp = 4096;
 constexpr size_t kMostStreams = 128;
@@ -151,9 +153,42 @@ void DnsRelay::Post(Task task) {
 
 void DnsRelay::Open() {
   Post([this] {
-    // Sockets of a bridge that was made anew are dead: bind again.
-    if (Status status = Bind(); !status.ok()) LOG_WARN("containers have no DNS relay", {{"error", status}});
+    if (options_.bridge.empty()) {
+      if (Status status = Bind(); !status.ok()) LOG_WARN("containers have no DNS relay", {{"error", status}});
+      return;
+    }
+    if (!links_.valid()) {
+      links_.reset(socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_ROUTE));
+      sockaddr_nl address{};
+      address.nl_family = AF_NETLINK;
+      address.nl_groups = RTMGRP_LINK;
+      epoll_event event{.events = EPOLLIN, .data = {.u64 = kLinks}};
+      if (!links_.valid() || bind(links_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
+          epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, links_.get(), &event) != 0) {
+        LOG_WARN("new network interfaces can't be watched", {{"error", ErrnoStatus("netlink")}});
+      }
+    }
+    LookForBridge();
   });
+}
+
+void DnsRelay::LookForBridge() {
+  // What the messages say doesn't matter (some may be lost): only whether the bridge is another than before.
+  std::array<char, 16 << 10> thrown;
+  while (links_.valid() && recv(links_.get(), thrown.data(), thrown.size(), 0) >= 0) {
+  }
+  const unsigned int index = if_nametoindex(options_.bridge.c_str());
+  if (index == bound_index_) return;
+  bound_index_ = 0;
+  udp_.reset();
+  tcp_.reset();
+  if (index == 0) return;
+  if (Status status = Bind(); !status.ok()) {
+    LOG_WARN("containers have no DNS relay", {{"error", status}});
+    return;
+  }
+  bound_index_ = index;
+  LOG_INFO("relaying DNS", {{"bridge", options_.bridge}});
 }
 
 uint16_t DnsRelay::BoundPort() {
@@ -178,6 +213,7 @@ Status DnsRelay::Bind() {
     if (!fd->valid()) return ErrnoStatus("making a DNS socket");
     const int on = 1;
     setsockopt(fd->get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    setsockopt(fd->get(), IPPROTO_IP, IP_FREEBIND, &on, sizeof on);  // the bridge gets its addresses after its name
     // Two instances have the same address, each on its own bridge.
     if (!options_.bridge.empty() &&
         setsockopt(fd->get(), SOL_SOCKET, SO_BINDTODEVICE, options_.bridge.c_str(), static_cast<socklen_t>(options_.bridge.size())) != 0) {
@@ -379,6 +415,8 @@ void DnsRelay::Run() {
       if (key == kWake) {
         uint64_t ticks = 0;
         (void)!read(wake_.get(), &ticks, sizeof ticks);
+      } else if (key == kLinks) {
+        LookForBridge();
       } else if (key == kUdp) {
         if (udp_.valid()) ReadQuestions();
       } else if (key == kTcp) {

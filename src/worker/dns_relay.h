@@ -38,7 +38,7 @@ class DnsRelay {
   };
   explicit DnsRelay(Options options);
   ~DnsRelay();
-  // Binds if it isn't bound yet; again each time the bridge may be new.
+  // Binds as soon as the bridge is there (it is made with the first container), and again when it is made anew.
   void Open();
   // For tests: the port it got; 0 while unbound.
   uint16_t BoundPort();
@@ -49,6 +49,7 @@ class DnsRelay {
   void Run();
   void Post(Task task);
   Status Bind();
+  void LookForBridge();
   void ReadQuestions();
   void Ask(Question& question);
   void ReadAnswer(uint64_t id);
@@ -58,11 +59,12 @@ class DnsRelay {
   int Sweep();
 
   const Options options_;
-  UniqueFd epoll_, wake_, udp_, tcp_;
+  UniqueFd epoll_, wake_, links_, udp_, tcp_;
   std::mutex mutex_;                           // guards the next two
   std::deque<Task> posted_;
   bool stopping_ = false;
   // The rest belongs to the thread.
+  unsigned int bound_index_ = 0;               // of the bridge
   uint64_t next_id_ = 16;
   std::map<uint64_t, std::unique_ptr<Question>> questions_;
   std::map<uint64_t, std::unique_ptr<Stream>> streams_;

@@ -192,6 +192,10 @@ FakeControl::FakeControl(const std::string& socket) {
 FakeControl::~FakeControl() { Stop(); }
 
 void FakeControl::Stop() {
+  {
+    std::lock_guard lock(mutex);
+    stream_ = nullptr;
+  }
   if (server_) server_->Stop(100);
   server_.reset();
 }
@@ -318,6 +322,9 @@ void WorkerFlow::SetUp() {
 }
 
 void WorkerFlow::TearDown() {
+  if (HasFailure() && control_) {
+    for (const auto& [fd, text] : control_->text) std::cerr << "container's output " << fd << ":\n" << text << "\n";
+  }
   if (worker_) worker_->Stop();
   worker_.reset();
   control_.reset();
@@ -354,7 +361,9 @@ TaskSpec WorkerFlow::Spec(const std::string& name, uint32_t slots) {
   function.set_function_type(api::Function::FUNCTION_TYPE_FUNCTION);
   function.set_max_concurrent_inputs(slots > 1 ? slots : 0);
   function.add_supported_output_formats(api::DATA_FORMAT_PICKLE);
+  function.add_object_dependencies()->set_object_id("im-1");
   api::AppLayout layout;
+  layout.add_objects()->set_object_id("im-1");
   for (const char* each : {"work", "slow", "dies", "where", "calls"}) {
     const std::string id = std::string("fu-") + each;
     (*layout.mutable_function_ids())[each] = id;
