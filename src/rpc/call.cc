@@ -1,6 +1,7 @@
 #include "rpc/call.h"
 
 #include <deque>
+#include <optional>
 
 #include "base/log.h"
 #include "rpc/byte_buffer.h"
@@ -19,6 +20,14 @@ SteadyTime ToSteady(gpr_timespec deadline) {
   if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) return SteadyTime::max();
   const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
   return std::chrono::steady_clock::now() + std::chrono::seconds(left.tv_sec) + std::chrono::nanoseconds(left.tv_nsec);
+}
+
+// Deadlines are ours, not gRPC's: when gRPC 1.51 ends a call at its deadline and the handler finishes it at the same moment, both
+// send trailers, and the official client drops its whole connection over the second ones. A call without a deadline (most) costs
+// nothing here.
+Strand& DeadlineTimers() {
+  static Strand* const timers = new Strand("rpc-deadlines");
+  return *timers;
 }
 
 // The call's headers, copied: handlers may outlive gRPC's call.
@@ -76,7 +85,15 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     method_->metrics.at_work.fetch_add(1, std::memory_order_relaxed);
     if (Status status = Admit(relayed); !status.ok()) {
       End(std::move(status));
-    } else if (relayed || method_->bidi) {
+      return &reactor_;
+    }
+    if (deadline_ != SteadyTime::max()) {
+      std::lock_guard lock(mutex_);  // the timer may run before it is noted down
+      timer_ = DeadlineTimers().PostAt(deadline_, [weak = weak_from_this()] {
+        if (auto call = weak.lock()) call->Over(DeadlineExceeded("the deadline of the call has passed"));
+      });
+    }
+    if (relayed || method_->bidi) {
       BeginStream(relayed ? &router.fallback : nullptr);
     } else {
       reactor_.StartRead(&incoming_);
@@ -225,7 +242,7 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     explicit Reactor(Call* c) : call(c) {}
     void OnReadDone(bool ok) override { call->ReadDone(ok); }
     void OnWriteDone(bool ok) override { call->WriteDone(ok); }
-    void OnCancel() override { call->ClientGone(); }
+    void OnCancel() override { call->Over(Cancelled("the client went away")); }
     void OnDone() override { call->Done(); }
     Call* const call;
   };
@@ -299,8 +316,8 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     Pump();
   }
 
-  // The client is gone, its deadline has passed, or the server stops.
-  void ClientGone() {
+  // The client is gone, the deadline has passed, or the server stops.
+  void Over(Status status) {
     Task drained;
     bool leave = false;
     std::shared_ptr<IdempotencyStore::Entry> entry;
@@ -310,8 +327,7 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
       leave = !finished_;
       if (leave) {
         finished_ = true;
-        final_ = std::chrono::steady_clock::now() >= deadline_ ? DeadlineExceeded("the client's deadline passed")
-                                                               : Cancelled("the client went away");
+        final_ = std::move(status);
       }
       DropQueue();
       drained.swap(on_drained_);
@@ -380,7 +396,11 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     queue_.clear();
   }
 
-  void Count(Code code) { method_->metrics.Finished(code, std::chrono::steady_clock::now() - started_); }
+  // Once, when it is known how the call ends.
+  void Count(Code code) {
+    method_->metrics.Finished(code, std::chrono::steady_clock::now() - started_);
+    if (timer_) DeadlineTimers().CancelTimer(*timer_);
+  }
 
   void Done() {
     RawReader reader;  // may hold the stream, and so this
@@ -401,6 +421,7 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
   const SteadyTime deadline_, started_;
   Method* method_ = nullptr;
   Caller caller_;
+  std::optional<Strand::TimerId> timer_;
   RawReader reader_;
   grpc::ByteBuffer incoming_, outgoing_;
   std::shared_ptr<IdempotencyStore::Entry> entry_;  // set once, under the mutex
