@@ -52,6 +52,7 @@ void LogPump::OnPage(uint64_t turn, Result<control::LogStore::Page> page) {
   if (!page.ok()) return Stop(true, page.status());
   if (!page->records.empty()) {
     options_.after = page->records.back().seq;
+    options_.write(page->records);
   }
   if (page->done) return Stop(true, true);
   if (page->records.empty()) {

@@ -59,6 +59,7 @@ class FakeStream : public rpc::RawStream {
   }
   size_t buffered() const override { return 0; }
   void OnDrained(size_t, Task fn) override { fn(); }
+  void HoldReading(bool) override {}
   void Finish(Status status) override {
     std::lock_guard lock(mutex_);
     if (!finished_) status_ = std::move(status);
