@@ -53,10 +53,10 @@ def test_worker_is_killed_while_a_function_talks(client, lydian):
     """It adopts what runs: the input goes on, and its log misses no line and doubles none."""
     run = client.start_modal("run", f"{FAULTS}::talking", "--lines", "80")
     run.wait_for("line 15.")
-    container = {t["containerId"] if "containerId" in t else t["container_id"] for t in lydian.tasks()}
+    container = {t["container_id"] for t in lydian.tasks()}
     lydian.back("worker", lydian.kill("worker"), timeout=5)
     run.wait_for("line 60.")
-    assert {t["containerId"] if "containerId" in t else t["container_id"] for t in lydian.tasks()} == container
+    assert {t["container_id"] for t in lydian.tasks()} == container
     done = run.finish(60).ok()
     assert "RESULT done talking" in done.out
     assert [int(x) for x in re.findall(r"line (\d+)\.", done.out)] == list(range(80))
@@ -115,12 +115,12 @@ def test_clients_that_vanish(client, lydian):
     for run in (attached, detached):
         run.wait_for("sleeping")
         ids.append(re.search(r"ap-\w{22}", run.text())[0])
-    assert {t.get("app_id") or t["appId"] for t in lydian.tasks()} >= set(ids)
+    assert {t["app_id"] for t in lydian.tasks()} >= set(ids)
     attached.kill()
     detached.kill()
 
     def left():
-        return {t.get("app_id") or t["appId"] for t in lydian.tasks()}
+        return {t["app_id"] for t in lydian.tasks()}
     until("the attached run's containers are gone", 62, lambda: ids[0] not in left(), every=0.5)
     assert ids[1] in left(), "--detach keeps them"
     states = {a.get("App ID") or a.get("app_id"): a for a in json.loads(client.modal("app", "list", "--json").ok().out)}

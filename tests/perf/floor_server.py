@@ -130,6 +130,7 @@ class Container:
         env = {"PATH": os.environ["PATH"], "HOME": str(self.dir), "LANG": "C.UTF-8", "PYTHONPATH": str(root), "MODAL_IS_REMOTE": "1",
                "MODAL_TASK_ID": self.id, "MODAL_ENVIRONMENT": "main", "MODAL_SERVER_URL": f"unix://{self.dir}/s",
                "MODAL_CONTAINER_ARGUMENTS_PATH": f"{self.dir}/args"}
+        self.born = time.monotonic()
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-u", "-m", "modal._container_entrypoint", cwd=root, env=env, stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
@@ -361,6 +362,9 @@ class Service:
                 return pb.FunctionGetInputsResponse()
 
     async def FunctionPutOutputs(self, r):
+        if self.container.born:
+            print(json.dumps({"exec_to_first_output": time.monotonic() - self.container.born}), flush=True)
+            self.container.born = None
         for o in r.outputs:
             call, item = self.container.running.pop(o.input_id)
             if call is not None:
