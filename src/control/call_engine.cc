@@ -156,13 +156,20 @@ void CallEngine::Tasks(std::function<void(std::vector<TaskView>)> reply) {
 void CallEngine::TaskById(const std::string& task_id, std::function<void(Result<TaskView>)> reply) {
   core_->strand().Post([core = core_.get(), task_id, reply = std::move(reply)]() mutable {
     if (auto view = core->FindTaskView(task_id)) return reply(*view);
-    core->pool().Post([core, task_id, reply = std::move(reply)]() mutable {  // ended: in the journal
-      auto row = std::make_shared<Result<TaskRow>>(core->journal().TaskById(task_id));
-      core->strand().Post([row, reply = std::move(reply)] {
-        if (!row->ok()) return reply(row->status());
-        reply(EngineCore::ViewOf(**row));
+    // Ended: it is in the journal, or on its way there, before what is appended now.
+    Journal::Record record;
+    record.must = true;
+    record.apply = [](store::Session&) { return Status(); };
+    record.done = [core, task_id, reply = std::move(reply)](Status) {
+      core->pool().Post([core, task_id, reply] {
+        auto row = std::make_shared<Result<TaskRow>>(core->journal().TaskById(task_id));
+        core->strand().Post([row, reply] {
+          if (!row->ok()) return reply(row->status());
+          reply(EngineCore::ViewOf(**row));
+        });
       });
-    });
+    };
+    core->journal().Append(std::move(record));
   });
 }
 
