@@ -47,10 +47,16 @@ std::shared_ptr<void> CallEngine::GetOutputs(OutputsQuery query, std::function<v
   EngineCore* core = core_.get();
   uint64_t handle = core->NewHandle();
   auto shared = std::make_shared<OutputsQuery>(std::move(query));
-  core->strand().Post([core, handle, shared, reply = std::move(reply)]() mutable {
-    core->GetOutputs(handle, std::move(*shared), std::move(reply));
+  auto answered = std::make_shared<std::atomic<bool>>(false);
+  core->strand().Post([core, handle, shared, answered, reply = std::move(reply)]() mutable {
+    core->GetOutputs(handle, std::move(*shared), [answered, reply = std::move(reply)](Result<OutputsPage> page) {
+      answered->store(true);
+      reply(std::move(page));
+    });
   });
-  return Handle([core, handle] { core->strand().Post([core, handle] { core->DropPoll(handle); }); });
+  return Handle([core, handle, answered] {
+    if (!answered->load()) core->strand().Post([core, handle] { core->DropPoll(handle); });
+  });
 }
 
 void CallEngine::CancelCall(const CallScope& scope, const std::string& call_id, bool terminate, std::function<void(Status)> reply) {
@@ -86,13 +92,13 @@ void CallEngine::ListCalls(const CallScope& scope, const std::string& function_i
   });
 }
 
-void CallEngine::PutChunks(const CallScope& scope, const std::string& call_id, std::vector<std::pair<uint64_t, std::string>> chunks,
-                           std::function<void(Status)> reply) {
+void CallEngine::PutChunks(const CallScope& scope, const std::string& call_id, const std::string& task_id,
+                           std::vector<std::pair<uint64_t, std::string>> chunks, std::function<void(Status)> reply) {
   auto shared = std::make_shared<std::vector<std::pair<uint64_t, std::string>>>(std::move(chunks));
-  core_->strand().Post([core = core_.get(), scope, call_id, shared, reply = std::move(reply)]() mutable {
+  core_->strand().Post([core = core_.get(), scope, call_id, task_id, shared, reply = std::move(reply)]() mutable {
     auto call = core->FindCall(scope, call_id);
     if (!call.ok()) return reply(call.status());
-    core->PutChunks(*call, std::move(*shared), std::move(reply));
+    core->PutChunks(*call, task_id, std::move(*shared), std::move(reply));
   });
 }
 
@@ -150,13 +156,20 @@ void CallEngine::Tasks(std::function<void(std::vector<TaskView>)> reply) {
 void CallEngine::TaskById(const std::string& task_id, std::function<void(Result<TaskView>)> reply) {
   core_->strand().Post([core = core_.get(), task_id, reply = std::move(reply)]() mutable {
     if (auto view = core->FindTaskView(task_id)) return reply(*view);
-    core->pool().Post([core, task_id, reply = std::move(reply)]() mutable {  // ended: in the journal
-      auto row = std::make_shared<Result<TaskRow>>(core->journal().TaskById(task_id));
-      core->strand().Post([row, reply = std::move(reply)] {
-        if (!row->ok()) return reply(row->status());
-        reply(EngineCore::ViewOf(**row));
+    // Ended: it is in the journal, or on its way there, before what is appended now.
+    Journal::Record record;
+    record.must = true;
+    record.apply = [](store::Session&) { return Status(); };
+    record.done = [core, task_id, reply = std::move(reply)](Status) {
+      core->pool().Post([core, task_id, reply] {
+        auto row = std::make_shared<Result<TaskRow>>(core->journal().TaskById(task_id));
+        core->strand().Post([row, reply] {
+          if (!row->ok()) return reply(row->status());
+          reply(EngineCore::ViewOf(**row));
+        });
       });
-    });
+    };
+    core->journal().Append(std::move(record));
   });
 }
 

@@ -160,9 +160,10 @@ class CallEngine : public Engine {
   void GetCallInfo(const CallScope& scope, const std::string& call_id, std::function<void(Result<CallInfo>)> reply);
   void GetCallGraph(const CallScope& scope, const std::string& call_id, std::function<void(Result<CallGraph>)> reply);
   void ListCalls(const CallScope& scope, const std::string& function_id, std::function<void(Result<std::vector<CallInfo>>)> reply);
-  // Generator data. A chunk of the same index replaces the older one (a retry starts again at 1).
-  void PutChunks(const CallScope& scope, const std::string& call_id, std::vector<std::pair<uint64_t, std::string>> chunks,
-                 std::function<void(Status)> reply);
+  // Generator data. A chunk of the same index replaces the older one (a retry starts again at 1). `task_id`: the container that puts
+  // it; it must hold an input of the call.
+  void PutChunks(const CallScope& scope, const std::string& call_id, const std::string& task_id,
+                 std::vector<std::pair<uint64_t, std::string>> chunks, std::function<void(Status)> reply);
   // The chunks behind `last_index`, once there are any; about 4 MiB at most.
   std::shared_ptr<void> NextChunks(const CallScope& scope, const std::string& call_id, uint64_t last_index,
                                    std::function<void(Result<DataChunks>)> reply);

@@ -47,7 +47,7 @@ class EngineCore : public WorkerEvents {
   // call_engine_outputs.cc
   void GetOutputs(uint64_t handle, OutputsQuery query, std::function<void(Result<OutputsPage>)> reply);
   void DropPoll(uint64_t handle);
-  void PutChunks(Call* call, std::vector<std::pair<uint64_t, std::string>> chunks, std::function<void(Status)> reply);
+  void PutChunks(Call* call, const std::string& task_id, std::vector<std::pair<uint64_t, std::string>> chunks, std::function<void(Status)> reply);
   void NextChunks(uint64_t handle, Call* call, uint64_t last_index, std::function<void(Result<DataChunks>)> reply);
   void DropChunkWait(uint64_t handle, const std::string& call_id);
 

@@ -138,7 +138,11 @@ void EngineCore::WakePolls(Call* call) {
   }
 }
 
-void EngineCore::PutChunks(Call* call, std::vector<std::pair<uint64_t, std::string>> chunks, std::function<void(Status)> reply) {
+void EngineCore::PutChunks(Call* call, const std::string& task_id, std::vector<std::pair<uint64_t, std::string>> chunks,
+                           std::function<void(Status)> reply) {
+  bool holds = task_id.empty();
+  for (const auto& [idx, input] : call->inputs) holds |= input->task != nullptr && input->task->id == task_id;
+  if (!holds) return reply(PermissionDenied("this container has no input of function call " + call->id));
   std::vector<ChunkRow> rows;
   for (auto& [index, bytes] : chunks) {
     if (index == 0 || index > UINT32_MAX) return reply(InvalidArgument("data chunks are numbered from 1"));

@@ -124,7 +124,7 @@ struct TaskState {
   std::vector<std::function<void(Status)>> stop_waiters;
   std::shared_ptr<Builder> builder;
 
-  bool alive_for_work() const { return state != State::kStopping && !retired && builder == nullptr; }
+  bool alive_for_work() const { return state != State::kStopping && !retired && !missing && builder == nullptr; }
 };
 
 struct AppState {

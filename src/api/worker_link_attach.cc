@@ -1,0 +1,63 @@
+#include "api/worker_link.h"
+#include "base/log.h"
+
+namespace lydian::api {
+
+void RegisterWorkerObjects(rpc::Router& router, const WorkerLinkDeps& deps);  // worker_link_objects.cc
+
+namespace {
+
+// A worker that takes nothing for this long a backlog is as good as gone; its connection is made anew, with a hello.
+constexpr size_t kMostUnsent = size_t{512} << 20;
+
+rpc::RawReader Attach(control::WorkerRegistry& registry, const rpc::Ctx& ctx, std::shared_ptr<rpc::RawStream> out) {
+  if (ctx->caller().kind != rpc::Caller::Kind::kWorker) {
+    out->Finish(PermissionDenied("only a worker attaches here"));
+    return {[](std::string_view) { return Status(); }, [] {}};
+  }
+  uint64_t session = registry.Open(
+      [out](const ToWorker& message) {
+        if (out->buffered() > kMostUnsent) return out->Finish(ResourceExhausted("the worker does not read"));
+        out->Write(message.SerializeAsString());
+      },
+      [out](Status status) { out->Finish(std::move(status)); });
+  ctx->OnCancel([&registry, session] { registry.Closed(session); });
+  rpc::RawReader reader;
+  reader.on_message = [&registry, session](std::string_view bytes) -> Status {
+    FromWorker message;
+    if (!message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+      return InvalidArgument("the bytes are not a message of a worker");
+    }
+    registry.Deliver(session, std::move(message));
+    return {};
+  };
+  reader.on_end = [&registry, session, out] {
+    registry.Closed(session);
+    out->Finish({});
+  };
+  return reader;
+}
+
+}  // namespace
+
+void RegisterWorkerLink(rpc::Router& router, WorkerLinkDeps deps) {
+  control::WorkerRegistry* registry = &deps.engine->registry();
+  router.AddBidi("lydian.WorkerLink", "Attach", [registry](rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out) {
+    return Attach(*registry, ctx, std::move(out));
+  });
+  RegisterWorkerObjects(router, deps);
+}
+
+Result<rpc::Caller> CallerOfTask(const control::CallEngine& engine, const std::string& task_id) {
+  auto identity = engine.IdentityOfTask(task_id);
+  if (!identity) return NotFound("no running task " + task_id);
+  rpc::Caller caller;
+  caller.kind = rpc::Caller::Kind::kTask;
+  caller.workspace_id = identity->workspace_id;
+  caller.environment = identity->environment;
+  caller.restricted = identity->restricted;
+  caller.task_id = task_id;
+  return caller;
+}
+
+}  // namespace lydian::api
