@@ -41,9 +41,8 @@ rpc::RawReader Attach(control::WorkerRegistry& registry, const rpc::Ctx& ctx, st
 }  // namespace
 
 void RegisterWorkerLink(rpc::Router& router, WorkerLinkDeps deps) {
-  control::WorkerRegistry* registry = &deps.engine->registry();
-  router.AddBidi("lydian.WorkerLink", "Attach", [registry](rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out) {
-    return Attach(*registry, ctx, std::move(out));
+  router.AddBidi("lydian.WorkerLink", "Attach", [engine = deps.engine](rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out) {
+    return Attach(engine->registry(), ctx, std::move(out));
   });
   RegisterWorkerObjects(router, deps);
 }

@@ -114,7 +114,6 @@ class EngineCore : public WorkerEvents {
   // leases
   void Dispatch(FunctionState* function);
   void DispatchBatches(FunctionState* function);
-  bool LeaseBatch(TaskState* task);
   void Lease(TaskState* task, Input* input, uint64_t batch);
   uint32_t PrefetchDepth(const TaskState& task) const;
   void HeadChanged(TaskState* task);

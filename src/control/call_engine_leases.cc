@@ -61,46 +61,51 @@ uint32_t EngineCore::PrefetchDepth(const TaskState& task) const {
   return std::min<uint32_t>(kMostPrefetch, static_cast<uint32_t>(std::ceil(kPrefetchMillis / run)));
 }
 
-// A batch is full, or its first input has waited for batch_linger_ms.
+// A batch is open from its first lease until it is full or that lease has waited for batch_linger_ms, which is when the worker hands
+// it over: so inputs go at once, first into open batches, then into containers with a free place for one.
 void EngineCore::DispatchBatches(FunctionState* function) {
+  int64_t now = NowNanos();
+  int64_t linger = static_cast<int64_t>(function->info.batch_linger_ms) * 1'000'000;
+  std::vector<TaskState*> ready;
   for (TaskState* task : function->tasks) {
     if (task->state != TaskState::State::kReady || !task->alive_for_work()) continue;
     const WorkerRegistry::Worker* worker = registry_.Find(task->worker_id);
-    if (worker == nullptr || !worker->connected) continue;
-    while (LeaseBatch(task)) {
+    if (worker != nullptr && worker->connected) ready.push_back(task);
+  }
+  auto fill = [&](TaskState* task, uint64_t batch, const std::string& method, size_t have) {
+    for (auto it = function->queue.begin(); it != function->queue.end() && have < function->info.batch_max_size;) {
+      Input* input = *it++;
+      if (input->method != method) continue;
+      Lease(task, input, batch);
+      ++have;
+    }
+  };
+  for (TaskState* task : ready) {
+    size_t have = 0;
+    const Input* first = nullptr;
+    for (const Input* input : task->leases) {
+      if (input->batch != task->open_batch) continue;
+      if (have++ == 0) first = input;
+    }
+    // One that has given outputs is in work, whatever the clock says.
+    if (first == nullptr || have < task->open_batch_size || first->leased_nanos + linger <= now) continue;
+    std::string method = first->method;
+    fill(task, task->open_batch, method, have);
+    task->open_batch_size = 0;
+    for (const Input* input : task->leases) task->open_batch_size += input->batch == task->open_batch;
+  }
+  for (TaskState* task : ready) {
+    while (!function->queue.empty()) {
+      std::set<uint64_t> in_work;
+      for (const Input* input : task->leases) in_work.insert(input->batch);
+      if (in_work.size() >= BatchSlots(function->info)) break;
+      task->open_batch = next_batch_++;
+      std::string method = function->queue.front()->method;
+      fill(task, task->open_batch, method, 0);
+      task->open_batch_size = 0;
+      for (const Input* input : task->leases) task->open_batch_size += input->batch == task->open_batch;
     }
   }
-}
-
-bool EngineCore::LeaseBatch(TaskState* task) {
-  FunctionState* function = task->function;
-  if (function->queue.empty()) return false;
-  std::set<uint64_t> in_work;
-  for (const Input* input : task->leases) in_work.insert(input->batch);
-  if (in_work.size() >= BatchSlots(function->info)) return false;
-  const Input* first = function->queue.front();
-  std::vector<Input*> batch;
-  for (Input* input : function->queue) {
-    if (input->method != first->method) continue;
-    batch.push_back(input);
-    if (batch.size() == function->info.batch_max_size) break;
-  }
-  int64_t due = first->queued_nanos + static_cast<int64_t>(function->info.batch_linger_ms) * 1'000'000;
-  int64_t now = NowNanos();
-  if (batch.size() < function->info.batch_max_size && due > now) {
-    if (!task->linger) {
-      task->linger = strand_.PostAfter(std::chrono::nanoseconds(due - now), [this, id = task->id] {
-        TaskState* later = FindTask(id);
-        if (later == nullptr) return;
-        later->linger.reset();
-        Dispatch(later->function);
-      });
-    }
-    return false;
-  }
-  uint64_t number = next_batch_++;
-  for (Input* input : batch) Lease(task, input, number);
-  return true;
 }
 
 void EngineCore::Lease(TaskState* task, Input* input, uint64_t batch) {

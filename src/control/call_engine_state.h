@@ -118,9 +118,9 @@ struct TaskState {
   StopTask stop;
   int64_t idle_since = 0;
   int64_t head_nanos = 0;        // since when it works on the first of `leases`
-  uint64_t recalled_head = 0;    // leases behind the first were asked back: until the first ends
-  int64_t sent_nanos = 0;
-  std::optional<Strand::TimerId> deadline, recall, startup, linger;
+  uint64_t open_batch = 0;       // the newest batch, and how many inputs went into it
+  size_t open_batch_size = 0;
+  std::optional<Strand::TimerId> deadline, recall, startup;
   std::vector<std::function<void(Status)>> stop_waiters;
   std::shared_ptr<Builder> builder;
 

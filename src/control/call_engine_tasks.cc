@@ -196,7 +196,6 @@ void EngineCore::SpecMade(const std::string& task_id, Result<TaskSpec> spec) {
     out->set_single_use(true);
   }
   task->state = TaskState::State::kStarting;
-  task->sent_nanos = NowNanos();
   LOG_INFO("starting a task", {{"task_id", task->id}, {"function", function->info.name}, {"worker_id", task->worker_id}});
   if (!registry_.Send(task->worker_id, message)) LoseTask(task, "its worker is not connected");
 }
@@ -337,7 +336,7 @@ void EngineCore::SettleLeases(TaskState* task, const TaskExit& exit) {
 void EngineCore::EndTask(TaskState* task, const std::string& exit_text) {
   FunctionState* function = task->function;
   if (task->builder != nullptr) BuilderEnded(task, nullptr, Named(*function, exit_text));  // unless it was told already
-  for (auto* timer : {&task->deadline, &task->recall, &task->startup, &task->linger}) {
+  for (auto* timer : {&task->deadline, &task->recall, &task->startup}) {
     if (*timer) strand_.CancelTimer(**timer);
   }
   task->row.ended = true;

@@ -370,11 +370,11 @@ TEST_F(CallEngineTest, ShortInputsAreLeasedAheadAndAskedBackBehindALongOne) {
   }
 }
 
-TEST_F(CallEngineTest, BatchesAreOfOneMethodAndWaitForMore) {
+TEST_F(CallEngineTest, BatchesAreOfOneMethodAndStayOpenForMore) {
   FunctionInfo info = Function();
-  info.batch_max_size = 3;
-  info.slots = info.target_slots = 3;
-  info.batch_linger_ms = 60;
+  info.batch_max_size = 4;
+  info.slots = info.target_slots = 4;
+  info.batch_linger_ms = 2000;
   info.max_containers = 1;
   Begin(info);
   auto worker = Connect();
@@ -382,17 +382,22 @@ TEST_F(CallEngineTest, BatchesAreOfOneMethodAndWaitForMore) {
   map.call_type = kCallMap;
   map.inputs.clear();
   std::string call = Create(map)->call_id;
-  ASSERT_TRUE(Put(call, {{0, "a", "m"}, {1, "b", "m"}, {2, "c", "other"}, {3, "d", "m"}, {4, "e", "m"}}).ok());
+  ASSERT_TRUE(Put(call, {{0, "a", "m"}, {1, "b", "m"}, {2, "c", "other"}, {3, "d", "m"}}).ok());
   auto task = worker->WaitStart();
-  EXPECT_EQ(task->batch_max_size(), 3u);
+  EXPECT_EQ(task->batch_max_size(), 4u);
   worker->Ready(task->task_id());
   std::vector<Lease> batch;
   for (int i = 0; i < 3; ++i) batch.push_back(*worker->WaitLease());
   EXPECT_EQ(batch[0].input() + batch[1].input() + batch[2].input(), "abd");
-  EXPECT_FALSE(worker->WaitLease(100ms));
-  for (const Lease& lease : batch) worker->Succeed(lease, "r");
-  auto lone = worker->WaitLease();
-  EXPECT_EQ(lone->input(), "c");
+  EXPECT_FALSE(worker->WaitLease(50ms));
+  ASSERT_TRUE(Put(call, {{4, "e", "m"}, {5, "f", "m"}}).ok());  // one more fits into the open one
+  batch.push_back(*worker->WaitLease());
+  EXPECT_EQ(batch.back().input(), "e");
+  EXPECT_FALSE(worker->WaitLease(50ms));
+  for (size_t i = 0; i + 1 < batch.size(); ++i) worker->Succeed(batch[i], "r");
+  EXPECT_FALSE(worker->WaitLease(50ms));  // in work until the last of it
+  worker->Succeed(batch.back(), "r");
+  EXPECT_EQ(worker->WaitLease()->input(), "c");
 }
 
 TEST_F(CallEngineTest, ABusyDiskRefusesNothingThatWasPromised) {

@@ -1,0 +1,177 @@
+#include "control/journal.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <future>
+
+#include "base/fd.h"
+#include "base/ids.h"
+
+namespace lydian::control {
+namespace {
+
+class JournalTest : public testing::Test {
+ protected:
+  void SetUp() override { ASSERT_TRUE(MakeDirs(dir_).ok()); }
+  void TearDown() override {
+    journal_.reset();
+    strand_.Stop();
+    ASSERT_TRUE(RemoveTree(dir_).ok());
+  }
+  void Open() {
+    auto journal = Journal::Open(dir_ + "/calls.db", [this](Task task) { strand_.Post(std::move(task)); });
+    ASSERT_TRUE(journal.ok()) << journal.status();
+    journal_ = std::move(journal).value();
+  }
+  Status Write(Journal::Record record) {
+    std::promise<Status> promise;
+    record.done = [&](Status status) { promise.set_value(status); };
+    journal_->Append(std::move(record));
+    return promise.get_future().get();
+  }
+  static SharedBytes Bytes(const std::string& text) { return std::make_shared<const std::string>(text); }
+  static CallRow Call(uint32_t number) {
+    CallRow row;
+    row.number = number;
+    row.call_id = "fc-" + std::to_string(number);
+    row.function_id = "fu-1";
+    row.call_type = kMap;
+    row.invocation_type = 4;
+    row.created_at = 12.5;
+    row.idempotency_key = "tk/k";
+    return row;
+  }
+  static constexpr int kMap = 2;
+
+  std::string dir_ = std::filesystem::temp_directory_path() / ("lydian-journal-" + RandomHex(6));
+  Strand strand_{"test"};
+  std::unique_ptr<Journal> journal_;
+};
+
+TEST_F(JournalTest, KeepsWhatWasWritten) {
+  Open();
+  std::string binary("\0\x01\xff", 3);
+  ASSERT_TRUE(Write(Journal::PutCall(Call(7), {{7, 0, 0, "in-0", "m", Bytes(binary)}, {7, 5, 0, "in-5", "", Bytes("")}})).ok());
+  ASSERT_TRUE(Write(Journal::SetAttempt(7, 5, 2)).ok());
+  OutputRow output;
+  output.call = 7, output.seq = 1, output.idx = 0;
+  output.input_id = "in-0", output.status = 1, output.data_format = 4, output.result = Bytes(binary);
+  ASSERT_TRUE(Write(Journal::Finish({output})).ok());
+  ASSERT_TRUE(Write(Journal::PutChunks({{7, 1, Bytes("one")}})).ok());
+  ASSERT_TRUE(Write(Journal::PutChunks({{7, 1, Bytes("uno")}})).ok());
+  ASSERT_TRUE(Write(Journal::SetCancelled(7)).ok());
+  FunctionInfo function;
+  function.function_id = "fu-1", function.app_id = "ap-1", function.name = "f";
+  function.retry = {3, 2.0, 500, 1000};
+  function.limits.set_memory_limit_bytes(77);
+  ASSERT_TRUE(Write(Journal::PutFunction(function)).ok());
+  ASSERT_TRUE(Write(Journal::PutApp("ap-1", "active")).ok());
+  TaskRow task;
+  task.task_id = "ta-1", task.state = "ready", task.restricted = true;
+  ASSERT_TRUE(Write(Journal::PutTask(task)).ok());
+  journal_.reset();
+  Open();
+  auto found = journal_->Load();
+  ASSERT_TRUE(found.ok()) << found.status();
+  ASSERT_EQ(found->calls.size(), 1u);
+  EXPECT_EQ(found->calls[0].call_id, "fc-7");
+  EXPECT_EQ(found->calls[0].idempotency_key, "tk/k");
+  EXPECT_TRUE(found->calls[0].cancelled);
+  ASSERT_EQ(found->inputs.size(), 1u);
+  EXPECT_EQ(found->inputs[0].idx, 5u);
+  EXPECT_EQ(found->inputs[0].attempt, 2u);
+  ASSERT_EQ(found->outputs.size(), 1u);
+  EXPECT_EQ(*found->outputs[0].result, binary);
+  EXPECT_EQ(found->outputs[0].seq, 1u);
+  ASSERT_EQ(found->chunks.size(), 1u);
+  EXPECT_EQ(*found->chunks[0].chunk, "uno");
+  ASSERT_EQ(found->functions.size(), 1u);
+  EXPECT_EQ(found->functions[0].retry.retries, 3u);
+  EXPECT_EQ(found->functions[0].limits.memory_limit_bytes(), 77u);
+  ASSERT_EQ(found->tasks.size(), 1u);
+  EXPECT_TRUE(found->tasks[0].restricted);
+  EXPECT_EQ(found->apps.size(), 1u);
+}
+
+TEST_F(JournalTest, DroppingACallTakesAllOfItAndNothingElse) {
+  Open();
+  ASSERT_TRUE(Write(Journal::PutCall(Call(1), {{1, 0, 0, "in-a", "", Bytes("x")}})).ok());
+  ASSERT_TRUE(Write(Journal::PutCall(Call(2), {{2, 0, 0, "in-b", "", Bytes("x")}})).ok());
+  ASSERT_TRUE(Write(Journal::PutChunks({{1, 1, Bytes("c")}, {2, 1, Bytes("c")}})).ok());
+  ASSERT_TRUE(Write(Journal::DropCalls({1})).ok());
+  auto found = journal_->Load();
+  ASSERT_EQ(found->calls.size(), 1u);
+  EXPECT_EQ(found->inputs[0].input_id, "in-b");
+  EXPECT_EQ(found->chunks.size(), 1u);
+}
+
+TEST_F(JournalTest, CallbacksComeInOrder) {
+  Open();
+  std::vector<int> order;
+  std::promise<void> last;
+  for (int i = 0; i < 200; ++i) {
+    Journal::Record record = Journal::PutApp("ap-" + std::to_string(i), "active");
+    record.durable = i % 10 == 0;
+    record.done = [&, i](Status status) {
+      EXPECT_TRUE(status.ok());
+      order.push_back(i);
+      if (i == 199) last.set_value();
+    };
+    journal_->Append(std::move(record));
+  }
+  last.get_future().wait();
+  for (int i = 0; i < 200; ++i) EXPECT_EQ(order[static_cast<size_t>(i)], i);
+}
+
+// A disk that is full for a while. What may be refused is; what must be kept is kept, in order, and written once there is room.
+TEST_F(JournalTest, AFullDiskRefusesNewWorkAndLosesNoOutput) {
+  Open();
+  std::atomic<bool> full{true};
+  std::vector<std::string> written;
+  auto record = [&](const std::string& name, bool must) {
+    Journal::Record made;
+    made.must = must;
+    made.apply = [&, name](store::Session&) -> Status {
+      if (full) return ResourceExhausted("no space left on /disk");
+      written.push_back(name);
+      return {};
+    };
+    return made;
+  };
+  std::promise<Status> first, second;
+  Journal::Record output = record("output 1", true);
+  output.done = [&](Status status) { first.set_value(status); };
+  journal_->Append(std::move(output));
+  Status refused = Write(record("new call", false));
+  EXPECT_EQ(refused.code(), Code::kResourceExhausted);
+  EXPECT_NE(refused.message().find("no space left"), std::string::npos);
+  output = record("output 2", true);
+  output.done = [&](Status status) { second.set_value(status); };
+  journal_->Append(std::move(output));
+  auto acked = first.get_future();
+  EXPECT_EQ(acked.wait_for(std::chrono::milliseconds(50)), std::future_status::timeout);
+  full = false;
+  EXPECT_TRUE(acked.get().ok());
+  EXPECT_TRUE(second.get_future().get().ok());
+  EXPECT_EQ(written, (std::vector<std::string>{"output 1", "output 2"}));
+  EXPECT_TRUE(Write(record("new call", false)).ok());
+}
+
+TEST_F(JournalTest, OneBadRecordDoesNotTakeTheOthersAlong) {
+  Open();
+  Journal::Record bad;
+  bad.apply = [](store::Session& session) { return session.Execute("INSERT INTO nowhere VALUES (1)"); };
+  std::promise<Status> good, failed;
+  Journal::Record first = Journal::PutApp("ap-1", "active");
+  first.done = [&](Status status) { good.set_value(status); };
+  bad.done = [&](Status status) { failed.set_value(status); };
+  journal_->Append(std::move(first));
+  journal_->Append(std::move(bad));
+  EXPECT_TRUE(good.get_future().get().ok());
+  EXPECT_FALSE(failed.get_future().get().ok());
+  EXPECT_EQ(journal_->Load()->apps.size(), 1u);
+}
+
+}  // namespace
+}  // namespace lydian::control
