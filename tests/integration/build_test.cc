@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <future>
@@ -12,7 +13,8 @@
 
 #include "base/ids.h"
 #include "build/builder.h"
-#include "chroot_spawner.h"
+#include "forked_spawner.h"
+#include "spawner/client.h"
 
 namespace lydian::build {
 namespace {
@@ -36,35 +38,45 @@ class Files : public ContentSource {
   std::string dir_;
 };
 
+std::string g_dir;
+std::unique_ptr<testing::ForkedSpawner> g_spawner;
+
 // One state for all tests: a base takes seconds even when its parts are cached.
 struct World {
-  std::string dir;
+  std::string dir = g_dir;
   std::unique_ptr<image::LayerStore> layers;
   std::unique_ptr<Files> files;
   std::unique_ptr<Builder> builder;
-  std::shared_ptr<testing::ChrootSpawner> spawner;
+  std::shared_ptr<spawner::Client> spawner;
+  std::atomic<int> asked = 0;  // once a container
 
   void Start() {
-    dir = "/var/tmp/lydian-build-test-" + RandomHex(4);
     EXPECT_TRUE(MakeDirs(dir + "/files").ok());
     auto store = image::LayerStore::Open(dir + "/layers");
     ASSERT_TRUE(store.ok()) << store.status();
     layers = std::move(*store);
     files = std::make_unique<Files>(dir + "/files");
-    spawner = std::make_shared<testing::ChrootSpawner>(
-        [this](const ExitEvent& event) { builder->OnExit(event.container_id(), event.status(), event.oom_killed()); });
+    spawner::ClientEvents events;
+    events.on_exit = [this](const ExitEvent& event) {
+      builder->OnExit(event.container_id(), event.status(), event.oom_killed());
+    };
+    auto client = spawner::Client::Connect(g_spawner->socket(), std::move(events));
+    ASSERT_TRUE(client.ok()) << client.status();
+    spawner = std::move(*client);
     const char* cache = std::getenv("LYDIAN_TEST_CACHE");
     auto made = Builder::Create({.state_dir = dir, .cache_dir = cache ? cache : "/var/cache/lydian", .client_version = "1.6.4"},
-                                layers.get(), files.get(), [this] { return spawner; });
+                                layers.get(), files.get(), [this] {
+                                  ++asked;
+                                  return spawner;
+                                });
     ASSERT_TRUE(made.ok()) << made.status();
     builder = std::move(*made);
   }
 
   ~World() {
-    builder = nullptr;
     spawner = nullptr;
+    builder = nullptr;
     layers = nullptr;
-    (void)RemoveTree(dir);
   }
 };
 
@@ -128,6 +140,9 @@ class BuildTest : public ::testing::Test {
     return info.ok() ? info->path : "/nonexistent";
   }
 
+  // How many containers were made so far.
+  static int Containers() { return world_->asked; }
+
   static World* world_;
 };
 World* BuildTest::world_ = nullptr;
@@ -173,11 +188,11 @@ TEST_F(BuildTest, StepsMakeLayersOnceAndLeaveNothingBorrowed) {
   EXPECT_EQ(image.config().workdir(), "/srv/app");
   EXPECT_THAT(image.python_version(), HasSubstr("3.11."));
 
-  int before = world_->spawner->created;
+  int before = Containers();
   spec.set_image_id(NewId("im"));
   auto again = Build(spec);
   EXPECT_TRUE(again.result.ok());
-  EXPECT_EQ(world_->spawner->created, before);
+  EXPECT_EQ(Containers(), before);
   EXPECT_THAT(again.log, HasSubstr("cached"));
 }
 
@@ -210,12 +225,12 @@ TEST_F(BuildTest, CancelEndsTheContainerAndLeavesNothing) {
 TEST_F(BuildTest, TwoBuildsOfOneImageAreOne) {
   auto spec = Spec({"FROM python:3.11-slim-bookworm", "RUN sleep 1; echo once; date +%N > /stamp"});
   spec.set_image_id("im-shared");
-  int before = world_->spawner->created;
+  int before = Containers();
   auto other = std::async(std::launch::async, [&] { return Build(spec); });
   auto one = Build(spec), two = other.get();
   EXPECT_TRUE(one.result.ok() && two.result.ok());
   EXPECT_EQ(one.result.image().layer_ids(2), two.result.image().layer_ids(2));
-  EXPECT_EQ(world_->spawner->created, before + 1);
+  EXPECT_EQ(Containers(), before + 1);
 }
 
 TEST_F(BuildTest, PipInstallsFromTheHostsIndex) {
@@ -298,5 +313,14 @@ TEST_F(BuildTest, MountLayerKeepsUsualFolderModes) {
 
 int main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
+  if (::geteuid() == 0) {
+    lydian::build::g_dir = "/var/tmp/lydian-build-test-" + lydian::RandomHex(4);
+    if (!lydian::MakeDirs(lydian::build::g_dir).ok()) return 1;
+    std::string instance = "lytb" + lydian::RandomHex(2);
+    lydian::build::g_spawner = std::make_unique<lydian::testing::ForkedSpawner>(lydian::build::g_dir, instance, LYDIAN_INIT, "10.113.0.0/16");
+  }
+  int result = RUN_ALL_TESTS();
+  lydian::build::g_spawner = nullptr;
+  if (!lydian::build::g_dir.empty()) (void)lydian::RemoveTree(lydian::build::g_dir);
+  return result;
 }
