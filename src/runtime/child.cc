@@ -355,7 +355,8 @@ int MakeInit(HelperShared* shared) {
   if (::setns(shared->init->user_ns, CLONE_NEWUSER) != 0) return Fail(report, "namespaces", "joining the user namespace");
   if (::setns(shared->init->net_ns, CLONE_NEWNET) != 0) return Fail(report, "namespaces", "joining the network namespace");
   if (int failed = BecomeContainerRoot(report)) return failed;
-  os::CloneSpec spec{.flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT | shared->init->new_namespaces,
+  // Memory of its own: who shares memory stays in the time namespace it came from (until exec, on Linux 6.2 and newer).
+  os::CloneSpec spec{.flags = CLONE_VFORK | CLONE_PARENT | shared->init->new_namespaces,
                      .pidfd = &report->init_pidfd, .stack = shared->stack, .run = RunInit, .argument = shared};
   report->init_pid = os::RawClone(spec);
   if (report->init_pid < 0) return Fail(report, "namespaces", "making the container's namespaces");

@@ -2,11 +2,9 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
-#include <linux/sched.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <sched.h>
-#include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -16,6 +14,7 @@
 
 #include "base/log.h"
 #include "os/mount.h"
+#include "os/namespaces.h"
 #include "runtime/plan.h"
 
 namespace lydian::runtime {
@@ -74,10 +73,6 @@ class InNetwork {
   int home_;
   bool entered_;
 };
-
-int Pause(void*) {
-  while (true) ::pause();
-}
 
 }  // namespace
 
@@ -271,26 +266,10 @@ Result<Pair> Networks::Make(bool nat) {
 
 Status Networks::MakeNamespaces(Pair* pair) {
   ASSIGN_OR_RETURN(pair->base, ranges_.Take());
-  os::Stack stack(16 << 10);
-  int raw = -1;
-  // It shares memory and only sleeps, until its namespaces are held by descriptor.
-  os::CloneSpec spec{.flags = CLONE_VM | CLONE_NEWUSER | CLONE_NEWNET | CLONE_CLEAR_SIGHAND, .pidfd = &raw, .stack = &stack,
-                     .run = Pause};
-  pid_t pid = os::RawClone(spec);
-  if (pid < 0) return ErrnoStatus("making a user and a network namespace");
-  UniqueFd pidfd(raw);
-  const std::string proc = "/proc/" + std::to_string(pid);
-  const std::string map = "0 " + std::to_string(pair->base) + " " + std::to_string(IdRanges::kSize);
-  Status status = WriteExisting(proc + "/uid_map", map);
-  if (status.ok()) status = WriteExisting(proc + "/gid_map", map);
-  if (status.ok()) {
-    pair->user_ns.reset(::open((proc + "/ns/user").c_str(), O_RDONLY | O_CLOEXEC));
-    pair->net_ns.reset(::open((proc + "/ns/net").c_str(), O_RDONLY | O_CLOEXEC));
-    if (!pair->user_ns.valid() || !pair->net_ns.valid()) status = ErrnoStatus("opening the new namespaces");
-  }
-  (void)os::SignalPidfd(pidfd.get(), SIGKILL);
-  auto ended = os::WaitPidfd(pidfd.get(), -1);
-  return status.ok() ? ended.status() : status;
+  ASSIGN_OR_RETURN(os::UserAndNet made, os::MakeUserAndNet(pair->base, IdRanges::kSize));
+  pair->user_ns = std::move(made.user);
+  pair->net_ns = std::move(made.net);
+  return OkStatus();
 }
 
 Status Networks::ConnectHostSide(Pair* pair) {
@@ -377,31 +356,42 @@ Status Networks::MakeOwnFiles(Pair* pair) {
   return OkStatus();
 }
 
-Status Networks::RemoveLeftoverLinks() {
-  ASSIGN_OR_RETURN(auto links, netlink_.Links());
+namespace {
+
+Status RemoveVeths(os::Netlink* netlink, const std::string& instance) {
+  ASSIGN_OR_RETURN(auto links, netlink->Links());
   for (const auto& link : links) {
-    if (!link.name.starts_with(instance_ + "v")) continue;
-    Status status = netlink_.DeleteLink(link.name);
+    if (!link.name.starts_with(instance + "v")) continue;
+    Status status = netlink->DeleteLink(link.name);
     if (!status.ok() && status.error() != ENODEV) return status;
   }
   return OkStatus();
 }
 
+Status RemoveBridgeAndTable(os::Netlink* netlink, os::Nftables* firewall, const std::string& instance) {
+  Status status = ::if_nametoindex(instance.c_str()) != 0 ? netlink->DeleteLink(instance) : OkStatus();
+  if (status.error() == ENODEV) status = OkStatus();
+  // Added first, so that deleting it is right whether it is there or not.
+  Status removed = firewall->Run("add table inet " + instance + "\ndelete table inet " + instance + "\n").status();
+  return status.ok() ? removed : status;
+}
+
+}  // namespace
+
+Status Networks::RemoveLeftoverLinks() { return RemoveVeths(&netlink_, instance_); }
+
 Status Networks::Remove() {
   Drain();
-  Status status = OkStatus();
-  if (::if_nametoindex(instance_.c_str()) != 0) status = netlink_.DeleteLink(instance_);
-  if (status.error() == ENODEV) status = OkStatus();
-  os::Nftables* firewall = firewall_.get();
-  auto opened = os::Nftables::Open();
-  if (firewall == nullptr && opened.ok()) firewall = &*opened;
-  if (firewall != nullptr) {
-    Status removed =
-        firewall->Run("add table inet " + instance_ + "\ndelete table inet " + instance_ + "\n").status();
-    if (status.ok()) status = removed;
-  }
+  if (!prepared_) return OkStatus();
   prepared_ = false;
-  return status;
+  return RemoveBridgeAndTable(&netlink_, firewall_.get(), instance_);
+}
+
+Status Networks::RemoveAll(const std::string& instance) {
+  ASSIGN_OR_RETURN(os::Netlink netlink, os::Netlink::Open());
+  ASSIGN_OR_RETURN(os::Nftables firewall, os::Nftables::Open());
+  RETURN_IF_ERROR(RemoveVeths(&netlink, instance));
+  return RemoveBridgeAndTable(&netlink, &firewall, instance);
 }
 
 }  // namespace lydian::runtime

@@ -44,6 +44,8 @@ class Networks {
   Status RemoveLeftoverLinks();
   // Bridge and firewall, when no container is left.
   Status Remove();
+  // The same and all leftovers, of an instance that does not run.
+  static Status RemoveAll(const std::string& instance);
   const std::string& range() const { return range_text_; }
   bool turned_forwarding_on() const { return turned_forwarding_on_; }
 

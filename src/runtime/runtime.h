@@ -80,6 +80,10 @@ class Runtime {
   virtual Status CleanLeftovers() = 0;
 };
 
+// Bridge, firewall table and control groups of an instance that does not run (any more); puts IPv4 forwarding back if the
+// instance turned it on. For removing Lydian from a machine; a Runtime that ends without containers does the first part itself.
+Status RemoveInstance(const RuntimeOptions& options);
+
 // What `lydian doctor` and tests ask: each kernel feature or right, whether it is here, what it is for, what is used instead.
 struct Feature {
   std::string name, what_for, found, instead;

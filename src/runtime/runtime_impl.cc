@@ -39,6 +39,26 @@ Result<std::unique_ptr<Runtime>> Runtime::Create(RuntimeOptions options) {
   return std::unique_ptr<Runtime>(std::move(runtime));
 }
 
+Status RemoveInstance(const RuntimeOptions& options) {
+  Status result;
+  auto note = [&result](Status status) {
+    if (result.ok() && !status.ok()) result = status;
+  };
+  auto cgroups = os::CgroupTree::Open("lydian-" + options.instance);
+  note(cgroups.status());
+  if (cgroups.ok()) {
+    for (const auto& name : (*cgroups)->List()) note((*cgroups)->Destroy(name));
+    note((*cgroups)->RemoveParent());
+  }
+  note(Networks::RemoveAll(options.instance));
+  const std::string forwarding = options.state_dir + "/ip_forward_was_off";
+  if (Exists(forwarding)) {
+    note(WriteExisting("/proc/sys/net/ipv4/ip_forward", "0"));
+    ::unlink(forwarding.c_str());
+  }
+  return result;
+}
+
 Status RuntimeImpl::Open() {
   containers_dir_ = options_.state_dir + "/containers";
   // Each container mounts over these in a mount namespace of its own, as a user who may not walk through a closed state folder.
@@ -89,6 +109,7 @@ Result<std::unique_ptr<Container>> RuntimeImpl::Start(const Job& job, std::vecto
   Status status = Build(job, std::move(stdio), container.get(), &steps);
   if (status.ok()) {
     container->phases = steps.TakePhases();
+    refill_broken_ = false;
     return container;
   }
   if (error != nullptr) *error = {steps.name(), status};
@@ -167,7 +188,6 @@ Result<std::unique_ptr<Helper>> RuntimeImpl::MakeCgroup(const Job& job, const St
   limits.milli_cpu = job.limits().milli_cpu();
   if (job.limits().milli_cpu_request() != 0) limits.weight_milli_cpu = job.limits().milli_cpu_request();
   limits.pids = plan.pids;
-  lingering_.erase(job.container_id());
   std::unique_ptr<Helper> helper;
   if (!seats_.empty()) {
     helper = std::move(seats_.front().helper);
@@ -309,8 +329,11 @@ Status RuntimeImpl::Release(Container* container) {
   ending_.clear();  // one of them may still be in the control group
   if (held.cgroup != nullptr) {
     Status removed = held.cgroup->Remove();
-    if (!removed.ok()) lingering_.insert(container->job.container_id());
-    if (status.ok() && removed.error() != EBUSY) status = removed;
+    if (removed.error() == EBUSY) {
+      lingering_.push_back(std::move(held.cgroup));  // a process of it is still on its way out
+    } else if (status.ok()) {
+      status = removed;
+    }
     held.cgroup.reset();
   }
   TidyWritableDir(held);
@@ -345,9 +368,7 @@ void RuntimeImpl::TidyWritableDir(const Container::Held& held) {
 
 bool RuntimeImpl::Refill() {
   std::erase_if(ending_, [](const auto& helper) { return os::PidfdEnded(helper->pidfd().get()); });
-  for (auto it = lingering_.begin(); it != lingering_.end();) {
-    it = cgroups_->Destroy(*it).ok() ? lingering_.erase(it) : std::next(it);
-  }
+  std::erase_if(lingering_, [](const auto& group) { return group->Remove().ok(); });
   if (refill_broken_) return false;
   Status status;
   if (networks_->pooled() < options_.network_pool) {

@@ -3,7 +3,6 @@
 
 #include <deque>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -93,7 +92,7 @@ class RuntimeImpl : public Runtime {
   uint64_t shared_memory_limit_ = 0;
   bool time_namespaces_ = false;
   size_t live_ = 0;
-  std::set<std::string> lingering_;    // cgroups that could not be removed yet
+  std::vector<std::unique_ptr<os::Cgroup>> lingering_;  // could not be removed yet
   bool refill_broken_ = false;         // a pool could not be filled: not tried again until a start needs it
 };
 

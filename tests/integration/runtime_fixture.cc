@@ -160,7 +160,7 @@ Census Count(const std::string& instance) {
   size_t loops = 0;
   for (int i = 0; i < 256; ++i) {
     auto backing = ReadFile("/sys/block/loop" + std::to_string(i) + "/loop/backing_file", 4096);
-    if (backing.ok() && backing->find("/quota-") != std::string::npos) ++loops;
+    if (backing.ok() && backing->starts_with(RuntimeTest::state_dir())) ++loops;
   }
   return {Entries("/proc/self/fd"), Lines("/proc/self/mountinfo"), cgroups, Entries("/sys/class/net", instance + "v"), loops,
           Children()};

@@ -20,13 +20,15 @@ struct Outcome {
 };
 
 class RuntimeTest : public ::testing::Test {
+ public:
+  static std::string state_dir();
+
  protected:
   void SetUp() override;
   void TearDown() override;
 
   // A root file system with a shell, coreutils and python3: LYDIAN_TEST_ROOTFS, or made once with mmdebstrap.
   static const std::string& Rootfs();
-  static std::string state_dir();
   RuntimeOptions Options() const;
 
   Job NewJob(const std::vector<std::string>& argv) const;

@@ -1,0 +1,49 @@
+#include "os/namespaces.h"
+
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <sched.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "os/process.h"
+
+namespace lydian::os {
+namespace {
+
+int Pause(void*) {
+  while (true) ::pause();
+}
+
+Status Fill(pid_t pid, uint32_t base, uint32_t count, UserAndNet* out) {
+  const std::string proc = "/proc/" + std::to_string(pid);
+  const std::string map = "0 " + std::to_string(base) + " " + std::to_string(count);
+  RETURN_IF_ERROR(WriteExisting(proc + "/uid_map", map));
+  RETURN_IF_ERROR(WriteExisting(proc + "/gid_map", map));
+  out->user.reset(::open((proc + "/ns/user").c_str(), O_RDONLY | O_CLOEXEC));
+  out->net.reset(::open((proc + "/ns/net").c_str(), O_RDONLY | O_CLOEXEC));
+  if (!out->user.valid() || !out->net.valid()) return ErrnoStatus("opening new namespaces");
+  return OkStatus();
+}
+
+}  // namespace
+
+Result<UserAndNet> MakeUserAndNet(uint32_t base, uint32_t count) {
+  Stack stack(16 << 10);
+  int raw = -1;
+  // The child shares memory and only sleeps, until its namespaces are held by descriptor.
+  CloneSpec spec{.flags = CLONE_VM | CLONE_NEWUSER | CLONE_NEWNET | CLONE_CLEAR_SIGHAND, .pidfd = &raw, .stack = &stack,
+                 .run = Pause};
+  pid_t pid = RawClone(spec);
+  if (pid < 0) return ErrnoStatus("making a user and a network namespace");
+  UniqueFd pidfd(raw);
+  UserAndNet out;
+  Status status = Fill(pid, base, count, &out);
+  (void)SignalPidfd(pidfd.get(), SIGKILL);
+  Status ended = WaitPidfd(pidfd.get(), -1).status();
+  RETURN_IF_ERROR(status);
+  if (!ended.ok() && ended.error() != ECHILD) return ended;
+  return out;
+}
+
+}  // namespace lydian::os
