@@ -74,7 +74,8 @@ void Strand::Loop() {
       if (timers_.empty()) {
         changed_.wait(lock);
       } else {
-        changed_.wait_until(lock, timers_.begin()->first.first);
+        const SteadyTime next = timers_.begin()->first.first;  // a copy: the timer may be cancelled during the wait
+        changed_.wait_until(lock, next);
       }
       continue;
     }
