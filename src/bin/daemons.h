@@ -20,7 +20,7 @@ struct DaemonArgs {
   std::string link_target;     // worker: where control is, "unix:/.../link.sock"
   std::string spawner_socket;  // worker
   std::string init_path;       // worker and spawner: the static lydian-init
-  std::string address_range = "10.77.0.0/16";
+  std::string address_range;   // empty: one that is free is chosen
   uint64_t memory_reserve_bytes = 0;
   uint64_t disk_bytes = uint64_t{20} << 30;
   uint32_t pids = 4096;

@@ -24,7 +24,7 @@ void AddUp(CLI::App& app, Session& session) {
   command->add_option("--listen", options->listen, "HOST:PORT of API, blobs and pages")->capture_default_str();
   command->add_flag("--insecure", options->insecure, "Allow an address that other machines reach, without TLS");
   command->add_flag("--background,--detach", options->detach, "Return when everything serves, and stay up past logout");
-  command->add_option("--address-range", options->address_range, "IPv4 range of the containers' network")->capture_default_str();
+  command->add_option("--address-range", options->address_range, "IPv4 range of the containers' network, as in 10.77.0.0/16; one that is free by default");
   command->add_option("--memory-reserve", options->memory_reserve_bytes, "Memory that containers together never touch, as in 2GiB")
       ->transform(CLI::AsSizeValue(false));
   command->add_option("--disk", options->disk_bytes, "Writable disk of a container, as in 20GiB")->transform(CLI::AsSizeValue(false));
@@ -43,9 +43,9 @@ void AddStatus(CLI::App& app, Session& session) {
   status->add_flag("--json", *json, "As JSON");
   status->callback([json, &session] { session.code = ShowStatus(session.state, *json); });
 
-  auto range = std::make_shared<std::string>("10.77.0.0/16");
+  auto range = std::make_shared<std::string>();
   CLI::App* doctor = app.add_subcommand("doctor", "What this machine has and lacks, and what is used instead");
-  doctor->add_option("--address-range", *range, "IPv4 range of the containers' network")->capture_default_str();
+  doctor->add_option("--address-range", *range, "IPv4 range of the containers' network to be looked at");
   doctor->callback([range, &session] { session.code = Doctor(session.state, *range); });
 
   CLI::App* login = app.add_subcommand("login", "Write the profile `lydian` for the modal client");

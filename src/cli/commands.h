@@ -22,7 +22,7 @@ struct UpOptions {
   std::string listen = "127.0.0.1:7070";
   bool insecure = false;       // other addresses than loopback without TLS
   bool detach = false;         // returns when everything serves
-  std::string address_range = "10.77.0.0/16";
+  std::string address_range;   // empty: one that is free is chosen
   uint64_t memory_reserve_bytes = 0;
   uint64_t disk_bytes = uint64_t{20} << 30;
   uint32_t pids = 4096;

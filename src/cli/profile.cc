@@ -7,7 +7,6 @@
 
 #include <climits>
 #include <cstdlib>
-#include <regex>
 #include <sstream>
 #include <toml++/toml.h>
 #include <vector>
@@ -37,14 +36,31 @@ bool IsHeader(const std::string& line) {
   return at != std::string::npos && line[at] == '[';
 }
 
-bool IsHeaderOf(const std::string& line, const std::string& name) {
-  return std::regex_match(line, std::regex("\\s*\\[\\s*(" + name + "|\"" + name + "\"|'" + name + "')\\s*\\]\\s*(#.*)?\r?"));
+std::string Trimmed(const std::string& text) {
+  size_t first = text.find_first_not_of(" \t\r");
+  if (first == std::string::npos) return "";
+  return text.substr(first, text.find_last_not_of(" \t\r") - first + 1);
 }
 
+std::string Unquoted(const std::string& name) {
+  bool quoted = name.size() >= 2 && name.front() == name.back() && (name.front() == '"' || name.front() == '\'');
+  return quoted ? name.substr(1, name.size() - 2) : name;
+}
+
+bool IsHeaderOf(const std::string& line, const std::string& name) {
+  std::string text = Trimmed(line);
+  size_t end = text.find(']');
+  if (text.empty() || text[0] != '[' || end == std::string::npos) return false;
+  std::string rest = Trimmed(text.substr(end + 1));
+  return (rest.empty() || rest[0] == '#') && Unquoted(Trimmed(text.substr(1, end - 1))) == name;
+}
+
+// "" where the line sets nothing.
 std::string KeyOf(const std::string& line) {
-  std::smatch match;
-  if (!std::regex_match(line, match, std::regex("\\s*[\"']?([A-Za-z0-9_-]+)[\"']?\\s*=.*\r?"))) return "";
-  return match[1];
+  std::string text = Trimmed(line);
+  size_t equals = text.find('=');
+  if (equals == std::string::npos || text[0] == '#') return "";
+  return Unquoted(Trimmed(text.substr(0, equals)));
 }
 
 using Settings = std::vector<std::pair<std::string, std::string>>;  // key, TOML value; "" takes the key out
