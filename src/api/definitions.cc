@@ -12,9 +12,9 @@ namespace {
 
 Status NotBuilt(const std::string& what) { return Unimplemented(what + " isn't built yet in this version of Lydian"); }
 
-Status CheckWebhook(const pb::WebhookConfig& config, const std::string& what) {
+Status CheckWebhook(const pb::WebhookConfig& config) {
   if (config.type() == pb::WEBHOOK_TYPE_UNSPECIFIED) return OkStatus();
-  return NotBuilt("a web endpoint (" + what + ")");
+  return NotBuilt("a web endpoint");
 }
 
 Status CheckResources(const pb::Resources& resources) {
@@ -31,11 +31,9 @@ Status CheckResources(const pb::Resources& resources) {
   return OkStatus();
 }
 
-}  // namespace
-
-Status CheckSupported(const pb::Function& function) {
-  RETURN_IF_ERROR(CheckWebhook(function.webhook_config(), function.function_name()));
-  for (const auto& [name, method] : function.method_definitions()) RETURN_IF_ERROR(CheckWebhook(method.webhook_config(), name));
+Status CheckParts(const pb::Function& function) {
+  RETURN_IF_ERROR(CheckWebhook(function.webhook_config()));
+  for (const auto& [name, method] : function.method_definitions()) RETURN_IF_ERROR(CheckWebhook(method.webhook_config()));
   RETURN_IF_ERROR(CheckResources(function.resources()));
   if (function.is_server() || function.has_http_config()) return NotBuilt("a server (@app.server)");
   if (!function.proxy_id().empty()) return NotBuilt("a proxy (proxy=)");
@@ -50,6 +48,12 @@ Status CheckSupported(const pb::Function& function) {
   if (function.rate_limit().limit() > 0) return NotBuilt("a rate limit");
   if (function.pty_info().enabled()) return NotBuilt("an interactive run (-i)");
   return OkStatus();
+}
+
+}  // namespace
+
+Status CheckSupported(const pb::Function& function) {
+  return CheckParts(function).With("function '" + function.function_name().substr(0, 200) + "'");
 }
 
 Status CheckSupported(const pb::FunctionOptions& options) {

@@ -30,6 +30,7 @@ Result<pb::FunctionPrecreateResponse> Precreate(const pb::FunctionPrecreateReque
   ASSIGN_OR_RETURN(auto app, call.objects().apps().GetAlive(call.scope, request.app_id()));
   RETURN_IF_ERROR(CheckTag(request.function_name()));
   pb::Function probe;
+  probe.set_function_name(request.function_name());
   *probe.mutable_webhook_config() = request.webhook_config();
   *probe.mutable_method_definitions() = request.method_definitions();
   RETURN_IF_ERROR(CheckSupported(probe));

@@ -136,6 +136,7 @@ void Join(const ServicesPtr& services, const pb::ImageJoinStreamingRequest& requ
   if (!image.ok()) return stream.Finish(image.status());
   auto cursor = ParseCursor(request.last_entry_id());
   if (!cursor.ok()) return stream.Finish(cursor.status());
+  services->objects->images().Ensure(*image);
   bool finished = image->state != ImageState::kBuilding;
   // Someone who has begun to read gets the rest, whatever it asked for.
   if (finished && !request.include_logs_for_finished() && *cursor == 0) return SendEnd(services, stream, image->id);

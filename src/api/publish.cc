@@ -22,14 +22,21 @@ Result<control::FunctionInfo> Info(Services& services, const control::Function& 
   return InfoOf(function, effective, environment);
 }
 
+Status RestoreApp(Services& services, const control::App& app) {
+  ASSIGN_OR_RETURN(auto functions, services.objects->functions().OfApp(app.id));
+  for (const auto& function : functions) {
+    if (function.builder) RETURN_IF_ERROR(PutFunction(services, function.id, app.environment, false));
+  }
+  return app.published ? PutApp(services, app, {}) : OkStatus();
+}
+
 Status Restore(Services& services) {
   ASSIGN_OR_RETURN(auto apps, services.objects->apps().Alive());
   for (const auto& app : apps) {
-    ASSIGN_OR_RETURN(auto functions, services.objects->functions().OfApp(app.id));
-    for (const auto& function : functions) {
-      if (function.builder) RETURN_IF_ERROR(PutFunction(services, function.id, app.environment, false));
+    // One damaged app must not keep the others down.
+    if (Status restored = RestoreApp(services, app); !restored.ok()) {
+      LOG_ERROR("an app could not be taken up again", {{"app_id", app.id}, {"error", restored}});
     }
-    if (app.published) RETURN_IF_ERROR(PutApp(services, app, {}));
   }
   RETURN_IF_ERROR(services.objects->apps().Resume());
   return services.objects->images().Resume();

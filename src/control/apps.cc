@@ -1,5 +1,7 @@
 #include "control/apps.h"
 
+#include <iterator>
+
 #include "base/ids.h"
 #include "base/log.h"
 
@@ -24,6 +26,9 @@ App FromRow(store::Row& row) {
 
 // A late timer means that we were stopped or starved: that time counts against nobody.
 constexpr Millis kLate{5000};
+
+constexpr double kListStoppedFor = 86400;  // seconds
+constexpr int kMostStopped = 100;
 
 bool HasClient(AppState state) {
   return state == AppState::kEphemeral || state == AppState::kDetached || state == AppState::kInitializing;
@@ -97,8 +102,12 @@ Result<App> Apps::GetAlive(const Scope& scope, const std::string& app_id) {
 
 Result<std::vector<App>> Apps::List(const std::string& environment_id) {
   // Recently stopped ones too, so that their logs can be found.
-  return Select("WHERE app.environment_id = ? AND (app.state != 5 OR app.stopped_at > ?) ORDER BY app.created_at DESC",
-                {environment_id, clock_->UnixSeconds() - 7 * 86400});
+  ASSIGN_OR_RETURN(auto apps, Select("WHERE app.environment_id = ? AND app.state != 5 ORDER BY app.created_at DESC", {environment_id}));
+  ASSIGN_OR_RETURN(auto stopped, Select("WHERE app.environment_id = ? AND app.state = 5 AND app.stopped_at > ? "
+                                        "ORDER BY app.created_at DESC LIMIT ?",
+                                        {environment_id, clock_->UnixSeconds() - kListStoppedFor, kMostStopped}));
+  apps.insert(apps.end(), std::make_move_iterator(stopped.begin()), std::make_move_iterator(stopped.end()));
+  return apps;
 }
 
 Result<std::vector<App>> Apps::Alive() { return Select("WHERE app.state NOT IN (4, 5) ORDER BY app.created_at", {}); }
@@ -197,6 +206,9 @@ Result<App> Apps::Publish(const App& app, const Publication& publication) {
          publication.tags, app.id});
   }));
   if (deploys) ForgetHeartbeat(app.id);
+  DropDefinitions("id NOT IN (SELECT active_definition FROM function WHERE app_id = ?) AND id NOT IN "
+                  "(SELECT newest_definition FROM function WHERE app_id = ?) AND function_id IN (SELECT id FROM function WHERE app_id = ?)",
+                  {app.id, app.id, app.id});
   for (const App& other : displaced) {
     if (Status stopped = Stop(other, "another app was deployed under its name"); !stopped.ok()) {
       LOG_WARN("could not stop a displaced app", {{"app_id", other.id}, {"error", stopped}});
@@ -229,10 +241,17 @@ void Apps::StopByEngine(const std::string& app_id, const std::string& reason) {
                    [this, app_id] { strand_->Post([this, app_id] { Stopped(app_id); }); });
 }
 
+// Definitions may hold 16 MiB of pickled code each, and nothing starts from these any more.
+void Apps::DropDefinitions(const std::string& where, const store::Params& params) {
+  Status dropped = db_->Execute("DELETE FROM definition WHERE " + where, params);
+  if (!dropped.ok()) LOG_WARN("could not drop old definitions", {{"error", dropped}});
+}
+
 void Apps::Stopped(const std::string& app_id) {
   Status stored = db_->Execute("UPDATE app SET state = ?, stopped_at = ? WHERE id = ?",
                                {AppState::kStopped, clock_->UnixSeconds(), app_id});
   if (!stored.ok()) LOG_ERROR("could not note that an app has ended", {{"app_id", app_id}, {"error", stored}});
+  DropDefinitions("function_id IN (SELECT id FROM function WHERE app_id = ?)", {app_id});
   logs_->MarkDone(app_id);
   if (on_stopped_) on_stopped_(app_id);
   auto waiters = stop_waiters_.extract(app_id);

@@ -80,7 +80,7 @@ Result<Definition> Functions::DefinitionOf(const Function& function) {
   const std::string& id = function.active_definition.empty() ? function.newest_definition : function.active_definition;
   ASSIGN_OR_RETURN(auto rows,
                    db_->Query("SELECT id, function_id, function, data, handle FROM definition WHERE id = ?", {id}));
-  if (rows.empty()) return NotFound("the function " + function.id + " has no definition yet");
+  if (rows.empty()) return NotFound("the function " + function.id + " has no definition: it was never finished, or its app has ended");
   Definition definition;
   definition.id = rows[0].Text(0), definition.function_id = rows[0].Text(1), definition.function = rows[0].TakeText(2);
   definition.data = rows[0].TakeText(3), definition.handle = rows[0].TakeText(4);

@@ -100,7 +100,10 @@ Result<Image> Images::GetOrBuild(const Scope& scope, const ImageRequest& request
     ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT image_id FROM recipe WHERE digest = ?", {recipe}));
     if (!rows.empty()) image_id = rows[0].Text(0);
     auto known = ById(image_id);
-    if (known.ok() && known->state != ImageState::kFailed) return known;
+    if (known.ok() && known->state != ImageState::kFailed) {
+      Ensure(*known);
+      return known;
+    }
     if (known.ok()) logs_->Reopen(image_id);
   }
   RETURN_IF_ERROR(Insert(scope, image_id, recipe, request));
@@ -139,6 +142,13 @@ Status Images::Resume() {
     Start(row.Text(0));
   }
   return OkStatus();
+}
+
+// A build whose end could not be stored (a full disk) is left without anybody who works on it.
+void Images::Ensure(const Image& image) {
+  if (image.state != ImageState::kBuilding || builds_.count(image.id) > 0) return;
+  logs_->Reopen(image.id);
+  Start(image.id);
 }
 
 void Images::Start(const std::string& image_id) {

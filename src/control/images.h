@@ -55,6 +55,8 @@ class Images {
   Result<Image> Get(const Scope& scope, const std::string& image_id);
   Result<Image> ById(const std::string& image_id);
   Result<std::vector<Image>> List(size_t most);
+  // Of an image that is being built: that somebody builds it.
+  void Ensure(const Image& image);
 
  private:
   struct Build {
