@@ -9,7 +9,13 @@ import compileall, glob, os, shutil, subprocess, sys, zipfile
 
 LENT, NEW = "/run/lydian-build/wheels", "/made/wheels"
 
-def fetch(requirements):
+def loosened(requirement):
+    # An index may have replaced a version by its post release: 1.2.post1 for 1.2.
+    pin, *marker = requirement.split(";")
+    exact = "==" in pin and not pin.rstrip().endswith("*")
+    return ";".join([pin.rstrip() + ".* " if exact else pin, *marker])
+
+def fetch(requirements, post_releases=False):
     os.makedirs(NEW, exist_ok=True)
     os.makedirs("/made/got", exist_ok=True)
     before = set(os.listdir("/made/got"))
@@ -20,6 +26,9 @@ def fetch(requirements):
                              stderr=subprocess.DEVNULL) if links else None
     if offline is None or offline.returncode != 0:
         online = subprocess.run(base + links + requirements)
+        if online.returncode != 0 and post_releases:
+            print("trying again with post releases of these versions", flush=True)
+            online = subprocess.run(base + links + [loosened(r) for r in requirements])
         if online.returncode != 0:
             sys.exit("pip could not download " + " ".join(requirements))
     got = [os.path.join("/made/got", name) for name in sorted(os.listdir("/made/got")) if name not in before]
@@ -72,7 +81,7 @@ fetch(["modal==" + sys.argv[1]])
 // argv: requirements, one a line, with markers
 inline constexpr const char* kDependencyScript = R"py(
 lines = [line.split("#")[0].strip() for line in sys.argv[1].splitlines()]
-for wheel in fetch([line for line in lines if line]):
+for wheel in fetch([line for line in lines if line], post_releases=True):
     unpack(wheel, "/__modal/deps", lambda n: not n.split("/")[0].endswith(".dist-info") or n.endswith(("METADATA", "entry_points.txt")))
 compile_all("/__modal/deps")
 os.makedirs("/pkg", exist_ok=True)
