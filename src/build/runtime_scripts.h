@@ -9,7 +9,13 @@ import compileall, glob, os, shutil, subprocess, sys, zipfile
 
 LENT, NEW = "/run/lydian-build/wheels", "/made/wheels"
 
-def fetch(requirements):
+def loosened(requirement):
+    # An index may have replaced a version by its post release: 1.2.post1 for 1.2.
+    pin, *marker = requirement.split(";")
+    exact = "==" in pin and not pin.rstrip().endswith("*")
+    return ";".join([pin.rstrip() + ".* " if exact else pin, *marker])
+
+def fetch(requirements, post_releases=False):
     os.makedirs(NEW, exist_ok=True)
     os.makedirs("/made/got", exist_ok=True)
     before = set(os.listdir("/made/got"))
@@ -20,6 +26,9 @@ def fetch(requirements):
                              stderr=subprocess.DEVNULL) if links else None
     if offline is None or offline.returncode != 0:
         online = subprocess.run(base + links + requirements)
+        if online.returncode != 0 and post_releases:
+            print("trying again with post releases of these versions", flush=True)
+            online = subprocess.run(base + links + [loosened(r) for r in requirements])
         if online.returncode != 0:
             sys.exit("pip could not download " + " ".join(requirements))
     got = [os.path.join("/made/got", name) for name in sorted(os.listdir("/made/got")) if name not in before]
@@ -69,31 +78,10 @@ inline constexpr const char* kEnsureScript = R"py(
 fetch(["modal==" + sys.argv[1]])
 )py";
 
-// argv: requirements, one a line, with markers. A pin whose exact release its index has withdrawn is met by a later release of the
-// same version (1.2 by 1.2.post1), and said so: one withdrawn file must not take all containers away.
+// argv: requirements, one a line, with markers
 inline constexpr const char* kDependencyScript = R"py(
-import re
-
-def available(requirement):
-    return subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "--no-cache-dir",
-                           "--only-binary=:all:", "--dest", "/made/probe", requirement],
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
-
-def relaxed(requirement):
-    wider = re.sub(r"==([0-9][^\s;*]*)", r"==\1.*", requirement, count=1)
-    if wider == requirement or available(requirement):
-        return requirement
-    print(f"{requirement} is not to be had; taking {wider}", flush=True)
-    return wider
-
-def fetch_pinned(requirements):
-    try:
-        return fetch(requirements)
-    except SystemExit:
-        return fetch([relaxed(requirement) for requirement in requirements])
-
 lines = [line.split("#")[0].strip() for line in sys.argv[1].splitlines()]
-for wheel in fetch_pinned([line for line in lines if line]):
+for wheel in fetch([line for line in lines if line], post_releases=True):
     unpack(wheel, "/__modal/deps", lambda n: not n.split("/")[0].endswith(".dist-info") or n.endswith(("METADATA", "entry_points.txt")))
 compile_all("/__modal/deps")
 os.makedirs("/pkg", exist_ok=True)

@@ -10,6 +10,7 @@ from conftest import APPS
 from modal_proto import api_grpc, api_pb2
 
 UNARY = sorted(m for m in dir(api_grpc.ModalClientBase) if not m.startswith("_"))
+MAP = api_pb2.FUNCTION_CALL_TYPE_MAP
 SERVICE = "/modal.client.ModalClient/"
 
 
@@ -62,8 +63,8 @@ def test_unknown_methods(raw, steady):
 
 @pytest.mark.feature("ids of another kind")
 def test_ids_of_another_kind(raw, steady):
-    cases = [("FunctionMap", api_pb2.FunctionMapRequest(function_id="ap-" + "A" * 22)),
-             ("FunctionMap", api_pb2.FunctionMapRequest(function_id="../../etc/passwd")),
+    cases = [("FunctionMap", api_pb2.FunctionMapRequest(function_id="ap-" + "A" * 22, function_call_type=MAP)),
+             ("FunctionMap", api_pb2.FunctionMapRequest(function_id="../../etc/passwd", function_call_type=MAP)),
              ("AppStop", api_pb2.AppStopRequest(app_id="fu-" + "A" * 22)),
              ("AppHeartbeat", api_pb2.AppHeartbeatRequest(app_id="ap-" + "Z" * 22)),
              ("FunctionGetOutputs", api_pb2.FunctionGetOutputsRequest(function_call_id="fu-" + "A" * 22)),
