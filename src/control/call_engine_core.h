@@ -190,6 +190,7 @@ class EngineCore : public WorkerEvents {
   bool drop_timer_ = false;
   uint32_t next_call_ = 1;
   uint64_t next_batch_ = 1;
+  double start_ms_ = 0;                            // of any function's containers, on average
   uint64_t queued_inputs_ = 0, queued_bytes_ = 0;  // unfinished ones
   struct Outbox {
     Leases leases;

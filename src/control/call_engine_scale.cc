@@ -55,6 +55,9 @@ void EngineCore::Scale() {
     load.scaledown_window = int64_t{function->info.scaledown_window_secs} * 1'000'000'000;
     load.not_before = function->not_before;
     load.request = RequestOf(function->info);
+    load.run_time = static_cast<int64_t>(function->run_ms * 1e6);
+    double start_ms = function->start_ms > 0 ? function->start_ms : start_ms_;
+    if (start_ms > 0) load.start_time = static_cast<int64_t>(start_ms * 1e6);
     for (TaskState* task : function->tasks) {
       auto at = worker_at.find(task->worker_id);
       bool placed = at != worker_at.end();
@@ -76,6 +79,7 @@ void EngineCore::Scale() {
       out.starting = starting;
       out.inputs = static_cast<uint32_t>(task->leases.size());
       out.idle_since = task->idle_since;
+      out.begun = task->head_nanos;
       out.blocked = !task->leases.empty();
       for (const Input* input : task->leases) out.blocked &= input->blocking_calls > 0;
       load.tasks.push_back(std::move(out));

@@ -117,6 +117,7 @@ struct TaskState {
   std::optional<StopTask::Mode> stop_sent;
   StopTask stop;
   int64_t idle_since = 0;
+  int64_t begun_nanos = 0;       // when its start was decided
   int64_t head_nanos = 0;        // since when it works on the first of `leases`
   uint64_t open_batch = 0;       // the newest batch, and how many inputs went into it
   size_t open_batch_size = 0;
@@ -145,6 +146,7 @@ struct FunctionState {
   uint32_t start_failures = 0;
   int64_t not_before = 0;        // back-off
   std::string last_start_error;
+  double start_ms = 0;           // of a container, until it was ready; 0 = unknown
   double run_ms = 0;             // moving average of an input's time in a container; 0 = unknown
   uint64_t calls = 0;
 };

@@ -144,7 +144,7 @@ void EngineCore::StartTask(FunctionState* function, const std::string& worker_id
   task->function = function;
   task->worker_id = worker_id;
   task->builder = std::move(builder);
-  task->idle_since = NowNanos();
+  task->idle_since = task->begun_nanos = NowNanos();
   task->row.task_id = task->id;
   task->row.function_id = function->info.function_id;
   task->row.function_name = function->info.name;
@@ -230,6 +230,10 @@ void EngineCore::Ready(TaskState* task) {
   task->startup.reset();
   task->function->start_failures = 0;
   task->function->not_before = 0;
+  if (task->begun_nanos != 0) {
+    double took = static_cast<double>(NowNanos() - task->begun_nanos) / 1e6;
+    for (double* average : {&task->function->start_ms, &start_ms_}) *average = *average == 0 ? took : *average * 0.7 + took * 0.3;
+  }
   task->row.state = "ready";
   SaveTask(task);
   LogTaskState(*task, kShownActive);

@@ -1,6 +1,7 @@
 #include "sched/autoscaler.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace lydian::sched {
 namespace {
@@ -31,6 +32,30 @@ void ScaleDown(const FunctionLoad& function, uint64_t wanted, int64_t now, Plan&
       plan.again_at = std::min(plan.again_at, due);
     }
   }
+}
+
+// How many more containers the queue is worth: the work that is left when the first of them would be ready, in portions of a start's
+// time. Without a container that works on the queue there is nothing to compare with.
+uint64_t Worthwhile(const FunctionLoad& function, int64_t now, Plan& plan) {
+  int64_t ready = 0, youngest = INT64_MAX;
+  for (const TaskLoad& task : function.tasks) {
+    if (task.starting || task.blocked) continue;
+    ++ready;
+    youngest = std::min(youngest, task.inputs == 0 ? 0 : now - task.begun);
+  }
+  if (ready == 0 || function.queued == 0) return UINT64_MAX;
+  // The average, unless all of them have been at theirs for longer.
+  double run = static_cast<double>(std::max(function.run_time, youngest));
+  if (function.run_time == 0 && youngest < function.start_time) run = static_cast<double>(function.start_time);
+  double slots = std::max<uint32_t>(function.target_slots, 1);
+  double start = static_cast<double>(std::max<int64_t>(function.start_time, 1'000'000));
+  double queued = static_cast<double>(function.queued);
+  double left = queued * run / slots - start * static_cast<double>(ready);
+  if (left > 0) return static_cast<uint64_t>(std::ceil(left / start));
+  // It changes when they turn out to be slow.
+  auto turn = static_cast<int64_t>(start * static_cast<double>(ready) * slots / queued);
+  plan.again_at = std::min(plan.again_at, now - youngest + turn + 1'000'000);
+  return 0;
 }
 
 // Takes idle containers of other functions (beyond their min) until the request would fit somewhere; longest idle first.
@@ -113,6 +138,8 @@ Plan MakePlan(View view) {
       continue;
     }
     uint64_t missing = Wanted(function) - function.tasks.size();
+    uint64_t short_of_min = function.min_containers > function.tasks.size() ? function.min_containers - function.tasks.size() : 0;
+    if (function.buffer_containers == 0) missing = std::min(missing, std::max(Worthwhile(function, view.now, plan), short_of_min));
     size_t started = 0;
     while (started < missing) {
       auto worker = Place(view.workers, function.request);

@@ -3,6 +3,9 @@
 //
 //   wanted = ceil((queued + running inputs) / target slots) + buffer while there is work, within min and max
 //
+// What would be ready only when those that are there have emptied the queue is not started: for short inputs the formula alone would
+// start a container for each of them, and spend the machine on that.
+//
 // Functions with the oldest waiting input come first. When a machine is full, idle containers of others make room first; and
 // callers never wait for themselves: while some container is blocked on a call, a function with waiting inputs whose containers are
 // all blocked too (or which has none) gets one more, beyond what the machine has.
@@ -26,6 +29,7 @@ struct TaskLoad {
   uint32_t inputs = 0;            // that it holds
   bool blocked = false;           // each input that it holds waits for a call that it made
   int64_t idle_since = 0;         // with no inputs
+  int64_t begun = 0;              // since when it works on the input that it works on
 };
 
 struct FunctionLoad {
@@ -37,6 +41,8 @@ struct FunctionLoad {
   uint32_t min_containers = 0, max_containers = 0 /* 0 = no limit */, buffer_containers = 0;
   int64_t scaledown_window = 0;
   int64_t not_before = 0;         // no start before (back-off)
+  int64_t run_time = 0;           // of an input, on average; 0 = not known
+  int64_t start_time = 700'000'000;  // of a container, until it takes its first input
   Request request;
   std::vector<TaskLoad> tasks;    // alive; without those that are on their way out
 };

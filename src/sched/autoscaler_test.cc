@@ -76,7 +76,7 @@ TEST(MakePlan, StartsWhatIsMissing) {
 }
 
 TEST(MakePlan, StartsOnlySoManyAtOnce) {
-  Plan plan = MakePlan(Of({Function("f", 500)}, Machine(65536, 2000)));
+  Plan plan = MakePlan(Of({Function("f", 500)}, Machine(65536, 4000)));
   EXPECT_EQ(plan.starts.size(), 4u);
 }
 
@@ -155,6 +155,27 @@ TEST(MakePlan, SaysWhatCanNeverRun) {
   View none;
   none.functions = {f};
   EXPECT_TRUE(MakePlan(none).impossible.empty());
+}
+
+TEST(MakePlan, StartsNothingForAQueueThatIsSoonEmpty) {
+  FunctionLoad f = Function("f", 100);
+  f.running = 1;
+  f.run_time = kSecond / 500;
+  f.start_time = kSecond / 2;
+  f.tasks = {Task("ta-1", 1)};
+  f.tasks[0].begun = 1000 * kSecond - 1'000'000;
+  Plan plan = MakePlan(Of({f}));
+  EXPECT_TRUE(plan.starts.empty());  // 200 ms of work
+  // Looked at again when its input turns out to be a long one.
+  EXPECT_GT(plan.again_at, 1000 * kSecond);
+  EXPECT_LT(plan.again_at, 1000 * kSecond + kSecond / 50);
+  f.tasks[0].begun = 999 * kSecond;
+  EXPECT_GT(MakePlan(Of({f})).starts.size(), 0u);
+  f.tasks[0].begun = 1000 * kSecond;
+  f.queued = 600;  // 1.2 s, of which the one that is there does 0.5 s until another is ready
+  EXPECT_EQ(MakePlan(Of({f})).starts.size(), 2u);
+  f.tasks[0].blocked = true;  // it waits for a call of its own
+  EXPECT_EQ(MakePlan(Of({f})).starts.size(), 8u);
 }
 
 TEST(MakePlan, WaitsOutABackOff) {

@@ -29,9 +29,9 @@ struct WorkerView {
   uint32_t starting = 0;          // containers that are not ready yet
   bool refuses = false;           // disk low, or its connection is broken
 
-  // Starting a container is CPU alone (some 300 ms of it): more at once than twice the cores makes each of them later, and by then
-  // the first may have emptied the queue.
-  uint32_t starting_limit() const { return milli_cpu / 500 < 2 ? 2 : milli_cpu / 500; }
+  // Starting a container is CPU alone (some 300 ms of it): more at once than there are cores makes each of them later, and by
+  // then the first may have emptied the queue.
+  uint32_t starting_limit() const { return milli_cpu / 1000 < 2 ? 2 : milli_cpu / 1000; }
 };
 
 bool Fits(const WorkerView& worker, const Request& request);
