@@ -66,13 +66,14 @@ Status RuntimeImpl::Open() {
   own_anchor_ = "/run/lydian-anchors/own";
   for (const auto& dir : {containers_dir_, overlay_anchor_, own_anchor_}) RETURN_IF_ERROR(MakeDirs(dir, 0755));
   ASSIGN_OR_RETURN(self_pidfd_, os::OpenPidfd(::getpid()));
-  null_fd_.reset(::open("/dev/null", O_RDWR | O_CLOEXEC));
-  if (!null_fd_.valid()) return ErrnoStatus("opening /dev/null");
   init_fd_.reset(::open(options_.init_path.c_str(), O_PATH | O_CLOEXEC));
   if (!init_fd_.valid()) return ErrnoStatus("opening " + options_.init_path);
   time_namespaces_ = ::access("/proc/self/ns/time", F_OK) == 0;
   ASSIGN_OR_RETURN(filter_, os::BuildSeccompFilter());
   ASSIGN_OR_RETURN(overlays_, Overlays::Create(containers_dir_));
+  // Opened after this process may have changed its mount namespace, so that its path is one that can be resolved.
+  null_fd_.reset(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  if (!null_fd_.valid()) return ErrnoStatus("opening /dev/null");
   ASSIGN_OR_RETURN(cgroups_, os::CgroupTree::Open("lydian-" + options_.instance));
   uint64_t total = TotalMemory();
   uint64_t reserve = options_.memory_reserve_bytes != 0 ? options_.memory_reserve_bytes : DefaultMemoryReserve(total);
