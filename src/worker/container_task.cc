@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/fd.h"
 #include "base/ids.h"
@@ -181,6 +182,13 @@ void ContainerTask::Heartbeat(rpc::Ctx ctx, std::function<void(Result<std::vecto
   if (heartbeat_timer_) ground_->strand->CancelTimer(*heartbeat_timer_);
   hello_ = true;
   heartbeat_ = std::move(reply);
+  const uint64_t number = ++heartbeat_number_;
+  ctx->OnCancel([weak = weak_from_this(), strand = ground_->strand, number] {
+    strand->Post([weak, number] {
+      auto self = weak.lock();
+      if (self && self->heartbeat_number_ == number) self->heartbeat_ = nullptr;
+    });
+  });
   if (!cancelled_.empty()) return AnswerHeartbeat();
   // The container gives up after 15 s; an answer that comes in time is a heartbeat, one that is late is none.
   SteadyTime until = std::chrono::steady_clock::now() + kLongestHeartbeat;
@@ -259,7 +267,7 @@ void ContainerTask::End(const TaskExit& exit, bool commit) {
     LOG_WARN("the end of a task could not be noted", {{"task_id", spec_.task_id()}, {"error", status}});
   }
   desk_->Abandon();
-  heartbeat_ = nullptr;
+  if (heartbeat_) std::exchange(heartbeat_, nullptr)(Cancelled("the container has ended"));
   StopServing();
   if (!commit) transaction_.reset();
   Finalize();
