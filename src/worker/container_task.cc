@@ -16,6 +16,7 @@ namespace lydian::worker {
 namespace {
 constexpr uint32_t kGraceMs = 30'000;
 constexpr Millis kLongestHeartbeat{14'000};
+constexpr Millis kRemovePause{200};
 // Outputs and logs of an ended task that nobody acknowledges are given up after this.
 constexpr std::chrono::seconds kLongestLeave{60};
 
@@ -297,9 +298,14 @@ void ContainerTask::Finalize() {
     finalized_ = true;
     TrySendExit();
   }
-  auto spawner = ground_->spawner();
-  if (exit_.lost() || !spawner) return removed({});
-  spawner->Remove(container_id_, removed);
+  auto remove = [self, removed] {
+    auto spawner = self->ground_->spawner();
+    if (self->exit_.lost() || !spawner) return removed({});
+    spawner->Remove(self->container_id_, removed);
+  };
+  // An app's containers end together: all their ends are told before the spawner spends time on freeing any of them.
+  if (transaction_) return remove();
+  ground_->strand->PostAfter(kRemovePause, remove);
 }
 
 void ContainerTask::CommitLayer() {
