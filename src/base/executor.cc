@@ -88,8 +88,12 @@ void Strand::Loop() {
     batch.clear();
     lock.lock();
   }
+  // What is left is destroyed unlocked: it may own things that cancel timers here when they go.
+  std::deque<Task> unrun = std::move(ready_);
+  std::map<TimerId, Task> untimed = std::move(timers_);
   ready_.clear();
   timers_.clear();
+  lock.unlock();
 }
 
 Pool::Pool(std::string name, size_t threads) : name_(std::move(name)) {

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/fd.h"
 #include "base/ids.h"
@@ -15,6 +16,7 @@ namespace lydian::worker {
 namespace {
 constexpr uint32_t kGraceMs = 30'000;
 constexpr Millis kLongestHeartbeat{14'000};
+constexpr Millis kRemovePause{200};
 // Outputs and logs of an ended task that nobody acknowledges are given up after this.
 constexpr std::chrono::seconds kLongestLeave{60};
 
@@ -181,6 +183,13 @@ void ContainerTask::Heartbeat(rpc::Ctx ctx, std::function<void(Result<std::vecto
   if (heartbeat_timer_) ground_->strand->CancelTimer(*heartbeat_timer_);
   hello_ = true;
   heartbeat_ = std::move(reply);
+  const uint64_t number = ++heartbeat_number_;
+  ctx->OnCancel([weak = weak_from_this(), strand = ground_->strand, number] {
+    strand->Post([weak, number] {
+      auto self = weak.lock();
+      if (self && self->heartbeat_number_ == number) self->heartbeat_ = nullptr;
+    });
+  });
   if (!cancelled_.empty()) return AnswerHeartbeat();
   // The container gives up after 15 s; an answer that comes in time is a heartbeat, one that is late is none.
   SteadyTime until = std::chrono::steady_clock::now() + kLongestHeartbeat;
@@ -259,7 +268,7 @@ void ContainerTask::End(const TaskExit& exit, bool commit) {
     LOG_WARN("the end of a task could not be noted", {{"task_id", spec_.task_id()}, {"error", status}});
   }
   desk_->Abandon();
-  heartbeat_ = nullptr;
+  if (heartbeat_) std::exchange(heartbeat_, nullptr)(Cancelled("the container has ended"));
   StopServing();
   if (!commit) transaction_.reset();
   Finalize();
@@ -289,9 +298,14 @@ void ContainerTask::Finalize() {
     finalized_ = true;
     TrySendExit();
   }
-  auto spawner = ground_->spawner();
-  if (exit_.lost() || !spawner) return removed({});
-  spawner->Remove(container_id_, removed);
+  auto remove = [self, removed] {
+    auto spawner = self->ground_->spawner();
+    if (self->exit_.lost() || !spawner) return removed({});
+    spawner->Remove(self->container_id_, removed);
+  };
+  // An app's containers end together: all their ends are told before the spawner spends time on freeing any of them.
+  if (transaction_) return remove();
+  ground_->strand->PostAfter(kRemovePause, remove);
 }
 
 void ContainerTask::CommitLayer() {

@@ -60,6 +60,7 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   void Stop(StopTask::Mode mode, uint32_t grace_ms, const std::string& reason);
   void OnExit(const ExitEvent& event);
   void OnSpawnerLost();
+  std::unique_ptr<rpc::Server> TakeServer() { return std::move(server_); }  // of a worker that lets go
   void OnWelcome();                                // says again what control may not know
   void Drop();                                     // control doesn't know it: nothing more is reported
 
@@ -131,6 +132,7 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   std::optional<Strand::TimerId> grace_timer_;
   // Heartbeats and cancellations.
   std::function<void(Result<std::vector<std::string>>)> heartbeat_;
+  uint64_t heartbeat_number_ = 0;
   std::optional<Strand::TimerId> heartbeat_timer_;
   std::vector<std::string> cancelled_;
   // The end.

@@ -62,13 +62,19 @@ void Node::Start(std::function<void()> adopted) {
 
 void Node::Stop() {
   std::promise<void> done;
+  std::vector<std::unique_ptr<rpc::Server>> servers;
   strand_->Post([&] {
     stopped_ = true;
     if (disk_timer_) strand_->CancelTimer(*disk_timer_);
     watched_.clear();
+    for (auto& [id, task] : tasks_) servers.push_back(task->TakeServer());
     done.set_value();
   });
   done.get_future().wait();
+  // Their connections break; containers ask again, and the next worker answers. The strand still runs: held calls are let go there.
+  for (auto& server : servers) {
+    if (server) server->Stop(200);
+  }
   std::shared_ptr<spawner::Client> client;
   {
     std::lock_guard lock(spawner_mutex_);

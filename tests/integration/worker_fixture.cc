@@ -69,6 +69,30 @@ def where(x):
     return x
 
 @app.function()
+def writes(x):
+    os.makedirs("/opt/kept", exist_ok=True)
+    open("/opt/kept/file", "w").write(str(x))
+    if x == 9:
+        raise ValueError("no")
+    return x
+
+@app.function()
+@modal.concurrent(max_inputs=2)
+async def together(x):
+    import asyncio
+    global count
+    count = globals().get("count", 0) + 1
+    while count < 2:
+        await asyncio.sleep(0.01)
+    return x
+
+@app.function()
+@modal.batched(max_batch_size=3, wait_ms=100)
+def batch(xs):
+    print("batch", xs)
+    return [x + 1 for x in xs]
+
+@app.function()
 def calls(x):
     modal.Function.from_name("other", "thing").hydrate()
     return x
@@ -142,7 +166,7 @@ std::string MakeFolders() {
   }
   if (!Exists(base + "/client/pkg/modal")) {
     (void)MakeDirs(base + "/client/pkg");
-    if (!Run("cp -r " LYDIAN_SITE_PACKAGES_OF "/lib/python3.11/site-packages/. " + base + "/client/pkg/")) return "no .venv with the client";
+    if (!Run("cp -a " LYDIAN_SITE_PACKAGES_OF "/lib/python3.11/site-packages/. " + base + "/client/pkg/")) return "no .venv with the client";
   }
   (void)MakeDirs(base + "/mount/root");
   if (!WriteFileAtomic(base + "/mount/root/flow.py", kModule).ok()) return "the test's module can't be written";
@@ -306,8 +330,8 @@ int SpawnerMain(int listener) {
   return (*made)->Run().ok() ? 0 : 1;
 }
 
-void WorkerFlow::StopSpawner() {
-  kill(spawner_pid, SIGTERM);
+void WorkerFlow::StopSpawner(int signal) {
+  kill(spawner_pid, signal);
   waitpid(spawner_pid, nullptr, 0);
   spawner_pid = 0;
 }
@@ -328,7 +352,7 @@ void WorkerFlow::TearDown() {
   if (worker_) worker_->Stop();
   worker_.reset();
   control_.reset();
-  if (spawner_pid != 0) StopSpawner();
+  if (spawner_pid != 0) StopSpawner(SIGTERM);
 }
 
 void WorkerFlow::StartControl() { control_ = std::make_unique<FakeControl>(state_ + "/link.sock"); }
@@ -336,6 +360,9 @@ void WorkerFlow::StartControl() { control_ = std::make_unique<FakeControl>(state
 void WorkerFlow::StartWorker() {
   WorkerOptions options;
   options.state_dir = state_;
+  unlink((state_ + "/admin.sock").c_str());
+  Result<UniqueFd> admin = rpc::Listen("unix:" + state_ + "/admin.sock");
+  ASSERT_TRUE(admin.ok()) << admin.status();
   options.instance = kInstance;
   options.control_socket = state_ + "/link.sock";
   options.disk_reserve_bytes = 64 << 20;
@@ -345,7 +372,7 @@ void WorkerFlow::StartWorker() {
     return std::make_unique<FolderLayers>(std::move(*real));
   };
   options.make_builder = [] { return std::make_unique<FakeBuilder>(); };
-  Result<std::unique_ptr<Worker>> worker = Worker::Start(std::move(options), UniqueFd());
+  Result<std::unique_ptr<Worker>> worker = Worker::Start(std::move(options), std::move(*admin));
   ASSERT_TRUE(worker.ok()) << worker.status();
   worker_ = std::move(*worker);
   ASSERT_TRUE(control_->Wait([&] { return !control_->hellos.empty(); }));
@@ -364,7 +391,7 @@ TaskSpec WorkerFlow::Spec(const std::string& name, uint32_t slots) {
   function.add_object_dependencies()->set_object_id("im-1");
   api::AppLayout layout;
   layout.add_objects()->set_object_id("im-1");
-  for (const char* each : {"work", "slow", "dies", "where", "calls"}) {
+  for (const char* each : {"work", "slow", "dies", "where", "calls", "writes", "together", "batch"}) {
     const std::string id = std::string("fu-") + each;
     (*layout.mutable_function_ids())[each] = id;
     api::Object* object = layout.add_objects();
@@ -386,6 +413,14 @@ TaskSpec WorkerFlow::Spec(const std::string& name, uint32_t slots) {
   (*spec.mutable_env())["SECRET"] = "s3cret";
   spec.set_slots(slots);
   return spec;
+}
+
+void WorkerFlow::SetBatched(TaskSpec* spec, uint32_t size, uint64_t linger_ms) {
+  api::Function function;
+  CHECK(function.ParseFromString(spec->function_def()));
+  function.set_batch_max_size(size);
+  function.set_batch_linger_ms(linger_ms);
+  spec->set_function_def(function.SerializeAsString());
 }
 
 std::string WorkerFlow::StartTask(TaskSpec spec) {

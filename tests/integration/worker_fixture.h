@@ -59,9 +59,10 @@ class WorkerFlow : public testing::Test {
   void TearDown() override;
   void StartWorker();
   void StartControl();
-  void StopSpawner();
+  void StopSpawner(int signal);
   // A task of function `name` in /root/flow.py.
   TaskSpec Spec(const std::string& name, uint32_t slots = 1);
+  static void SetBatched(TaskSpec* spec, uint32_t size, uint64_t linger_ms);
   std::string StartTask(TaskSpec spec);
   void Lease(const std::string& task_id, const std::string& input_id, int argument, uint32_t attempt = 0);
   void Stop(const std::string& task_id, StopTask::Mode mode, uint32_t grace_ms = 5000);

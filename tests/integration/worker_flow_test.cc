@@ -1,6 +1,12 @@
 // A worker between a played control and real containers.
 #include <gtest/gtest.h>
+#include <signal.h>
 
+#include <filesystem>
+
+#include "base/fd.h"
+#include "lydian/admin.pb.h"
+#include "rpc/channel.h"
 #include "worker_fixture.h"
 
 namespace lydian::worker {
@@ -152,13 +158,139 @@ TEST_F(WorkerFlow, OtherCallsGoToControl) {
 TEST_F(WorkerFlow, ADeadSpawnerLosesItsContainersAndNothingElse) {
   const std::string task = StartTask(Spec("slow"));
   ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
-  StopSpawner();
+  StopSpawner(SIGKILL);
   ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::EXITED); }));
   EXPECT_TRUE(control_->Find(Update::EXITED)->exit().lost());
   control_->updates.clear();
   StartSpawner();
   const std::string next = StartTask(Spec("work"));
   ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(next); }));
+}
+
+TEST_F(WorkerFlow, WhatABuilderFunctionWroteBecomesALayer) {
+  TaskSpec spec = Spec("writes");
+  spec.set_commit_layer(true);
+  const std::string task = StartTask(spec);
+  ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
+  Lease(task, "in-1", 4);
+  ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == 1; }));
+  Stop(task, StopTask::DRAIN);
+  ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::EXITED); }));
+  const std::string layer = control_->Find(Update::EXITED)->layer_id();
+  ASSERT_FALSE(layer.empty()) << control_->Find(Update::EXITED)->error();
+  std::string found;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(state_ + "/layers")) {
+    if (entry.path().string().ends_with("/opt/kept/file")) found = ReadFile(entry.path().string()).value_or("");
+  }
+  EXPECT_EQ(found, "4");
+}
+
+TEST_F(WorkerFlow, AFailedBuilderFunctionLeavesNoLayer) {
+  TaskSpec spec = Spec("writes");
+  spec.set_commit_layer(true);
+  const std::string task = StartTask(spec);
+  ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
+  Lease(task, "in-1", 9);
+  ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == 1; }));
+  Stop(task, StopTask::DRAIN);
+  ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::EXITED); }));
+  EXPECT_EQ(control_->Find(Update::EXITED)->layer_id(), "");
+}
+
+TEST_F(WorkerFlow, TwoInputsRunTogether) {
+  const std::string task = StartTask(Spec("together", 2));
+  ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
+  Lease(task, "in-1", 1);
+  Lease(task, "in-2", 2);
+  ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == 2; }));
+  EXPECT_EQ(control_->outputs[0].status(), 1);
+}
+
+TEST_F(WorkerFlow, ABatchIsOneCall) {
+  TaskSpec spec = Spec("batch", 1);
+  spec.set_batch_max_size(3);
+  SetBatched(&spec, 3, 100);
+  const std::string task = StartTask(spec);
+  ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
+  for (int i = 1; i <= 3; ++i) Lease(task, "in-" + std::to_string(i), i);
+  ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == 3; }));
+  ASSERT_TRUE(control_->Wait([&] { return control_->text[1] == "batch [1, 2, 3]\n"; })) << control_->text[1];
+}
+
+TEST_F(WorkerFlow, AnEntrypointWrapsTheRuntime) {
+  TaskSpec spec = Spec("work");
+  ImageConfig* config = spec.mutable_image()->mutable_config();
+  for (const char* word : {"/bin/sh", "-c", "echo entry; exec \"$@\"", "sh"}) config->add_entrypoint(word);
+  const std::string task = StartTask(spec);
+  ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); })) << control_->text[2];
+  Lease(task, "in-1", 5);
+  ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == 1; }));
+  ASSERT_TRUE(control_->Wait([&] { return control_->text[1] == "entry\nworking on 5\n"; })) << control_->text[1];
+}
+
+TEST_F(WorkerFlow, ARestrictedContainerHasItsOwnCallsAlone) {
+  TaskSpec spec = Spec("calls");
+  spec.set_restrict_modal_access(true);
+  const std::string task = StartTask(spec);
+  ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
+  Lease(task, "in-1", 1);
+  ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == 1; }));
+  EXPECT_NE(control_->outputs[0].result().find("PermissionDeniedError"), std::string::npos);
+  EXPECT_TRUE(control_->relayed.empty());
+}
+
+// One container by hand, over the admin socket: output, status, timing.
+TEST_F(WorkerFlow, DebugRun) {
+  std::vector<uint64_t> ready, whole;
+  auto channel = rpc::Channel::Create("unix:" + state_ + "/admin.sock");
+  for (int i = 0; i < 12; ++i) {
+    RunRequest request;
+    request.mutable_job()->mutable_rootfs()->add_lowers("/var/tmp/lydian-worker-test/rootfs");
+    for (const char* word : {"/bin/sh", "-c", "echo out; echo err >&2; exit 7"}) request.mutable_job()->mutable_process()->add_argv(word);
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::string out, err, phases;
+    int status = -1;
+    bool done = false;
+    rpc::ClientCallbacks callbacks;
+    callbacks.on_message = [&](std::string bytes) {
+      RunEvent event;
+      ASSERT_TRUE(event.ParseFromString(bytes));
+      out += event.stdout_data();
+      err += event.stderr_data();
+      if (event.has_timing()) {
+        ready.push_back(event.timing().ready_nanos());
+        whole.push_back(event.timing().exit_nanos());
+        for (const Phase& phase : event.timing().phases()) phases += phase.name() + " " + std::to_string(phase.nanos() / 1000) + "us ";
+      }
+      if (event.kind_case() == RunEvent::kStatus) status = event.status();
+    };
+    callbacks.on_done = [&](const Status& ended, rpc::Metadata) {
+      EXPECT_TRUE(ended.ok()) << ended;
+      std::lock_guard lock(mutex);
+      done = true;
+      changed.notify_all();
+    };
+    auto call = channel->Start("/lydian.WorkerAdmin/Run", {}, std::move(callbacks));
+    call->Write(request.SerializeAsString());
+    call->WritesDone();
+    std::unique_lock lock(mutex);
+    ASSERT_TRUE(changed.wait_for(lock, std::chrono::seconds(20), [&] { return done; }));
+    EXPECT_EQ(out, "out\n");
+    EXPECT_EQ(err, "err\n");
+    EXPECT_EQ(status, 7 << 8);
+    if (i == 11) std::cerr << phases << "\n";
+    usleep(200'000);  // the pools refill
+  }
+  std::sort(ready.begin(), ready.end());
+  std::sort(whole.begin(), whole.end());
+  std::cerr << "ready to exec p50 " << ready[6] / 1000 << " us, to the reported exit p50 " << whole[6] / 1000 << " us\n";
+  Result<std::string> status = channel->CallBlocking("/lydian.WorkerAdmin/Status", "");
+  ASSERT_TRUE(status.ok()) << status.status();
+  StatusResponse response;
+  ASSERT_TRUE(response.ParseFromString(*status));
+  EXPECT_EQ(response.processes(0).role(), "worker");
+  EXPECT_EQ(response.processes(1).role(), "spawner");
 }
 
 }  // namespace
