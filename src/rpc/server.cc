@@ -9,6 +9,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <map>
 
 #include "base/log.h"
@@ -106,6 +107,7 @@ class ServerImpl final : public Server {
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10'000);  // a preface, and then silence
     builder.AddChannelArgument(GRPC_ARG_ENABLE_DEADLINE_CHECKS, 0);  // call.cc keeps deadlines, and says why
     builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMostMetadata);
     grpc::ResourceQuota quota("lydian");
@@ -232,8 +234,8 @@ struct IdleServer {
 }  // namespace
 
 void HoldGrpc() {
-  static IdleServer* const held = new IdleServer();
-  (void)held;
+  static std::atomic<IdleServer*> held = new IdleServer();
+  CHECK(held.load()->server != nullptr);
 }
 
 Result<std::unique_ptr<Server>> Server::Start(ServerOptions options, int listener) {
