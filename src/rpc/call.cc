@@ -1,5 +1,6 @@
 #include "rpc/call.h"
 
+#include <algorithm>
 #include <deque>
 #include <optional>
 
@@ -83,10 +84,12 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     const bool relayed = method_ == nullptr && router.fallback != nullptr;
     if (method_ == nullptr) method_ = relayed ? &router.relayed : &router.unknown;
     method_->metrics.at_work.fetch_add(1, std::memory_order_relaxed);
-    if (Status status = Admit(relayed); !status.ok()) {
-      End(std::move(status));
-      return &reactor_;
-    }
+    Guarded([&] { Dispatch(relayed); });
+    return &reactor_;
+  }
+
+  void Dispatch(bool relayed) {
+    if (Status status = Admit(relayed); !status.ok()) return End(std::move(status));
     if (deadline_ != SteadyTime::max()) {
       std::lock_guard lock(mutex_);  // the timer may run before it is noted down
       timer_ = DeadlineTimers().PostAt(deadline_, [weak = weak_from_this()] {
@@ -94,11 +97,10 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
       });
     }
     if (relayed || method_->bidi) {
-      BeginStream(relayed ? &router.fallback : nullptr);
+      BeginStream(relayed ? &host_->router->impl().fallback : nullptr);
     } else {
       reactor_.StartRead(&incoming_);
     }
-    return &reactor_;
   }
 
   // Context.
@@ -240,16 +242,34 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
  private:
   struct Reactor final : grpc::ServerGenericBidiReactor {
     explicit Reactor(Call* c) : call(c) {}
-    void OnReadDone(bool ok) override { call->ReadDone(ok); }
-    void OnWriteDone(bool ok) override { call->WriteDone(ok); }
-    void OnCancel() override { call->Over(Cancelled("the client went away")); }
+    void OnReadDone(bool ok) override {
+      call->Guarded([&] { call->ReadDone(ok); });
+    }
+    void OnWriteDone(bool ok) override {
+      call->Guarded([&] { call->WriteDone(ok); });
+    }
+    void OnCancel() override {
+      call->Guarded([&] { call->Over(Cancelled("the client went away")); });
+    }
     void OnDone() override { call->Done(); }
     Call* const call;
   };
 
+  // Handlers throw nothing. Should one do so all the same, gRPC would swallow it, lose count of the call, and never shut down.
+  template <typename Fn>
+  void Guarded(Fn fn) {
+    try {
+      fn();
+    } catch (const std::exception& e) {
+      LOG_ERROR("a handler threw an exception", {{"method", full_method_}, {"error", e.what()}});
+      End(Internal(std::string(method()) + " failed: an error in Lydian, which it has logged"), /*drop_queue=*/true);
+    }
+  }
+
   Status Admit(bool relayed) {
     if (method_ == &host_->router->impl().unknown) {
-      return Unimplemented("Lydian does not implement " + std::string(method()) + " yet (" + full_method_.substr(1) + ")");
+      return Unimplemented("Lydian does not implement " + std::string(method()) + " yet (" +
+                           full_method_.substr(std::min<size_t>(1, full_method_.size())) + ")");
     }
     const MethodOptions& options = method_->entry.options;
     if (host_->authenticator) {

@@ -44,8 +44,8 @@ void IdempotencyStore::Complete(const std::shared_ptr<Entry>& entry, const Resul
       entry->done = true;
       const SteadyTime now = clock_.Now();
       entry->expires = now + keep_;
-      Evict(now, Cost(*entry));
       if (Cost(*entry) <= most_bytes_) {
+        Evict(now, Cost(*entry));
         bytes_ += Cost(*entry);
         kept_.push_back(entry);
       } else {

@@ -69,6 +69,8 @@ class RpcTest : public testing::TestWithParam<std::string> {
                       {.max_request_bytes = 10});
     router_->AddUnary("t.S", "Fail", [](std::string_view request, Ctx, RawReply reply) { reply(NotFound(std::string(request))); });
     router_->AddUnary("t.S", "Drop", [](std::string_view, Ctx, RawReply) {});
+    router_->AddUnary("t.S", "Throw", [](std::string_view, Ctx, RawReply) { throw std::runtime_error("thrown"); });
+    router_->AddBidi("t.S", "ThrowStream", [](Ctx, std::shared_ptr<RawStream>) -> RawReader { throw std::runtime_error("thrown"); });
     router_->AddUnary("t.S", "Trail", [](std::string_view, Ctx ctx, RawReply reply) {
       ctx->AddTrailer("x-extra", "one");
       reply(NotFound("with a trailer"));
@@ -188,6 +190,9 @@ TEST_P(RpcTest, UnknownMethodIsUnimplementedWithItsName) {
   const Status status = Call("Nothing", "").status();
   EXPECT_EQ(status.code(), Code::kUnimplemented);
   EXPECT_EQ(status.message(), "Lydian does not implement Nothing yet (t.S/Nothing)");
+  for (const char* odd : {"/", "//", "/t.S", "/t.S/", "/t.S/Echo/"}) {
+    EXPECT_EQ(channel_->CallBlocking(odd, "", kToken).status().code(), Code::kUnimplemented) << odd;
+  }
 }
 
 TEST_P(RpcTest, CallersAreChecked) {
@@ -210,6 +215,16 @@ TEST_P(RpcTest, WrongShapesAndSizes) {
 }
 
 TEST_P(RpcTest, DroppedReplyIsInternal) { EXPECT_EQ(Call("Drop", "").status().code(), Code::kInternal); }
+
+TEST_P(RpcTest, ThrowingHandlerIsInternalAndServerStops) {
+  EXPECT_EQ(Call("Throw", "").status().code(), Code::kInternal);
+  Collected collected;
+  auto call = channel_->Start("/t.S/ThrowStream", kToken, collected.Callbacks());
+  EXPECT_EQ(collected.Wait().first.code(), Code::kInternal);
+  const auto begun = std::chrono::steady_clock::now();
+  server_->Stop(1000);
+  EXPECT_LT(std::chrono::steady_clock::now() - begun, 1s);
+}
 
 TEST_P(RpcTest, ServerStreamKeepsOrder) {
   Collected collected;

@@ -1,6 +1,7 @@
 #include "rpc/server.h"
 
 #include <arpa/inet.h>
+#include <grpc/support/log.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/resource_quota.h>
 #include <netdb.h>
@@ -9,6 +10,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <map>
 
 #include "base/log.h"
@@ -106,8 +108,14 @@ class ServerImpl final : public Server {
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10'000);  // a preface, and then silence
     builder.AddChannelArgument(GRPC_ARG_ENABLE_DEADLINE_CHECKS, 0);  // call.cc keeps deadlines, and says why
     builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMostMetadata);
+    if (!host_->unix_socket) {
+      // A peer that was unplugged is missed within minutes, not when TCP gives up. A unix peer can only be paused.
+      builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 120'000);
+      builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+    }
     grpc::ResourceQuota quota("lydian");
     quota.Resize(options_.memory_limit_bytes);
     builder.SetResourceQuota(quota);
@@ -219,6 +227,12 @@ Result<UniqueFd> ListenTcp(const std::string& address) {
   return fd;
 }
 
+// gRPC prints what it thinks of peers' bytes, with the bytes (which may be a token). It goes to our log, for debugging, without them.
+void LogOfGrpc(gpr_log_func_args* args) {
+  const std::string_view message = args->message == nullptr ? "" : args->message;
+  LOG_DEBUG("gRPC", {{"says", message.substr(0, message.find(" value="))}, {"at", args->file}, {"line", args->line}});
+}
+
 struct IdleServer {
   IdleServer() {
     grpc::ServerBuilder builder;
@@ -232,8 +246,11 @@ struct IdleServer {
 }  // namespace
 
 void HoldGrpc() {
-  static IdleServer* const held = new IdleServer();
-  (void)held;
+  static std::atomic<IdleServer*> held = [] {
+    gpr_set_log_function(LogOfGrpc);
+    return new IdleServer();
+  }();
+  CHECK(held.load()->server != nullptr);
 }
 
 Result<std::unique_ptr<Server>> Server::Start(ServerOptions options, int listener) {

@@ -34,7 +34,7 @@ class Server {
   static Result<std::unique_ptr<Server>> Start(ServerOptions options, int listener);
   virtual ~Server() = default;
   // Stops accepting, cancels what runs (OnCancel), closes connections. Returns when all handlers' replies are dropped or
-  // `grace_ms` is over.
+  // `grace_ms` is over. Not from a handler.
   virtual void Stop(int grace_ms = 2000) = 0;
 };
 
