@@ -174,6 +174,9 @@ TEST(MakePlan, StartsNothingForAQueueThatIsSoonEmpty) {
   f.tasks[0].begun = 1000 * kSecond;
   f.queued = 600;  // 1.2 s, of which the one that is there does 0.5 s until another is ready
   EXPECT_EQ(MakePlan(Of({f})).starts.size(), 2u);
+  f.queued = 100'000;  // but no-ops are bound by CPU: one a core
+  EXPECT_EQ(MakePlan(Of({f}, Machine(4096, 4000))).starts.size(), 3u);
+  f.queued = 600;
   f.tasks[0].blocked = true;  // it waits for a call of its own
   EXPECT_EQ(MakePlan(Of({f})).starts.size(), 8u);
 }
