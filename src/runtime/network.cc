@@ -235,9 +235,10 @@ Status Networks::PrepareFirewall() {
       range_text_ + " oifname != " + bridge +
       " masquerade\n"
       " }\n}\n";
-  permitted_to_ = first_ + 2;
   RETURN_IF_ERROR(firewall_->Run(rules).With("firewall").status());
-  return PermitAddresses(next_address_);
+  uint32_t in_use = addresses_.empty() ? next_address_ : std::max(next_address_, *addresses_.rbegin());
+  permitted_to_ = first_ + 2;
+  return PermitAddresses(in_use);
 }
 
 Status Networks::PermitAddresses(uint32_t address) {
@@ -252,6 +253,13 @@ Status Networks::PermitAddresses(uint32_t address) {
                       .status());
   permitted_to_ = end;
   return OkStatus();
+}
+
+// Whoever reloads the machine's rules may have flushed ours; a container without them would reach the host.
+Status Networks::KeepFirewall() {
+  if (firewall_->Run("list chain inet " + instance_ + " input").ok()) return OkStatus();
+  LOG_WARN("the firewall table is gone, and is made again", {{"table", instance_}});
+  return PrepareFirewall();
 }
 
 Result<uint32_t> Networks::TakeAddress() {
@@ -294,6 +302,7 @@ void Networks::Return(const Pair& pair) {
 Result<Pair> Networks::Make(bool nat) {
   Pair pair;
   Status status = nat ? Prepare() : OkStatus();
+  if (status.ok() && nat) status = KeepFirewall();
   if (status.ok()) status = MakeNamespaces(&pair);
   if (status.ok() && nat) status = ConnectHostSide(&pair);
   if (status.ok()) status = ConfigureInside(&pair, nat);

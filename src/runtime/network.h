@@ -58,6 +58,7 @@ class Networks {
   Result<std::string> RangeTaker(uint32_t first, int prefix);
   Status PrepareBridge();
   Status PrepareFirewall();
+  Status KeepFirewall();
   Status PermitAddresses(uint32_t address);
   Result<Pair> Make(bool nat);
   Status MakeNamespaces(Pair* pair);

@@ -86,6 +86,11 @@ Status RuntimeImpl::Open() {
   RETURN_IF_ERROR(cgroups_->SetMemoryLimit(shared_memory_limit_));
   ASSIGN_OR_RETURN(networks_,
                    Networks::Create(options_.instance, options_.address_range, options_.state_dir));
+  // Now, since the worker's name server binds an address of the bridge. What is wrong is said again by each
+  // start.
+  if (Status status = networks_->Prepare(); !status.ok()) {
+    LOG_WARN("containers have no network", {{"error", status}});
+  }
   quotas_ = std::make_unique<QuotaPool>(containers_dir_, options_.disk_bytes & ~uint64_t{4095});
   LOG_INFO("the runtime is ready", {{"instance", options_.instance},
                                     {"cgroups", cgroups_->version()},

@@ -170,6 +170,23 @@ TEST_F(RuntimeTest, ReachesNeitherHostNorOtherContainers) {
   EXPECT_TRUE(runtime_->Remove(std::move(other)).ok());
 }
 
+TEST_F(RuntimeTest, AFlushedFirewallIsMadeAgain) {
+  auto flushed = os::RunProgram({"nft", "delete", "table", "inet", Options().instance});
+  if (!flushed.ok() || flushed->status != 0) GTEST_SKIP() << "SKIPPED: no nft to flush it with";
+  runtime_->DrainPools();
+  int port = 0;
+  UniqueFd listener = Listen("0.0.0.0", &port);
+  Job job =
+      NewJob({"python3", "-c",
+              "import socket\n"
+              "gateway = [l.split()[2] for l in open('/proc/net/route') if l.split()[1] == '00000000'][0]\n"
+              "host = '.'.join(str(int(gateway[i:i + 2], 16)) for i in (6, 4, 2, 0))\n"
+              "try:\n  socket.create_connection((host, " +
+                  std::to_string(port) + "), 1.5); print('reached', host)\nexcept OSError: print('apart')"});
+  Outcome outcome = Run(job);
+  EXPECT_EQ(outcome.out, "apart\n") << outcome.err;
+}
+
 TEST_F(RuntimeTest, ReachesTheNetworkThroughNat) {
   // A server on the host's own outer address is a local address and thus refused; so a real one outside is
   // needed.
