@@ -1,6 +1,6 @@
-// lydian-init: PID 1 of a container. It reaps processes whose parents are gone, and nothing else: the main process and
-// exec'd ones are children of the spawner. It ends with the spawner (PDEATHSIG), and the kernel then ends all the rest.
-// Freestanding: no libc, no heap; it must run in any image.
+// lydian-init: PID 1 of a container. It reaps processes whose parents are gone, and nothing else: the main
+// process and exec'd ones are children of the spawner. It ends with the spawner (PDEATHSIG), and the kernel
+// then ends all the rest. Freestanding: no libc, no heap; it must run in any image.
 
 #if !defined(__x86_64__) && !defined(__aarch64__)
 #error "lydian-init knows x86-64 and arm64"
@@ -43,7 +43,8 @@ long Address(const void* p) { return reinterpret_cast<long>(p); }
 
 extern "C" [[noreturn]] void _start() {
   Call(kPrctl, kSetParentDeathSignal, kSigKill, 0, 0);
-  // Blocked and waited for: a child that ends between the reaping and the wait stays pending, so none is missed.
+  // Blocked and waited for: a child that ends between the reaping and the wait stays pending, so none is
+  // missed.
   unsigned long set = kChildSignal;
   Call(kSigprocmask, kSigBlock, Address(&set), 0, sizeof set);
   while (true) {

@@ -13,7 +13,8 @@ namespace lydian::os {
 // A set of capabilities, bit n for capability n.
 using CapSet = uint64_t;
 
-// What root of a container keeps: enough for package managers, servers and setuid programs, nothing that reaches past it.
+// What root of a container keeps: enough for package managers, servers and setuid programs, nothing that
+// reaches past it.
 CapSet ContainerCaps();
 // "CAP_CHOWN", ...; unknown bits as numbers.
 std::vector<std::string> CapNames(CapSet set);

@@ -71,7 +71,8 @@ Status OpenJoin(const std::string& path, std::vector<UniqueFd>* fds) {
   return OkStatus();
 }
 
-// SIGKILL to all that is in the group, until it can be removed. Waits on nothing that could stay: 2 s at most.
+// SIGKILL to all that is in the group, until it can be removed. Waits on nothing that could stay: 2 s at
+// most.
 Status KillAndRemove(const std::string& path) {
   for (const auto& child : Children(path)) RETURN_IF_ERROR(KillAndRemove(path + "/" + child));
   for (int round = 0; round < 200; ++round) {
@@ -96,7 +97,8 @@ uint32_t Shares(uint32_t milli) { return std::clamp<uint32_t>(milli * 1024 / 100
 
 class CgroupV1 : public Cgroup {
  public:
-  CgroupV1(std::string memory, std::vector<std::string> paths) : memory_(std::move(memory)), paths_(std::move(paths)) {}
+  CgroupV1(std::string memory, std::vector<std::string> paths)
+      : memory_(std::move(memory)), paths_(std::move(paths)) {}
 
   // Its folders get the last part `name`.
   Status Rename(const std::string& name) {
@@ -114,7 +116,8 @@ class CgroupV1 : public Cgroup {
     return OkStatus();
   }
   CgroupMemory Memory() const override {
-    return {ReadKey(memory_ + "/memory.oom_control", "oom_kill") > 0, ReadNumber(memory_ + "/memory.max_usage_in_bytes"),
+    return {ReadKey(memory_ + "/memory.oom_control", "oom_kill") > 0,
+            ReadNumber(memory_ + "/memory.max_usage_in_bytes"),
             ReadNumber(memory_ + "/memory.usage_in_bytes")};
   }
   Status Remove() override {
@@ -133,7 +136,10 @@ class CgroupV1 : public Cgroup {
 class TreeV1 : public CgroupTree {
  public:
   TreeV1(std::string name, std::string memory, std::string cpu, std::string pids)
-      : name_(std::move(name)), memory_(memory + "/" + name_), cpu_(cpu + "/" + name_), pids_(pids + "/" + name_) {}
+      : name_(std::move(name)),
+        memory_(memory + "/" + name_),
+        cpu_(cpu + "/" + name_),
+        pids_(pids + "/" + name_) {}
 
   Status Prepare() {
     for (const auto& path : Paths()) RETURN_IF_ERROR(MakeGroup(path));
@@ -292,7 +298,8 @@ class TreeV2 : public CgroupTree {
     RETURN_IF_ERROR(WriteExisting(path + "/cpu.weight", std::to_string(weight)));
     if (limits.milli_cpu != 0) {
       uint64_t quota = std::max<uint64_t>(1000, uint64_t{limits.milli_cpu} * kPeriodMicros / 1000);
-      RETURN_IF_ERROR(WriteExisting(path + "/cpu.max", std::to_string(quota) + " " + std::to_string(kPeriodMicros)));
+      RETURN_IF_ERROR(
+          WriteExisting(path + "/cpu.max", std::to_string(quota) + " " + std::to_string(kPeriodMicros)));
     }
     if (limits.pids != 0) RETURN_IF_ERROR(WriteExisting(path + "/pids.max", std::to_string(limits.pids)));
     return OkStatus();
@@ -301,7 +308,8 @@ class TreeV2 : public CgroupTree {
   std::string root_, path_;
 };
 
-// The mount point of a v1 controller, which may share a tree with others ("cpu,cpuacct"); "" if there is none.
+// The mount point of a v1 controller, which may share a tree with others ("cpu,cpuacct"); "" if there is
+// none.
 std::string FindV1(std::string_view controller) {
   auto mounts = ReadFile("/proc/self/mounts", 1 << 20);
   if (!mounts.ok()) return "";
@@ -326,7 +334,8 @@ Result<std::unique_ptr<CgroupTree>> CgroupTree::Open(const std::string& name) {
   }
   std::string memory = FindV1("memory"), cpu = FindV1("cpu"), pids = FindV1("pids");
   if (memory.empty() || cpu.empty() || pids.empty()) {
-    return FailedPrecondition("no control groups: neither v2 at /sys/fs/cgroup nor the v1 controllers memory, cpu and pids");
+    return FailedPrecondition(
+        "no control groups: neither v2 at /sys/fs/cgroup nor the v1 controllers memory, cpu and pids");
   }
   auto tree = std::make_unique<TreeV1>(name, memory, cpu, pids);
   RETURN_IF_ERROR(tree->Prepare());
@@ -347,7 +356,8 @@ Result<std::string> DescribeCgroups() {
   }
   std::string found = "v1:";
   for (const char* controller : {"memory", "cpu", "pids"}) {
-    if (FindV1(controller).empty()) return FailedPrecondition("v1 without the controller " + std::string(controller));
+    if (FindV1(controller).empty())
+      return FailedPrecondition("v1 without the controller " + std::string(controller));
     found += std::string(" ") + controller;
   }
   return found;

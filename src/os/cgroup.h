@@ -15,11 +15,11 @@
 namespace lydian::os {
 
 struct CgroupLimits {
-  uint64_t memory_bytes = 0;  // 0 = none of its own
+  uint64_t memory_bytes = 0;      // 0 = none of its own
   uint64_t memory_low_bytes = 0;  // what it asked for: reclaimed last
-  uint32_t milli_cpu = 0;     // ceiling; 0 = none
+  uint32_t milli_cpu = 0;         // ceiling; 0 = none
   uint32_t weight_milli_cpu = 125;
-  uint32_t pids = 0;          // 0 = none
+  uint32_t pids = 0;  // 0 = none
 };
 
 struct CgroupMemory {
@@ -32,7 +32,8 @@ struct CgroupMemory {
 class Cgroup {
  public:
   virtual ~Cgroup() = default;
-  // Where a process that writes "0" joins; opened here, so that it may write them after it has given up its rights.
+  // Where a process that writes "0" joins; opened here, so that it may write them after it has given up its
+  // rights.
   const std::vector<UniqueFd>& join_fds() const { return join_fds_; }
   // For CLONE_INTO_CGROUP, or -1 (v1).
   int into_fd() const { return into_fd_.get(); }
@@ -54,8 +55,8 @@ class CgroupTree {
   virtual std::string version() const = 0;
   virtual Status SetMemoryLimit(uint64_t bytes) = 0;
   virtual Result<std::unique_ptr<Cgroup>> Make(const std::string& name, const CgroupLimits& limits) = 0;
-  // Whether a group can be made ahead of its use and be given its name then (v1, where joining one takes milliseconds: the
-  // kernel waits for all processors; v2 makes a process in its group).
+  // Whether a group can be made ahead of its use and be given its name then (v1, where joining one takes
+  // milliseconds: the kernel waits for all processors; v2 makes a process in its group).
   virtual bool renames() const = 0;
   virtual Status Assign(Cgroup* group, const std::string& name, const CgroupLimits& limits) = 0;
   // Names of the groups in the parent.

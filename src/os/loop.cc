@@ -21,8 +21,8 @@ Status MakeImage(const std::string& path, uint64_t bytes) {
   fd.reset();
   // No journal: the layer never outlives its container. No reserved blocks: root inside is who fills it.
   // Blocks as the loop device's; small images would get smaller ones.
-  auto result = RunProgram({"mkfs.ext4", "-q", "-F", "-O", "^has_journal,^resize_inode", "-b", "4096", "-m", "0", "-E",
-                            "nodiscard,lazy_itable_init=1,root_owner=0:0", path});
+  auto result = RunProgram({"mkfs.ext4", "-q", "-F", "-O", "^has_journal,^resize_inode", "-b", "4096", "-m",
+                            "0", "-E", "nodiscard,lazy_itable_init=1,root_owner=0:0", path});
   RETURN_IF_ERROR(std::move(result).With("formatting " + path).status());
   if (result->status == 0) return OkStatus();
   ::unlink(path.c_str());
@@ -45,7 +45,8 @@ Status CopySparse(const std::string& from, const std::string& to) {
     if (end < 0) return ErrnoStatus("reading the extents of " + from);
     off_t from_at = begin, to_at = begin;
     while (from_at < end) {
-      ssize_t n = ::copy_file_range(in.get(), &from_at, out.get(), &to_at, static_cast<size_t>(end - from_at), 0);
+      ssize_t n =
+          ::copy_file_range(in.get(), &from_at, out.get(), &to_at, static_cast<size_t>(end - from_at), 0);
       if (n < 0) return ErrnoStatus("copying to " + to);
       if (n == 0) break;
     }

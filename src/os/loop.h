@@ -1,6 +1,6 @@
-// A file system of a fixed size in a sparse file, by way of a loop device: how a writable layer is kept to its quota.
-// Thread-safety: any thread. Ownership: the mount holds everything; the file is unlinked at once and the device clears
-// itself, so that a kill leaves neither. Errors: errno with the step.
+// A file system of a fixed size in a sparse file, by way of a loop device: how a writable layer is kept to
+// its quota. Thread-safety: any thread. Ownership: the mount holds everything; the file is unlinked at once
+// and the device clears itself, so that a kill leaves neither. Errors: errno with the step.
 #pragma once
 
 #include <cstdint>

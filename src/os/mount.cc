@@ -58,7 +58,8 @@ Result<UniqueFd> CloneTree(int dirfd, const std::string& path, bool recursive) {
   if (recursive) flags |= AT_RECURSIVE;
   if (path.empty()) flags |= AT_EMPTY_PATH;
   UniqueFd fd(::open_tree(dirfd, path.c_str(), flags));
-  if (!fd.valid()) return ErrnoStatus("opening tree " + (path.empty() ? "fd " + std::to_string(dirfd) : path));
+  if (!fd.valid())
+    return ErrnoStatus("opening tree " + (path.empty() ? "fd " + std::to_string(dirfd) : path));
   return fd;
 }
 
@@ -69,7 +70,8 @@ Status ChangeMount(int mount_fd, uint64_t set, int user_ns, bool recursive) {
     attr.attr_set |= MOUNT_ATTR_IDMAP;
     attr.userns_fd = static_cast<uint64_t>(user_ns);
   }
-  if (::mount_setattr(mount_fd, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attr, sizeof attr) == 0) {
+  if (::mount_setattr(mount_fd, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attr, sizeof attr) ==
+      0) {
     return OkStatus();
   }
   return ErrnoStatus(user_ns >= 0 ? "mapping the ids of a mount" : "changing a mount's attributes");

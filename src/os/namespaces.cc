@@ -32,7 +32,9 @@ Result<UserAndNet> MakeUserAndNet(uint32_t base, uint32_t count) {
   Stack stack(16 << 10);
   int raw = -1;
   // The child shares memory and only sleeps, until its namespaces are held by descriptor.
-  CloneSpec spec{.flags = CLONE_VM | CLONE_NEWUSER | CLONE_NEWNET | CLONE_CLEAR_SIGHAND, .pidfd = &raw, .stack = &stack,
+  CloneSpec spec{.flags = CLONE_VM | CLONE_NEWUSER | CLONE_NEWNET | CLONE_CLEAR_SIGHAND,
+                 .pidfd = &raw,
+                 .stack = &stack,
                  .run = Pause};
   pid_t pid = RawClone(spec);
   if (pid < 0) return ErrnoStatus("making a user and a network namespace");

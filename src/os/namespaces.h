@@ -1,5 +1,6 @@
 // User namespaces with a mapped range, and a network namespace that belongs to one.
-// Thread-safety: any thread of a process. Ownership: descriptors keep the namespaces. Errors: errno with the step.
+// Thread-safety: any thread of a process. Ownership: descriptors keep the namespaces. Errors: errno with the
+// step.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,8 @@ struct UserAndNet {
   UniqueFd user, net;
 };
 
-// A user namespace in which ids 0..count-1 are the host's base..base+count-1, and a network namespace owned by it.
+// A user namespace in which ids 0..count-1 are the host's base..base+count-1, and a network namespace owned
+// by it.
 Result<UserAndNet> MakeUserAndNet(uint32_t base, uint32_t count);
 
 }  // namespace lydian::os

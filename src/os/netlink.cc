@@ -64,7 +64,8 @@ ifinfomsg IfIndex(int index) {
 
 Result<uint32_t> ParseIpv4(const std::string& text) {
   in_addr address{};
-  if (::inet_pton(AF_INET, text.c_str(), &address) != 1) return InvalidArgument("not an IPv4 address: " + text);
+  if (::inet_pton(AF_INET, text.c_str(), &address) != 1)
+    return InvalidArgument("not an IPv4 address: " + text);
   return ntohl(address.s_addr);
 }
 
@@ -110,7 +111,8 @@ Result<std::string> Netlink::Dump(std::string* message, std::string_view what) {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return ErrnoStatus(what);
     auto left = static_cast<uint32_t>(n);
-    for (auto* part = reinterpret_cast<nlmsghdr*>(buffer.data()); NLMSG_OK(part, left); part = NLMSG_NEXT(part, left)) {
+    for (auto* part = reinterpret_cast<nlmsghdr*>(buffer.data()); NLMSG_OK(part, left);
+         part = NLMSG_NEXT(part, left)) {
       if (part->nlmsg_type == NLMSG_DONE) return all;
       if (part->nlmsg_type == NLMSG_ERROR) {
         return ErrnoStatus(what, -reinterpret_cast<nlmsgerr*>(NLMSG_DATA(part))->error);
@@ -128,7 +130,8 @@ Status Netlink::AddBridge(const std::string& name, const Mac& mac) {
   return Talk(message.bytes(), "creating bridge " + name);
 }
 
-Status Netlink::AddVeth(const std::string& host, const std::string& peer, const Mac& peer_mac, int peer_ns, uint32_t mtu) {
+Status Netlink::AddVeth(const std::string& host, const std::string& peer, const Mac& peer_mac, int peer_ns,
+                        uint32_t mtu) {
   Message message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, ifinfomsg{});
   message.Add(IFLA_IFNAME, host).Add(IFLA_MTU, mtu);
   size_t info = message.Begin(IFLA_LINKINFO);
@@ -212,11 +215,13 @@ Result<std::vector<Link>> Netlink::Links() {
   ASSIGN_OR_RETURN(std::string all, Dump(message.bytes(), "listing links"));
   std::vector<Link> links;
   auto left = static_cast<uint32_t>(all.size());
-  for (auto* part = reinterpret_cast<nlmsghdr*>(all.data()); NLMSG_OK(part, left); part = NLMSG_NEXT(part, left)) {
+  for (auto* part = reinterpret_cast<nlmsghdr*>(all.data()); NLMSG_OK(part, left);
+       part = NLMSG_NEXT(part, left)) {
     auto* info = reinterpret_cast<ifinfomsg*>(NLMSG_DATA(part));
     auto size = static_cast<int>(part->nlmsg_len - NLMSG_LENGTH(sizeof *info));
     for (auto* attr = IFLA_RTA(info); RTA_OK(attr, size); attr = RTA_NEXT(attr, size)) {
-      if (attr->rta_type == IFLA_IFNAME) links.push_back({info->ifi_index, static_cast<const char*>(RTA_DATA(attr))});
+      if (attr->rta_type == IFLA_IFNAME)
+        links.push_back({info->ifi_index, static_cast<const char*>(RTA_DATA(attr))});
     }
   }
   return links;
@@ -229,7 +234,8 @@ Result<std::vector<Route>> Netlink::Routes() {
   ASSIGN_OR_RETURN(std::string all, Dump(message.bytes(), "listing routes"));
   std::vector<Route> routes;
   auto left = static_cast<uint32_t>(all.size());
-  for (auto* part = reinterpret_cast<nlmsghdr*>(all.data()); NLMSG_OK(part, left); part = NLMSG_NEXT(part, left)) {
+  for (auto* part = reinterpret_cast<nlmsghdr*>(all.data()); NLMSG_OK(part, left);
+       part = NLMSG_NEXT(part, left)) {
     auto* info = reinterpret_cast<rtmsg*>(NLMSG_DATA(part));
     if (info->rtm_table != RT_TABLE_MAIN || info->rtm_family != AF_INET) continue;
     Route route;

@@ -1,6 +1,6 @@
 // Links, addresses and routes over rtnetlink.
-// Thread-safety: none; one socket, one caller. The socket acts on the network namespace in which it was opened.
-// Errors: errno with what was tried.
+// Thread-safety: none; one socket, one caller. The socket acts on the network namespace in which it was
+// opened. Errors: errno with what was tried.
 #pragma once
 
 #include <array>
@@ -36,10 +36,12 @@ class Netlink {
 
   Status AddBridge(const std::string& name, const Mac& mac);
   // A pair: `host` here, `peer` in the namespace behind `peer_ns`.
-  Status AddVeth(const std::string& host, const std::string& peer, const Mac& peer_mac, int peer_ns, uint32_t mtu);
+  Status AddVeth(const std::string& host, const std::string& peer, const Mac& peer_mac, int peer_ns,
+                 uint32_t mtu);
   Status SetUp(int index);
   Status SetMtu(int index, uint32_t mtu);
-  // Makes `index` a port of the bridge that reaches only the bridge itself, learns nothing and takes packets from `mac` alone.
+  // Makes `index` a port of the bridge that reaches only the bridge itself, learns nothing and takes packets
+  // from `mac` alone.
   Status AddBridgePort(int index, int bridge, const Mac& mac);
   Status DeleteLink(const std::string& name);
   Status AddAddress(int index, uint32_t address, int prefix);

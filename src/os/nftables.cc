@@ -18,7 +18,8 @@ Result<std::string> Nftables::Run(const std::string& commands) {
   int failed = ::nft_run_cmd_from_buffer(context_.get(), commands.c_str());
   const char* error = ::nft_ctx_get_error_buffer(context_.get());
   const char* output = ::nft_ctx_get_output_buffer(context_.get());
-  if (failed != 0) return FailedPrecondition(std::string("nftables: ") + (error != nullptr ? error : "failed"));
+  if (failed != 0)
+    return FailedPrecondition(std::string("nftables: ") + (error != nullptr ? error : "failed"));
   return std::string(output != nullptr ? output : "");
 }
 

@@ -20,8 +20,8 @@ namespace {
 
 constexpr size_t kPage = 4096;
 
-// clone3 whose child calls run(argument) on the new stack and exits with its result. In assembly, since the child must
-// not return into a frame that lies on its parent's stack.
+// clone3 whose child calls run(argument) on the new stack and exits with its result. In assembly, since the
+// child must not return into a frame that lies on its parent's stack.
 long Clone3(clone_args* args, int (*run)(void*), void* argument) {
 #if defined(__x86_64__)
   register long result asm("rax") = SYS_clone3;
@@ -70,7 +70,8 @@ long Clone3(clone_args* args, int (*run)(void*), void* argument) {
 }  // namespace
 
 Stack::Stack(size_t size) : size_(size) {
-  mapping_ = ::mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+  mapping_ =
+      ::mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
   CHECK(mapping_ != MAP_FAILED);
   ::mprotect(mapping_, kPage, PROT_NONE);
   base_ = static_cast<char*>(mapping_) + kPage;
@@ -117,16 +118,21 @@ Status SignalPidfd(int pidfd, int signal) {
 }
 
 bool PidfdEnded(int pidfd) {
-  struct pollfd entry {pidfd, POLLIN, 0};
+  struct pollfd entry {
+    pidfd, POLLIN, 0
+  };
   return ::poll(&entry, 1, 0) > 0;
 }
 
 Result<int> WaitPidfd(int pidfd, int timeout_ms) {
-  struct pollfd entry {pidfd, POLLIN, 0};
+  struct pollfd entry {
+    pidfd, POLLIN, 0
+  };
   int ready;
   while ((ready = ::poll(&entry, 1, timeout_ms)) < 0 && errno == EINTR) {
   }
-  if (ready == 0) return DeadlineExceeded("the process has not ended after " + std::to_string(timeout_ms) + " ms");
+  if (ready == 0)
+    return DeadlineExceeded("the process has not ended after " + std::to_string(timeout_ms) + " ms");
   siginfo_t info{};
   while (::waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd), &info, WEXITED | __WALL) != 0) {
     if (errno != EINTR) return ErrnoStatus("waiting for a process");
@@ -136,7 +142,8 @@ Result<int> WaitPidfd(int pidfd, int timeout_ms) {
 }
 
 std::string FindProgram(const std::string& name) {
-  for (const char* dir : {"/usr/local/sbin/", "/usr/local/bin/", "/usr/sbin/", "/usr/bin/", "/sbin/", "/bin/"}) {
+  for (const char* dir :
+       {"/usr/local/sbin/", "/usr/local/bin/", "/usr/sbin/", "/usr/bin/", "/sbin/", "/bin/"}) {
     std::string path = dir + name;
     if (::access(path.c_str(), X_OK) == 0) return path;
   }
@@ -178,8 +185,11 @@ Result<ProgramOutput> RunProgram(const std::vector<std::string>& argv) {
   ProgramArgs args{path.c_str(), pointers.data(), null.get(), write_end.get()};
   Stack stack;
   int raw_pidfd = -1;
-  CloneSpec spec{.flags = CLONE_VM | CLONE_VFORK | CLONE_CLEAR_SIGHAND, .pidfd = &raw_pidfd, .stack = &stack,
-                 .run = ExecProgram, .argument = &args};
+  CloneSpec spec{.flags = CLONE_VM | CLONE_VFORK | CLONE_CLEAR_SIGHAND,
+                 .pidfd = &raw_pidfd,
+                 .stack = &stack,
+                 .run = ExecProgram,
+                 .argument = &args};
   if (RawClone(spec) < 0) return ErrnoStatus("starting " + argv[0]);
   UniqueFd pidfd(raw_pidfd);
   write_end.reset();

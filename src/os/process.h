@@ -1,7 +1,8 @@
-// Processes by clone3 and pidfd, in the form that a spawner needs: the child runs a function on a stack of its own and
-// the parent sleeps until it has called exec or exited (CLONE_VFORK), or, without that flag, goes on at once.
-// Thread-safety: as the kernel's; Clone may be called from a thread of a process with more threads, but the child's function
-// must then not allocate unless memory is shared. Errors: errno with the text.
+// Processes by clone3 and pidfd, in the form that a spawner needs: the child runs a function on a stack of
+// its own and the parent sleeps until it has called exec or exited (CLONE_VFORK), or, without that flag, goes
+// on at once. Thread-safety: as the kernel's; Clone may be called from a thread of a process with more
+// threads, but the child's function must then not allocate unless memory is shared. Errors: errno with the
+// text.
 #pragma once
 
 #include <sys/types.h>
@@ -32,11 +33,11 @@ class Stack {
 };
 
 struct CloneSpec {
-  uint64_t flags = 0;     // CLONE_*; may hold the 64-bit ones
-  int exit_signal = 0;    // 0: a wait for just any child does not see it (until it calls exec)
-  int* pidfd = nullptr;   // with CLONE_PIDFD
-  int cgroup_fd = -1;     // with CLONE_INTO_CGROUP
-  pid_t set_tid = 0;      // the pid in the innermost namespace; 0 = any
+  uint64_t flags = 0;    // CLONE_*; may hold the 64-bit ones
+  int exit_signal = 0;   // 0: a wait for just any child does not see it (until it calls exec)
+  int* pidfd = nullptr;  // with CLONE_PIDFD
+  int cgroup_fd = -1;    // with CLONE_INTO_CGROUP
+  pid_t set_tid = 0;     // the pid in the innermost namespace; 0 = any
   const Stack* stack = nullptr;
   int (*run)(void*) = nullptr;  // its result is the child's exit code
   void* argument = nullptr;
@@ -47,16 +48,18 @@ pid_t RawClone(const CloneSpec& spec);
 
 Result<UniqueFd> OpenPidfd(pid_t pid);
 Status SignalPidfd(int pidfd, int signal);
-// Waits for a child by its pidfd, at most `timeout_ms` (-1 = for ever); the status as from waitpid. DEADLINE_EXCEEDED.
+// Waits for a child by its pidfd, at most `timeout_ms` (-1 = for ever); the status as from waitpid.
+// DEADLINE_EXCEEDED.
 Result<int> WaitPidfd(int pidfd, int timeout_ms);
 // Whether the process has ended (without reaping it).
 bool PidfdEnded(int pidfd);
 
 struct ProgramOutput {
-  int status = 0;        // as from waitpid
-  std::string output;    // stdout and stderr, at most 64 KiB
+  int status = 0;      // as from waitpid
+  std::string output;  // stdout and stderr, at most 64 KiB
 };
-// Runs a program of the host and waits for it; for rare, short helpers such as mkfs. Not seen by a wait for any child.
+// Runs a program of the host and waits for it; for rare, short helpers such as mkfs. Not seen by a wait for
+// any child.
 Result<ProgramOutput> RunProgram(const std::vector<std::string>& argv);
 // A program on the PATH of system tools, or "".
 std::string FindProgram(const std::string& name);

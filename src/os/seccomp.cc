@@ -20,63 +20,80 @@ namespace {
 // By purpose. A name that this libseccomp or this machine doesn't know is left out.
 constexpr const char* kAllowed[] = {
     // files
-    "access", "chdir", "chmod", "chown", "chown32", "close", "close_range", "copy_file_range", "creat", "dup", "dup2", "dup3",
-    "faccessat", "faccessat2", "fadvise64", "fadvise64_64", "fallocate", "fchdir", "fchmod", "fchmodat", "fchmodat2", "fchown",
-    "fchown32", "fchownat", "fcntl", "fcntl64", "fdatasync", "fgetxattr", "flistxattr", "flock", "fremovexattr", "fsetxattr", "fstat",
-    "fstat64", "fstatat64", "fstatfs", "fstatfs64", "fsync", "ftruncate", "ftruncate64", "futimesat", "getcwd", "getdents",
-    "getdents64", "getxattr", "inotify_add_watch", "inotify_init", "inotify_init1", "inotify_rm_watch", "ioctl",
-    "lchown", "lchown32", "lgetxattr", "link", "linkat", "listxattr", "llistxattr", "lremovexattr", "lseek", "_llseek", "lsetxattr",
-    "lstat", "lstat64", "mkdir", "mkdirat", "mknod", "mknodat", "name_to_handle_at", "newfstatat", "open", "openat", "openat2", "pread64",
-    "preadv", "preadv2", "pwrite64", "pwritev", "pwritev2", "read", "readahead", "readlink", "readlinkat", "readv", "removexattr",
-    "rename", "renameat", "renameat2", "rmdir", "sendfile", "sendfile64", "setxattr", "splice", "stat", "stat64", "statfs",
-    "statfs64", "statx", "symlink", "symlinkat", "sync", "sync_file_range", "syncfs", "tee", "truncate", "truncate64",
-    "umask", "unlink", "unlinkat", "utime", "utimensat", "utimensat_time64", "utimes", "vmsplice", "write", "writev", "fanotify_mark",
-    "chroot", "cachestat",
+    "access", "chdir", "chmod", "chown", "chown32", "close", "close_range", "copy_file_range", "creat", "dup",
+    "dup2", "dup3", "faccessat", "faccessat2", "fadvise64", "fadvise64_64", "fallocate", "fchdir", "fchmod",
+    "fchmodat", "fchmodat2", "fchown", "fchown32", "fchownat", "fcntl", "fcntl64", "fdatasync", "fgetxattr",
+    "flistxattr", "flock", "fremovexattr", "fsetxattr", "fstat", "fstat64", "fstatat64", "fstatfs",
+    "fstatfs64", "fsync", "ftruncate", "ftruncate64", "futimesat", "getcwd", "getdents", "getdents64",
+    "getxattr", "inotify_add_watch", "inotify_init", "inotify_init1", "inotify_rm_watch", "ioctl", "lchown",
+    "lchown32", "lgetxattr", "link", "linkat", "listxattr", "llistxattr", "lremovexattr", "lseek", "_llseek",
+    "lsetxattr", "lstat", "lstat64", "mkdir", "mkdirat", "mknod", "mknodat", "name_to_handle_at",
+    "newfstatat", "open", "openat", "openat2", "pread64", "preadv", "preadv2", "pwrite64", "pwritev",
+    "pwritev2", "read", "readahead", "readlink", "readlinkat", "readv", "removexattr", "rename", "renameat",
+    "renameat2", "rmdir", "sendfile", "sendfile64", "setxattr", "splice", "stat", "stat64", "statfs",
+    "statfs64", "statx", "symlink", "symlinkat", "sync", "sync_file_range", "syncfs", "tee", "truncate",
+    "truncate64", "umask", "unlink", "unlinkat", "utime", "utimensat", "utimensat_time64", "utimes",
+    "vmsplice", "write", "writev", "fanotify_mark", "chroot", "cachestat",
     // polling and events
-    "epoll_create", "epoll_create1", "epoll_ctl", "epoll_ctl_old", "epoll_pwait", "epoll_pwait2", "epoll_wait", "epoll_wait_old",
-    "eventfd", "eventfd2", "_newselect", "pipe", "pipe2", "poll", "ppoll", "pselect6", "select", "signalfd", "signalfd4",
-    "timerfd_create", "timerfd_gettime", "timerfd_settime", "io_cancel", "io_destroy", "io_getevents", "io_pgetevents", "io_setup",
-    "io_submit",
+    "epoll_create", "epoll_create1", "epoll_ctl", "epoll_ctl_old", "epoll_pwait", "epoll_pwait2",
+    "epoll_wait", "epoll_wait_old", "eventfd", "eventfd2", "_newselect", "pipe", "pipe2", "poll", "ppoll",
+    "pselect6", "select", "signalfd", "signalfd4", "timerfd_create", "timerfd_gettime", "timerfd_settime",
+    "io_cancel", "io_destroy", "io_getevents", "io_pgetevents", "io_setup", "io_submit",
     // memory
-    "brk", "get_mempolicy", "madvise", "map_shadow_stack", "mbind", "membarrier", "memfd_create", "memfd_secret", "mincore", "mlock", "mlock2",
-    "mlockall", "mmap", "mmap2", "mprotect", "mremap", "mseal", "msync", "munlock", "munlockall", "munmap", "pkey_alloc", "pkey_free",
-    "pkey_mprotect", "process_madvise", "process_mrelease", "process_vm_readv", "process_vm_writev", "remap_file_pages",
-    "set_mempolicy", "set_mempolicy_home_node",
+    "brk", "get_mempolicy", "madvise", "map_shadow_stack", "mbind", "membarrier", "memfd_create",
+    "memfd_secret", "mincore", "mlock", "mlock2", "mlockall", "mmap", "mmap2", "mprotect", "mremap", "mseal",
+    "msync", "munlock", "munlockall", "munmap", "pkey_alloc", "pkey_free", "pkey_mprotect", "process_madvise",
+    "process_mrelease", "process_vm_readv", "process_vm_writev", "remap_file_pages", "set_mempolicy",
+    "set_mempolicy_home_node",
     // processes, threads, signals
-    "alarm", "arch_prctl", "capget", "capset", "execve", "execveat", "exit", "exit_group", "fork", "futex", "futex_requeue",
-    "futex_time64", "futex_wait", "futex_waitv", "futex_wake", "get_robust_list", "get_thread_area", "getcpu", "getegid", "geteuid",
-    "getgid", "getgroups", "getitimer", "getpgid", "getpgrp", "getpid", "getppid", "getpriority", "getresgid", "getresuid",
-    "getrlimit", "getrusage", "getsid", "gettid", "getuid", "ioprio_get", "ioprio_set", "kcmp", "kill", "landlock_add_rule",
-    "landlock_create_ruleset", "landlock_restrict_self", "modify_ldt", "nice", "pause", "pidfd_getfd", "pidfd_open",
-    "pidfd_send_signal", "prctl", "prlimit64", "ptrace", "restart_syscall", "rseq", "rt_sigaction", "rt_sigpending",
-    "rt_sigprocmask", "rt_sigqueueinfo", "rt_sigreturn", "rt_sigsuspend", "rt_sigtimedwait", "rt_tgsigqueueinfo",
-    "sched_get_priority_max", "sched_get_priority_min", "sched_getaffinity", "sched_getattr", "sched_getparam",
-    "sched_getscheduler", "sched_rr_get_interval", "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler",
-    "sched_yield", "seccomp", "set_robust_list", "set_thread_area", "set_tid_address", "setfsgid", "setfsuid", "setgid",
-    "setgroups", "setitimer", "setpgid", "setpriority", "setregid", "setresgid", "setresuid", "setreuid", "setrlimit", "setsid",
-    "setuid", "sigaltstack", "tgkill", "time", "times", "tkill", "uname", "sysinfo", "vfork", "wait4", "waitid", "waitpid",
-    "rt_sigtimedwait_time64", "riscv_flush_icache", "riscv_hwprobe",
+    "alarm", "arch_prctl", "capget", "capset", "execve", "execveat", "exit", "exit_group", "fork", "futex",
+    "futex_requeue", "futex_time64", "futex_wait", "futex_waitv", "futex_wake", "get_robust_list",
+    "get_thread_area", "getcpu", "getegid", "geteuid", "getgid", "getgroups", "getitimer", "getpgid",
+    "getpgrp", "getpid", "getppid", "getpriority", "getresgid", "getresuid", "getrlimit", "getrusage",
+    "getsid", "gettid", "getuid", "ioprio_get", "ioprio_set", "kcmp", "kill", "landlock_add_rule",
+    "landlock_create_ruleset", "landlock_restrict_self", "modify_ldt", "nice", "pause", "pidfd_getfd",
+    "pidfd_open", "pidfd_send_signal", "prctl", "prlimit64", "ptrace", "restart_syscall", "rseq",
+    "rt_sigaction", "rt_sigpending", "rt_sigprocmask", "rt_sigqueueinfo", "rt_sigreturn", "rt_sigsuspend",
+    "rt_sigtimedwait", "rt_tgsigqueueinfo", "sched_get_priority_max", "sched_get_priority_min",
+    "sched_getaffinity", "sched_getattr", "sched_getparam", "sched_getscheduler", "sched_rr_get_interval",
+    "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler", "sched_yield", "seccomp",
+    "set_robust_list", "set_thread_area", "set_tid_address", "setfsgid", "setfsuid", "setgid", "setgroups",
+    "setitimer", "setpgid", "setpriority", "setregid", "setresgid", "setresuid", "setreuid", "setrlimit",
+    "setsid", "setuid", "sigaltstack", "tgkill", "time", "times", "tkill", "uname", "sysinfo", "vfork",
+    "wait4", "waitid", "waitpid", "rt_sigtimedwait_time64", "riscv_flush_icache", "riscv_hwprobe",
     // time
-    "clock_getres", "clock_gettime", "clock_nanosleep", "gettimeofday", "nanosleep", "timer_create", "timer_delete",
-    "timer_getoverrun", "timer_gettime", "timer_settime",
+    "clock_getres", "clock_gettime", "clock_nanosleep", "gettimeofday", "nanosleep", "timer_create",
+    "timer_delete", "timer_getoverrun", "timer_gettime", "timer_settime",
     // sockets (socket itself by family, below)
-    "accept", "accept4", "bind", "connect", "getpeername", "getsockname", "getsockopt", "listen", "recvfrom", "recvmmsg", "recvmsg",
-    "sendmmsg", "sendmsg", "sendto", "setsockopt", "shutdown", "socketpair",
+    "accept", "accept4", "bind", "connect", "getpeername", "getsockname", "getsockopt", "listen", "recvfrom",
+    "recvmmsg", "recvmsg", "sendmmsg", "sendmsg", "sendto", "setsockopt", "shutdown", "socketpair",
     // System V and POSIX IPC
-    "mq_getsetattr", "mq_notify", "mq_open", "mq_timedreceive", "mq_timedsend", "mq_unlink", "msgctl", "msgget", "msgrcv", "msgsnd",
-    "semctl", "semget", "semop", "semtimedop", "shmat", "shmctl", "shmdt", "shmget", "getrandom"};
+    "mq_getsetattr", "mq_notify", "mq_open", "mq_timedreceive", "mq_timedsend", "mq_unlink", "msgctl",
+    "msgget", "msgrcv", "msgsnd", "semctl", "semget", "semop", "semtimedop", "shmat", "shmctl", "shmdt",
+    "shmget", "getrandom"};
 
 // Known, and refused: EPERM says so to programs that try.
-constexpr const char* kRefused[] = {
-    "acct", "add_key", "adjtimex", "bpf", "clock_adjtime", "clock_settime", "delete_module", "fanotify_init", "finit_module", "fsconfig",
-    "fsmount", "fsopen", "fspick", "init_module", "ioperm", "iopl", "kexec_file_load", "kexec_load", "keyctl", "lookup_dcookie",
-    "migrate_pages", "mount", "mount_setattr", "move_mount", "move_pages", "nfsservctl", "open_by_handle_at", "open_tree",
-    "perf_event_open", "pivot_root", "quotactl", "quotactl_fd", "reboot", "request_key", "setdomainname", "sethostname", "setns",
-    "settimeofday", "stime", "swapoff", "swapon", "syslog", "umount", "umount2", "userfaultfd", "vhangup"};
+constexpr const char* kRefused[] = {"acct",          "add_key",         "adjtimex",
+                                    "bpf",           "clock_adjtime",   "clock_settime",
+                                    "delete_module", "fanotify_init",   "finit_module",
+                                    "fsconfig",      "fsmount",         "fsopen",
+                                    "fspick",        "init_module",     "ioperm",
+                                    "iopl",          "kexec_file_load", "kexec_load",
+                                    "keyctl",        "lookup_dcookie",  "migrate_pages",
+                                    "mount",         "mount_setattr",   "move_mount",
+                                    "move_pages",    "nfsservctl",      "open_by_handle_at",
+                                    "open_tree",     "perf_event_open", "pivot_root",
+                                    "quotactl",      "quotactl_fd",     "reboot",
+                                    "request_key",   "setdomainname",   "sethostname",
+                                    "setns",         "settimeofday",    "stime",
+                                    "swapoff",       "swapon",          "syslog",
+                                    "umount",        "umount2",         "userfaultfd",
+                                    "vhangup"};
 
-constexpr uint64_t kNewNamespaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET |
-                                    CLONE_NEWCGROUP;
-constexpr uint64_t kNewTime = 0x80;  // CLONE_NEWTIME; for unshare alone (in clone it is part of the signal number)
+constexpr uint64_t kNewNamespaces =
+    CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWCGROUP;
+constexpr uint64_t kNewTime =
+    0x80;  // CLONE_NEWTIME; for unshare alone (in clone it is part of the signal number)
 
 struct Release {
   void operator()(void* context) const { ::seccomp_release(context); }
@@ -89,7 +106,8 @@ class Builder {
   void Add(uint32_t action, const char* name, std::vector<scmp_arg_cmp> tests) {
     int number = ::seccomp_syscall_resolve_name(name);
     if (number == __NR_SCMP_ERROR || number < 0 || error_ != 0) return;
-    int failed = ::seccomp_rule_add_array(context_, action, number, static_cast<unsigned>(tests.size()), tests.data());
+    int failed =
+        ::seccomp_rule_add_array(context_, action, number, static_cast<unsigned>(tests.size()), tests.data());
     if (failed != 0) {
       error_ = -failed;
       name_ = name;
@@ -150,7 +168,8 @@ Result<std::vector<sock_filter>> BuildSeccompFilter() {
   }
   off_t size = ::lseek(file.get(), 0, SEEK_END);
   std::vector<sock_filter> program(static_cast<size_t>(size) / sizeof(sock_filter));
-  if (::pread(file.get(), program.data(), static_cast<size_t>(size), 0) != size) return ErrnoStatus("reading the filter");
+  if (::pread(file.get(), program.data(), static_cast<size_t>(size), 0) != size)
+    return ErrnoStatus("reading the filter");
   return program;
 }
 

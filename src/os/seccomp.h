@@ -1,6 +1,7 @@
-// The system calls that a container may make: an allow-list, compiled once to a BPF program that is then loaded in each child.
-// What isn't in the list answers ENOSYS, so that libraries fall back as on an older kernel; what is refused on purpose answers
-// EPERM. Thread-safety: the program is read-only once built. docs/formats/job.md lists what is refused.
+// The system calls that a container may make: an allow-list, compiled once to a BPF program that is then
+// loaded in each child. What isn't in the list answers ENOSYS, so that libraries fall back as on an older
+// kernel; what is refused on purpose answers EPERM. Thread-safety: the program is read-only once built.
+// docs/formats/job.md lists what is refused.
 #pragma once
 
 #include <linux/filter.h>

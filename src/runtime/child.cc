@@ -87,13 +87,15 @@ int BecomeContainerRoot(ChildReport* report) {
       ::syscall(SYS_setresuid, 0, 0, 0) != 0) {
     return Fail(report, "namespaces", "becoming the container's root");
   }
-  if (::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0) return Fail(report, "namespaces", "hiding from the container");
+  if (::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0)
+    return Fail(report, "namespaces", "hiding from the container");
   return 0;
 }
 
 // --- mounts ---
 
-// Makes what is missing of `path` below `root`: all but the last part as folders, the last as a folder or a file.
+// Makes what is missing of `path` below `root`: all but the last part as folders, the last as a folder or a
+// file.
 int MakeTarget(int root, const char* path, bool is_dir) {
   char part[4096];
   size_t size = ::strnlen(path, sizeof part);
@@ -122,7 +124,8 @@ int MakeTarget(int root, const char* path, bool is_dir) {
     part[slash] = '\0';
     int parent = os::RawOpenInRoot(root, part, O_PATH | O_DIRECTORY);
     if (parent < 0) return -1;
-    int failed = (at != size || is_dir) ? ::mkdirat(parent, name, 0755) : ::mknodat(parent, name, S_IFREG | 0644, 0);
+    int failed =
+        (at != size || is_dir) ? ::mkdirat(parent, name, 0755) : ::mknodat(parent, name, S_IFREG | 0644, 0);
     int error = errno;
     // A symlink to nothing: what it points to is for the caller to make.
     ::close(parent);
@@ -196,13 +199,18 @@ int Clone(int dir, const char* path, uint64_t attributes) {
 int SourceOf(const RawMount& mount, int own_files, int target) {
   struct stat info {};
   switch (mount.kind) {
-    case MountStep::kFileSystem: return NewFileSystem(mount);
-    case MountStep::kBind: return ::fcntl(mount.fd, F_DUPFD_CLOEXEC, 3);
-    case MountStep::kOwn: return Clone(own_files, mount.source, mount.attributes);
-    case MountStep::kSelf: return Clone(target, "", mount.attributes);
+    case MountStep::kFileSystem:
+      return NewFileSystem(mount);
+    case MountStep::kBind:
+      return ::fcntl(mount.fd, F_DUPFD_CLOEXEC, 3);
+    case MountStep::kOwn:
+      return Clone(own_files, mount.source, mount.attributes);
+    case MountStep::kSelf:
+      return Clone(target, "", mount.attributes);
     case MountStep::kMask:
       if (::fstat(target, &info) != 0) return -1;
-      return Clone(own_files, S_ISDIR(info.st_mode) ? "empty" : "dev/null", S_ISDIR(info.st_mode) ? mount.attributes : 0);
+      return Clone(own_files, S_ISDIR(info.st_mode) ? "empty" : "dev/null",
+                   S_ISDIR(info.st_mode) ? mount.attributes : 0);
   }
   errno = EINVAL;
   return -1;
@@ -219,7 +227,9 @@ int DoMount(const InitArgs& args, int index, bool* made) {
     return -1;
   }
   int source = SourceOf(mount, args.own_files, target);
-  int failed = source < 0 ? -1 : ::move_mount(source, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+  int failed = source < 0
+                   ? -1
+                   : ::move_mount(source, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
   int error = errno;
   if (source >= 0) ::close(source);
   ::close(target);
@@ -269,11 +279,15 @@ int RunInit(void* argument) {
   if (::dup2(args.null_fd, 0) < 0 || ::dup2(args.null_fd, 1) < 0 || ::dup2(args.null_fd, 2) < 0) {
     return Fail(report, "init", "its descriptors");
   }
-  if (::syscall(SYS_close_range, 3U, ~0U, CLOSE_RANGE_CLOEXEC) != 0) return Fail(report, "init", "closing descriptors");
+  if (::syscall(SYS_close_range, 3U, ~0U, CLOSE_RANGE_CLOEXEC) != 0)
+    return Fail(report, "init", "closing descriptors");
   // Init can be traced by the container's root, so it may do no more than any process inside.
-  if (os::RawDropBounding(0) != 0 || LockDown(0, *shared.filter) != 0) return Fail(report, "init", "dropping rights");
+  if (os::RawDropBounding(0) != 0 || LockDown(0, *shared.filter) != 0)
+    return Fail(report, "init", "dropping rights");
   if (::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0) return Fail(report, "init", "its death signal");
-  struct pollfd parent {shared.spawner_pidfd, POLLIN, 0};
+  struct pollfd parent {
+    shared.spawner_pidfd, POLLIN, 0
+  };
   if (::poll(&parent, 1, 0) != 0) return Fail(report, "init", "the spawner is gone", ESRCH);
   ClearSignalMask();
   static char name[] = "lydian-init";
@@ -352,19 +366,26 @@ int RunProcess(void* argument) {
 
 int MakeInit(HelperShared* shared) {
   ChildReport* report = &shared->report;
-  if (::setns(shared->init->user_ns, CLONE_NEWUSER) != 0) return Fail(report, "namespaces", "joining the user namespace");
-  if (::setns(shared->init->net_ns, CLONE_NEWNET) != 0) return Fail(report, "namespaces", "joining the network namespace");
+  if (::setns(shared->init->user_ns, CLONE_NEWUSER) != 0)
+    return Fail(report, "namespaces", "joining the user namespace");
+  if (::setns(shared->init->net_ns, CLONE_NEWNET) != 0)
+    return Fail(report, "namespaces", "joining the network namespace");
   if (int failed = BecomeContainerRoot(report)) return failed;
-  // Memory of its own: who shares memory stays in the time namespace it came from (until exec, on Linux 6.2 and newer).
+  // Memory of its own: who shares memory stays in the time namespace it came from (until exec, on Linux 6.2
+  // and newer).
   os::CloneSpec spec{.flags = CLONE_VFORK | CLONE_PARENT | shared->init->new_namespaces,
-                     .pidfd = &report->init_pidfd, .stack = shared->stack, .run = RunInit, .argument = shared};
+                     .pidfd = &report->init_pidfd,
+                     .stack = shared->stack,
+                     .run = RunInit,
+                     .argument = shared};
   report->init_pid = os::RawClone(spec);
   if (report->init_pid < 0) return Fail(report, "namespaces", "making the container's namespaces");
   if (report->error != 0) return kFailed;
   Mark(report, "init");
   // It is already in two of them.
   uint64_t rest = shared->all_namespaces & ~uint64_t{CLONE_NEWUSER | CLONE_NEWNET};
-  if (::setns(report->init_pidfd, static_cast<int>(rest)) != 0) return Fail(report, "join", "joining the container's namespaces");
+  if (::setns(report->init_pidfd, static_cast<int>(rest)) != 0)
+    return Fail(report, "join", "joining the container's namespaces");
   return 0;
 }
 
@@ -382,8 +403,12 @@ int Work(HelperShared* shared) {
   if (int failed = SetOomScore(shared->oom_score_adj, report)) return failed;
   if (int failed = shared->init != nullptr ? MakeInit(shared) : JoinContainer(shared)) return failed;
   Mark(report, "join");
-  os::CloneSpec spec{.flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT, .pidfd = &report->pidfd,
-                     .set_tid = shared->process->set_tid, .stack = shared->stack, .run = RunProcess, .argument = shared};
+  os::CloneSpec spec{.flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT,
+                     .pidfd = &report->pidfd,
+                     .set_tid = shared->process->set_tid,
+                     .stack = shared->stack,
+                     .run = RunProcess,
+                     .argument = shared};
   report->pid = os::RawClone(spec);
   if (report->pid < 0) return Fail(report, "exec", "making the process");
   if (report->error != 0) return kFailed;
@@ -396,7 +421,9 @@ int Work(HelperShared* shared) {
 int RunHelper(void* argument) {
   auto* shared = static_cast<HelperShared*>(argument);
   ::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-  struct pollfd parent {shared->spawner_pidfd, POLLIN, 0};
+  struct pollfd parent {
+    shared->spawner_pidfd, POLLIN, 0
+  };
   if (::poll(&parent, 1, 0) != 0) return kFailed;
   int result = JoinCgroup(*shared, &shared->report);
   uint64_t count = 0;

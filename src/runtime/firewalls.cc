@@ -23,20 +23,24 @@ std::string Owner(const std::string& rules) {
 // How to let the bridge's packets through, in the words of who drops them.
 std::string Remedy(const std::string& owner, const std::string& hook, const std::string& bridge) {
   if (hook == "input") {
-    return owner == "ufw" ? "ufw allow in on " + bridge + " to any port 53" : "iptables -I INPUT -i " + bridge + " -p udp --dport 53 -j ACCEPT";
+    return owner == "ufw" ? "ufw allow in on " + bridge + " to any port 53"
+                          : "iptables -I INPUT -i " + bridge + " -p udp --dport 53 -j ACCEPT";
   }
   if (owner == "ufw") return "ufw route allow in on " + bridge + " && ufw route allow out on " + bridge;
   std::string chain = owner == "Docker" ? "DOCKER-USER" : "FORWARD";
-  return "iptables -I " + chain + " -i " + bridge + " -j ACCEPT && iptables -I " + chain + " -o " + bridge + " -j ACCEPT";
+  return "iptables -I " + chain + " -i " + bridge + " -j ACCEPT && iptables -I " + chain + " -o " + bridge +
+         " -j ACCEPT";
 }
 
-Block MakeBlock(const std::string& where, const std::string& owner, const std::string& hook, const std::string& bridge) {
+Block MakeBlock(const std::string& where, const std::string& owner, const std::string& hook,
+                const std::string& bridge) {
   return {where + ": policy drop" + (owner.empty() ? "" : " (" + owner + ")"), Remedy(owner, hook, bridge)};
 }
 
 // Whether the chain lets the bridge through by a rule that names it: then its policy does not matter.
 bool Accepts(const std::string& rules, const std::string& bridge) {
-  return rules.find("\"" + bridge + "\"") != std::string::npos || rules.find(" " + bridge + " ") != std::string::npos;
+  return rules.find("\"" + bridge + "\"") != std::string::npos ||
+         rules.find(" " + bridge + " ") != std::string::npos;
 }
 
 }  // namespace
@@ -71,8 +75,10 @@ std::vector<Block> ParseIptablesBlocks(const std::string& rules, const std::stri
   std::vector<Block> blocks;
   if (Accepts(rules, instance)) return blocks;
   const std::string owner = Owner(rules);
-  if (rules.find("-P FORWARD DROP") != std::string::npos) blocks.push_back(MakeBlock("iptables FORWARD", owner, "forward", instance));
-  if (rules.find("-P INPUT DROP") != std::string::npos) blocks.push_back(MakeBlock("iptables INPUT", owner, "input", instance));
+  if (rules.find("-P FORWARD DROP") != std::string::npos)
+    blocks.push_back(MakeBlock("iptables FORWARD", owner, "forward", instance));
+  if (rules.find("-P INPUT DROP") != std::string::npos)
+    blocks.push_back(MakeBlock("iptables INPUT", owner, "input", instance));
   return blocks;
 }
 
@@ -80,7 +86,8 @@ std::vector<Block> FindBlockingFirewalls(const std::string& instance) {
   std::vector<Block> blocks;
   auto nftables = os::Nftables::Open();
   if (nftables.ok()) {
-    if (auto ruleset = nftables->Run("list ruleset"); ruleset.ok()) blocks = ParseNftBlocks(*ruleset, instance);
+    if (auto ruleset = nftables->Run("list ruleset"); ruleset.ok())
+      blocks = ParseNftBlocks(*ruleset, instance);
   }
   // iptables of the older kind has rules of its own, which nft does not show.
   auto legacy = ReadFile("/proc/net/ip_tables_names", 4096);

@@ -1,6 +1,6 @@
-// Rules of others that drop containers' packets. A rule of ours that accepts can't overrule another table's drop: all that can be
-// done is to say so, and how to let them through.
-// Thread-safety: pure parsers; FindBlockingFirewalls reads the machine.
+// Rules of others that drop containers' packets. A rule of ours that accepts can't overrule another table's
+// drop: all that can be done is to say so, and how to let them through. Thread-safety: pure parsers;
+// FindBlockingFirewalls reads the machine.
 #pragma once
 
 #include <string>

@@ -36,10 +36,12 @@ class BlockSignals {
 
 }  // namespace
 
-Result<std::unique_ptr<Helper>> Helper::Make(const os::Cgroup& group, const os::Stack& stack, const os::Stack& child_stack,
+Result<std::unique_ptr<Helper>> Helper::Make(const os::Cgroup& group, const os::Stack& stack,
+                                             const os::Stack& child_stack,
                                              const std::vector<sock_filter>& filter, int spawner_pidfd) {
   std::unique_ptr<Helper> helper(new Helper);
-  void* memory = ::mmap(nullptr, kArena, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory =
+      ::mmap(nullptr, kArena, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return ErrnoStatus("mapping memory for a helper");
   helper->shared_ = new (memory) HelperShared{};
   helper->used_ = sizeof(HelperShared);
@@ -60,8 +62,12 @@ Result<std::unique_ptr<Helper>> Helper::Make(const os::Cgroup& group, const os::
   shared.stack = &child_stack;
   shared.filter = &filter;
   int raw = -1;
-  os::CloneSpec spec{.flags = CLONE_FILES | CLONE_CLEAR_SIGHAND, .pidfd = &raw, .cgroup_fd = group.into_fd(), .stack = &stack,
-                     .run = RunHelper, .argument = helper->shared_};
+  os::CloneSpec spec{.flags = CLONE_FILES | CLONE_CLEAR_SIGHAND,
+                     .pidfd = &raw,
+                     .cgroup_fd = group.into_fd(),
+                     .stack = &stack,
+                     .run = RunHelper,
+                     .argument = helper->shared_};
   BlockSignals block;
   if (os::RawClone(spec) < 0) return ErrnoStatus("making a helper process");
   helper->pidfd_.reset(raw);

@@ -1,6 +1,6 @@
-// A helper process: made ahead of its use or at once, it makes one container's processes and ends. child.h says what it does.
-// Thread-safety: none; the spawner's one thread. Ownership: the process and the mapping go with the object (a helper that was
-// not used is killed). Errors: a Status; step() then names the step.
+// A helper process: made ahead of its use or at once, it makes one container's processes and ends. child.h
+// says what it does. Thread-safety: none; the spawner's one thread. Ownership: the process and the mapping go
+// with the object (a helper that was not used is killed). Errors: a Status; step() then names the step.
 #pragma once
 
 #include <linux/filter.h>
@@ -19,8 +19,10 @@ namespace lydian::runtime {
 
 class Helper {
  public:
-  // It joins `group` by itself, without the caller waiting for it. `stack`, `filter` and `spawner_pidfd` outlive it.
-  static Result<std::unique_ptr<Helper>> Make(const os::Cgroup& group, const os::Stack& stack, const os::Stack& child_stack,
+  // It joins `group` by itself, without the caller waiting for it. `stack`, `filter` and `spawner_pidfd`
+  // outlive it.
+  static Result<std::unique_ptr<Helper>> Make(const os::Cgroup& group, const os::Stack& stack,
+                                              const os::Stack& child_stack,
                                               const std::vector<sock_filter>& filter, int spawner_pidfd);
   ~Helper();
   Helper(const Helper&) = delete;

@@ -16,10 +16,12 @@ Result<IdRanges> IdRanges::Claim(const std::string& instance, const std::string&
     std::string path = lock_dir + "/ids-" + std::to_string(slot);
     UniqueFd lock(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
     if (!lock.valid()) return ErrnoStatus("opening " + path);
-    if (::flock(lock.get(), LOCK_EX | LOCK_NB) == 0) return IdRanges(std::move(lock), kBase + slot * kRanges * kSize);
+    if (::flock(lock.get(), LOCK_EX | LOCK_NB) == 0)
+      return IdRanges(std::move(lock), kBase + slot * kRanges * kSize);
     if (errno != EWOULDBLOCK) return ErrnoStatus("locking " + path);
   }
-  return ResourceExhausted("all " + std::to_string(kSlots) + " slots of user ids are taken by other instances");
+  return ResourceExhausted("all " + std::to_string(kSlots) +
+                           " slots of user ids are taken by other instances");
 }
 
 Result<uint32_t> IdRanges::Take() {

@@ -1,6 +1,6 @@
-// Ranges of 65,536 host user ids, one a container. Each instance of Lydian on the machine has a slot of 1,024 ranges of its own,
-// claimed by a lock file, so that two instances never map to the same ids.
-// Thread-safety: none. Ownership: the claim lasts as long as the object.
+// Ranges of 65,536 host user ids, one a container. Each instance of Lydian on the machine has a slot of 1,024
+// ranges of its own, claimed by a lock file, so that two instances never map to the same ids. Thread-safety:
+// none. Ownership: the claim lasts as long as the object.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,8 @@ class IdRanges {
   static constexpr uint32_t kSize = 65536;
   static Result<IdRanges> Claim(const std::string& instance, const std::string& lock_dir = "/run/lydian");
 
-  // The first host id of a free range; the least recently used one, since files or processes of a range may linger.
+  // The first host id of a free range; the least recently used one, since files or processes of a range may
+  // linger.
   Result<uint32_t> Take();
   void Return(uint32_t base);
   size_t in_use() const { return in_use_; }

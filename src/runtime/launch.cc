@@ -28,7 +28,8 @@ Result<std::unique_ptr<Helper>> RuntimeImpl::MakeHelper(const os::Cgroup& group)
 
 Status RuntimeImpl::FillInit(const StartPlan& plan, const Container& container, int overlay,
                              const std::vector<UniqueFd>& binds, Helper* helper) {
-  if (plan.mounts.size() > ChildReport::kMaxMounts) return InvalidArgument("more mounts than a container can have");
+  if (plan.mounts.size() > ChildReport::kMaxMounts)
+    return InvalidArgument("more mounts than a container can have");
   auto* mounts = helper->New<RawMount>(plan.mounts.size());
   size_t next_bind = 0;
   for (size_t i = 0; i < plan.mounts.size(); ++i) {
@@ -39,8 +40,14 @@ Status RuntimeImpl::FillInit(const StartPlan& plan, const Container& container, 
       options.push_back(option.substr(0, equals));
       options.push_back(option.substr(equals + 1));
     }
-    RawMount raw{mount.kind, helper->Copy(mount.source), helper->Copy(mount.target), helper->CopyList(options),
-                 mount.attributes, mount.optional, -1, true};
+    RawMount raw{mount.kind,
+                 helper->Copy(mount.source),
+                 helper->Copy(mount.target),
+                 helper->CopyList(options),
+                 mount.attributes,
+                 mount.optional,
+                 -1,
+                 true};
     if (mount.kind == MountStep::kBind) {
       raw.fd = binds[next_bind++].get();
       struct stat info {};
@@ -71,7 +78,8 @@ Status RuntimeImpl::FillInit(const StartPlan& plan, const Container& container, 
   return OkStatus();
 }
 
-Status RuntimeImpl::FillProcess(const lydian::Process& process, const Stdio& stdio, int init_pidfd, Helper* helper) {
+Status RuntimeImpl::FillProcess(const lydian::Process& process, const Stdio& stdio, int init_pidfd,
+                                Helper* helper) {
   auto* args = helper->New<ProcessArgs>();
   *args = ProcessArgs{};
   args->init_pidfd = init_pidfd;
@@ -92,8 +100,8 @@ Status RuntimeImpl::RunHelper(const StartPlan* plan, Container* container, std::
   auto& held = *container->held;
   HelperShared& shared = *helper->shared();
   shared.oom_score_adj = held.oom_score_adj;
-  shared.all_namespaces = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS |
-                          CLONE_NEWCGROUP | (time_namespaces_ ? kNewTimeNamespace : 0);
+  shared.all_namespaces = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC |
+                          CLONE_NEWUTS | CLONE_NEWCGROUP | (time_namespaces_ ? kNewTimeNamespace : 0);
   Status status = helper->Run();
   const ChildReport& report = helper->report();
   for (int i = 0; i < report.phase_count; ++i) steps->Done(report.phases[i].name, report.phases[i].end_nanos);
@@ -125,7 +133,8 @@ Result<RuntimeImpl::Stdio> RuntimeImpl::MakeStdio(const lydian::Process& process
     if (::pipe2(ends, O_CLOEXEC) != 0) return ErrnoStatus("making a pipe");
     UniqueFd child(ends[child_reads ? 0 : 1]), ours(ends[child_reads ? 1 : 0]);
     // The container's user must own the pipe, or /dev/stdout could not be opened.
-    if (::fchown(child.get(), base + process.uid(), base + process.gid()) != 0) return ErrnoStatus("giving a pipe away");
+    if (::fchown(child.get(), base + process.uid(), base + process.gid()) != 0)
+      return ErrnoStatus("giving a pipe away");
     result.child[number] = std::move(child);
     out->fds[name] = std::move(ours);
     return OkStatus();
@@ -144,7 +153,8 @@ Result<RuntimeImpl::Stdio> RuntimeImpl::MakeStdio(const lydian::Process& process
   }
   if (process.control_fd()) {
     int ends[2];
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) return ErrnoStatus("making the control socket");
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
+      return ErrnoStatus("making the control socket");
     result.child[3].reset(ends[0]);
     out->fds["control"].reset(ends[1]);
   }
@@ -158,8 +168,8 @@ Result<RuntimeImpl::Stdio> RuntimeImpl::MakeStdio(const lydian::Process& process
   return result;
 }
 
-Result<Process> RuntimeImpl::Exec(Container& container, const lydian::Process& process, std::vector<UniqueFd> stdio,
-                                  StepError* error) {
+Result<Process> RuntimeImpl::Exec(Container& container, const lydian::Process& process,
+                                  std::vector<UniqueFd> stdio, StepError* error) {
   Steps steps;
   auto& held = *container.held;
   std::erase_if(held.exec_pidfds, [](const UniqueFd& fd) { return os::PidfdEnded(fd.get()); });

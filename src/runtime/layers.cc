@@ -16,7 +16,8 @@ namespace {
 
 Status MakeUpperAndWork(int dir) {
   for (const char* name : {"upper", "work"}) {
-    if (::mkdirat(dir, name, 0755) != 0 && errno != EEXIST) return ErrnoStatus(std::string("creating folder ") + name);
+    if (::mkdirat(dir, name, 0755) != 0 && errno != EEXIST)
+      return ErrnoStatus(std::string("creating folder ") + name);
     // mkdir obeys the umask, and upper's mode is that of the container's "/".
     if (::fchmodat(dir, name, 0755, 0) != 0) return ErrnoStatus(std::string("changing folder ") + name);
   }
@@ -40,8 +41,8 @@ Result<UniqueFd> OpenDir(int at, const char* name) {
 std::string FdPath(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
 
 // One form of each thing on disk: no renames by xattr, no metadata-only copies, no index.
-constexpr const char* kOptions[][2] = {{"redirect_dir", "off"}, {"metacopy", "off"}, {"index", "off"}, {"xino", "off"},
-                                       {"nfs_export", "off"}};
+constexpr const char* kOptions[][2] = {
+    {"redirect_dir", "off"}, {"metacopy", "off"}, {"index", "off"}, {"xino", "off"}, {"nfs_export", "off"}};
 
 }  // namespace
 
@@ -89,9 +90,12 @@ Result<UniqueFd> OpenWritableDir(const std::string& dir) {
 
 const char* OverlayModeName(OverlayMode mode) {
   switch (mode) {
-    case OverlayMode::kDescriptors: return "layers by descriptor";
-    case OverlayMode::kPaths: return "layers by path of descriptor";
-    case OverlayMode::kAttached: return "layers attached in a mount namespace of its own";
+    case OverlayMode::kDescriptors:
+      return "layers by descriptor";
+    case OverlayMode::kPaths:
+      return "layers by path of descriptor";
+    case OverlayMode::kAttached:
+      return "layers attached in a mount namespace of its own";
   }
   return "";
 }
@@ -100,7 +104,8 @@ Result<std::unique_ptr<Overlays>> Overlays::Create(const std::string& dir) {
   for (OverlayMode mode : {OverlayMode::kDescriptors, OverlayMode::kPaths, OverlayMode::kAttached}) {
     auto overlays = CreateWith(dir, mode);
     if (overlays.ok() || mode == OverlayMode::kAttached) return overlays;
-    LOG_DEBUG("an overlay mode does not work here", {{"mode", OverlayModeName(mode)}, {"error", overlays.status()}});
+    LOG_DEBUG("an overlay mode does not work here",
+              {{"mode", OverlayModeName(mode)}, {"error", overlays.status()}});
   }
   return Internal("no overlay mode");
 }
@@ -111,7 +116,8 @@ Result<std::unique_ptr<Overlays>> Overlays::CreateWith(const std::string& dir, O
   if (mode == OverlayMode::kAttached) {
     // Changes of the host's tree still arrive here, ours do not go there.
     if (::unshare(CLONE_NEWNS) != 0) return ErrnoStatus("making a mount namespace");
-    if (::mount(nullptr, "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0) return ErrnoStatus("separating mounts");
+    if (::mount(nullptr, "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0)
+      return ErrnoStatus("separating mounts");
   }
   RETURN_IF_ERROR(overlays->Try());
   return overlays;
@@ -177,11 +183,14 @@ Result<UniqueFd> Overlays::MakeByContext(const std::vector<UniqueFd>& lowers, in
   return context.Mount(MOUNT_ATTR_NODEV);
 }
 
-Result<UniqueFd> Overlays::MakeAttached(const std::vector<UniqueFd>& lowers, int writable, bool keep, uint32_t base) {
-  // In this process's own mount namespace: attach all below a scratch folder, mount, take the overlay out, detach all.
+Result<UniqueFd> Overlays::MakeAttached(const std::vector<UniqueFd>& lowers, int writable, bool keep,
+                                        uint32_t base) {
+  // In this process's own mount namespace: attach all below a scratch folder, mount, take the overlay out,
+  // detach all.
   const std::string scratch = dir_ + "/scratch";
   RETURN_IF_ERROR(MakeDirs(scratch));
-  if (::mount("tmpfs", scratch.c_str(), "tmpfs", 0, "mode=0755") != 0) return ErrnoStatus("mounting a scratch folder");
+  if (::mount("tmpfs", scratch.c_str(), "tmpfs", 0, "mode=0755") != 0)
+    return ErrnoStatus("mounting a scratch folder");
   auto attach = [&]() -> Result<UniqueFd> {
     UniqueFd dir(::open(scratch.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!dir.valid()) return ErrnoStatus("opening " + scratch);
@@ -192,7 +201,8 @@ Result<UniqueFd> Overlays::MakeAttached(const std::vector<UniqueFd>& lowers, int
       RETURN_IF_ERROR(os::MoveMount(lowers[i].get(), dir.get(), name));
       options += name + (i == 0 ? "" : ":");
     }
-    if (::mkdirat(dir.get(), "w", 0755) != 0 || ::mkdirat(dir.get(), "o", 0755) != 0) return ErrnoStatus("creating folders");
+    if (::mkdirat(dir.get(), "w", 0755) != 0 || ::mkdirat(dir.get(), "o", 0755) != 0)
+      return ErrnoStatus("creating folders");
     RETURN_IF_ERROR(os::MoveMount(writable, dir.get(), "w"));
     options += ",upperdir=w/upper,workdir=w/work";
     for (const auto& option : kOptions) options += std::string(",") + option[0] + "=" + option[1];

@@ -1,5 +1,6 @@
-// Writable layers with a quota, and the overlay of a container, both as detached mounts in the initial user namespace.
-// Thread-safety: none. Ownership: descriptors; nothing is attached to the host's tree. docs/formats/layer.md.
+// Writable layers with a quota, and the overlay of a container, both as detached mounts in the initial user
+// namespace. Thread-safety: none. Ownership: descriptors; nothing is attached to the host's tree.
+// docs/formats/layer.md.
 #pragma once
 
 #include <deque>
@@ -45,17 +46,20 @@ const char* OverlayModeName(OverlayMode mode);
 
 class Overlays {
  public:
-  // Tries the modes on a small overlay below `dir`. kAttached moves this process into a mount namespace of its own.
+  // Tries the modes on a small overlay below `dir`. kAttached moves this process into a mount namespace of
+  // its own.
   static Result<std::unique_ptr<Overlays>> Create(const std::string& dir);
   static Result<std::unique_ptr<Overlays>> CreateWith(const std::string& dir, OverlayMode mode);
-  // `writable`: a mount that holds upper and work; it is given the container's id mapping and belongs to the overlay then.
+  // `writable`: a mount that holds upper and work; it is given the container's id mapping and belongs to the
+  // overlay then.
   Result<UniqueFd> Make(const StartPlan& plan, UniqueFd writable, int user_ns, uint32_t base);
   OverlayMode mode() const { return mode_; }
 
  private:
   explicit Overlays(std::string dir) : dir_(std::move(dir)) {}
   Status Try();
-  Result<UniqueFd> MakeByContext(const std::vector<UniqueFd>& lowers, int upper, int work, bool keep, uint32_t base);
+  Result<UniqueFd> MakeByContext(const std::vector<UniqueFd>& lowers, int upper, int work, bool keep,
+                                 uint32_t base);
   Result<UniqueFd> MakeAttached(const std::vector<UniqueFd>& lowers, int writable, bool keep, uint32_t base);
 
   std::string dir_;

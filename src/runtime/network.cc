@@ -22,24 +22,32 @@ namespace {
 
 constexpr uint32_t kPermitBatch = 256;
 
-// The hardware address follows from the IP address, so that the firewall can hold pairs of both before they are in use.
+// The hardware address follows from the IP address, so that the firewall can hold pairs of both before they
+// are in use.
 os::Mac MacOf(uint32_t address) {
-  return {0x02, 0x4c, static_cast<uint8_t>(address >> 24), static_cast<uint8_t>(address >> 16),
-          static_cast<uint8_t>(address >> 8), static_cast<uint8_t>(address)};
+  return {0x02,
+          0x4c,
+          static_cast<uint8_t>(address >> 24),
+          static_cast<uint8_t>(address >> 16),
+          static_cast<uint8_t>(address >> 8),
+          static_cast<uint8_t>(address)};
 }
 
 std::string MacText(const os::Mac& mac) {
   char text[18];
-  std::snprintf(text, sizeof text, "%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
+  std::snprintf(text, sizeof text, "%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4],
+                mac[5]);
   return text;
 }
 
 Status ParseRange(const std::string& text, uint32_t* first, int* prefix) {
   size_t slash = text.find('/');
-  if (slash == std::string::npos) return InvalidArgument("address range \"" + text + "\" has no prefix length");
+  if (slash == std::string::npos)
+    return InvalidArgument("address range \"" + text + "\" has no prefix length");
   ASSIGN_OR_RETURN(*first, os::ParseIpv4(text.substr(0, slash)));
   *prefix = std::atoi(text.c_str() + slash + 1);
-  if (*prefix < 8 || *prefix > 28) return InvalidArgument("address range \"" + text + "\": the prefix must be from /8 to /28");
+  if (*prefix < 8 || *prefix > 28)
+    return InvalidArgument("address range \"" + text + "\": the prefix must be from /8 to /28");
   *first &= ~uint32_t{0} << (32 - *prefix);
   return OkStatus();
 }
@@ -50,7 +58,8 @@ uint32_t OutgoingMtu(os::Netlink* netlink) {
   if (!routes.ok()) return 1500;
   for (const auto& route : *routes) {
     char name[IF_NAMESIZE];
-    if (route.prefix != 0 || ::if_indextoname(static_cast<unsigned>(route.out_index), name) == nullptr) continue;
+    if (route.prefix != 0 || ::if_indextoname(static_cast<unsigned>(route.out_index), name) == nullptr)
+      continue;
     auto text = ReadFile(std::string("/sys/class/net/") + name + "/mtu", 64);
     uint32_t mtu = text.ok() ? static_cast<uint32_t>(std::strtoul(text->c_str(), nullptr, 10)) : 0;
     if (mtu >= 576) return std::min(mtu, 1500u);
@@ -89,14 +98,16 @@ Result<std::string> WhoHasRange(const std::string& range, const std::string& own
     char name[IF_NAMESIZE] = "?";
     ::if_indextoname(static_cast<unsigned>(route.out_index), name);
     if (own == name) continue;
-    return "the route " + os::Ipv4Text(route.destination) + "/" + std::to_string(route.prefix) + " of " + name;
+    return "the route " + os::Ipv4Text(route.destination) + "/" + std::to_string(route.prefix) + " of " +
+           name;
   }
   return std::string();
 }
 
 Result<std::unique_ptr<Networks>> Networks::Create(const std::string& instance, const std::string& range,
                                                    const std::string& state_dir) {
-  if (instance.empty() || instance.size() > 8) return InvalidArgument("instance name \"" + instance + "\": 1 to 8 characters");
+  if (instance.empty() || instance.size() > 8)
+    return InvalidArgument("instance name \"" + instance + "\": 1 to 8 characters");
   ASSIGN_OR_RETURN(IdRanges ranges, IdRanges::Claim(instance));
   ASSIGN_OR_RETURN(os::Netlink netlink, os::Netlink::Open());
   std::unique_ptr<Networks> networks(new Networks(instance, std::move(ranges), std::move(netlink)));
@@ -111,7 +122,8 @@ Status Networks::ChooseRange(const std::string& wanted) {
   if (!wanted.empty()) {
     ASSIGN_OR_RETURN(std::string taker, WhoHasRange(wanted, instance_));
     if (!taker.empty()) {
-      return FailedPrecondition("the address range " + wanted + " is taken by " + taker + ": configure another one");
+      return FailedPrecondition("the address range " + wanted + " is taken by " + taker +
+                                ": configure another one");
     }
     range_text_ = wanted;
   } else {
@@ -122,7 +134,8 @@ Status Networks::ChooseRange(const std::string& wanted) {
       ASSIGN_OR_RETURN(std::string taker, WhoHasRange(range, instance_));
       if (taker.empty()) range_text_ = range;
     }
-    if (range_text_.empty()) return FailedPrecondition("no free range of addresses in 10.64.0.0/10: configure one");
+    if (range_text_.empty())
+      return FailedPrecondition("no free range of addresses in 10.64.0.0/10: configure one");
   }
   RETURN_IF_ERROR(ParseRange(range_text_, &first_, &prefix_));
   last_ = first_ + static_cast<uint32_t>((uint64_t{1} << (32 - prefix_)) - 1);
@@ -143,7 +156,8 @@ Status Networks::Prepare() {
     turned_forwarding_on_ = true;
     // So that removing the instance can put it back.
     RETURN_IF_ERROR(WriteFileAtomic(state_dir_ + "/ip_forward_was_off", "1\n"));
-    LOG_INFO("turned on IPv4 forwarding, which containers need to reach the network", {{"bridge", instance_}});
+    LOG_INFO("turned on IPv4 forwarding, which containers need to reach the network",
+             {{"bridge", instance_}});
   }
   prepared_ = true;
   return OkStatus();
@@ -171,34 +185,60 @@ Status Networks::PrepareFirewall() {
   }
   const std::string table = "table inet " + instance_, bridge = "\"" + instance_ + "\"";
   // One transaction: the table is never absent while it is replaced.
-  std::string rules = "add " + table + "\ndelete " + table + "\n" + table + " {\n" +
-                      " set members { type ipv4_addr . ether_addr; }\n"
-                      " chain prerouting { type filter hook prerouting priority raw; policy accept;\n"
-                      "  iifname " + bridge + " meta nfproto ipv6 drop\n"
-                      "  iifname " + bridge + " ip saddr . ether saddr != @members drop\n"
-                      " }\n"
-                      " chain input { type filter hook input priority filter - 5; policy accept;\n"
-                      "  iifname != " + bridge + " accept\n"
-                      "  ct state established,related accept\n"
-                      "  ip daddr " + kNameserver + " udp dport 53 accept\n"
-                      "  ip daddr " + kNameserver + " tcp dport 53 accept\n"
-                      "  drop\n"
-                      " }\n"
-                      " chain forward { type filter hook forward priority filter - 5; policy accept;\n"
-                      // Other containers of this and of other instances; link-local: the metadata services of clouds.
-                      "  iifname " + bridge + " oifname \"ly*\" drop\n"
-                      "  iifname " + bridge + " oifname " + bridge + " drop\n"
-                      "  iifname " + bridge + " ip daddr 169.254.0.0/16 drop\n"
-                      "  iifname " + bridge + " accept\n"
-                      "  oifname " + bridge + " ct state established,related accept\n"
-                      "  oifname " + bridge + " drop\n"
-                      " }\n"
-                      " chain postrouting { type nat hook postrouting priority srcnat; policy accept;\n"
-                      "  ip saddr " + range_text_ + " oifname != " + bridge + " masquerade\n"
-                      " }\n}\n";
-  permitted_to_ = first_ + 2;
+  std::string rules =
+      "add " + table + "\ndelete " + table + "\n" + table + " {\n" +
+      " set members { type ipv4_addr . ether_addr; }\n"
+      " chain prerouting { type filter hook prerouting priority raw; policy accept;\n"
+      "  iifname " +
+      bridge +
+      " meta nfproto ipv6 drop\n"
+      "  iifname " +
+      bridge +
+      " ip saddr . ether saddr != @members drop\n"
+      " }\n"
+      " chain input { type filter hook input priority filter - 5; policy accept;\n"
+      "  iifname != " +
+      bridge +
+      " accept\n"
+      "  ct state established,related accept\n"
+      "  ip daddr " +
+      kNameserver +
+      " udp dport 53 accept\n"
+      "  ip daddr " +
+      kNameserver +
+      " tcp dport 53 accept\n"
+      "  drop\n"
+      " }\n"
+      " chain forward { type filter hook forward priority filter - 5; policy accept;\n"
+      // Other containers of this and of other instances; link-local: the metadata services of clouds.
+      "  iifname " +
+      bridge +
+      " oifname \"ly*\" drop\n"
+      "  iifname " +
+      bridge + " oifname " + bridge +
+      " drop\n"
+      "  iifname " +
+      bridge +
+      " ip daddr 169.254.0.0/16 drop\n"
+      "  iifname " +
+      bridge +
+      " accept\n"
+      "  oifname " +
+      bridge +
+      " ct state established,related accept\n"
+      "  oifname " +
+      bridge +
+      " drop\n"
+      " }\n"
+      " chain postrouting { type nat hook postrouting priority srcnat; policy accept;\n"
+      "  ip saddr " +
+      range_text_ + " oifname != " + bridge +
+      " masquerade\n"
+      " }\n}\n";
   RETURN_IF_ERROR(firewall_->Run(rules).With("firewall").status());
-  return PermitAddresses(next_address_);
+  uint32_t in_use = addresses_.empty() ? next_address_ : std::max(next_address_, *addresses_.rbegin());
+  permitted_to_ = first_ + 2;
+  return PermitAddresses(in_use);
 }
 
 Status Networks::PermitAddresses(uint32_t address) {
@@ -208,9 +248,18 @@ Status Networks::PermitAddresses(uint32_t address) {
   for (uint32_t at = permitted_to_; at < end; ++at) {
     elements += (elements.empty() ? "" : ", ") + os::Ipv4Text(at) + " . " + MacText(MacOf(at));
   }
-  RETURN_IF_ERROR(firewall_->Run("add element inet " + instance_ + " members { " + elements + " }").With("firewall").status());
+  RETURN_IF_ERROR(firewall_->Run("add element inet " + instance_ + " members { " + elements + " }")
+                      .With("firewall")
+                      .status());
   permitted_to_ = end;
   return OkStatus();
+}
+
+// Whoever reloads the machine's rules may have flushed ours; a container without them would reach the host.
+Status Networks::KeepFirewall() {
+  if (firewall_->Run("list chain inet " + instance_ + " input").ok()) return OkStatus();
+  LOG_WARN("the firewall table is gone, and is made again", {{"table", instance_}});
+  return PrepareFirewall();
 }
 
 Result<uint32_t> Networks::TakeAddress() {
@@ -253,6 +302,7 @@ void Networks::Return(const Pair& pair) {
 Result<Pair> Networks::Make(bool nat) {
   Pair pair;
   Status status = nat ? Prepare() : OkStatus();
+  if (status.ok() && nat) status = KeepFirewall();
   if (status.ok()) status = MakeNamespaces(&pair);
   if (status.ok() && nat) status = ConnectHostSide(&pair);
   if (status.ok()) status = ConfigureInside(&pair, nat);
@@ -322,7 +372,8 @@ Status Networks::ConfigureInside(Pair* pair, bool nat) {
   return OkStatus();
 }
 
-// One tmpfs for /dev and the files of /etc. It is made out here, since device nodes can't be made in a user namespace.
+// One tmpfs for /dev and the files of /etc. It is made out here, since device nodes can't be made in a user
+// namespace.
 Status Networks::MakeOwnFiles(Pair* pair) {
   ASSIGN_OR_RETURN(os::FsContext context, os::FsContext::Open("tmpfs"));
   RETURN_IF_ERROR(context.Set("mode", "0755"));
@@ -338,8 +389,8 @@ Status Networks::MakeOwnFiles(Pair* pair) {
   static constexpr struct {
     const char* path;
     unsigned major, minor;
-  } kNodes[] = {{"dev/null", 1, 3}, {"dev/zero", 1, 5}, {"dev/full", 1, 7}, {"dev/random", 1, 8}, {"dev/urandom", 1, 9},
-                {"dev/tty", 5, 0}};
+  } kNodes[] = {{"dev/null", 1, 3},   {"dev/zero", 1, 5},    {"dev/full", 1, 7},
+                {"dev/random", 1, 8}, {"dev/urandom", 1, 9}, {"dev/tty", 5, 0}};
   for (const auto& node : kNodes) {
     // chmod: mknod obeys the umask.
     if (::mknodat(root, node.path, S_IFCHR | 0666, makedev(node.major, node.minor)) != 0 ||
@@ -347,8 +398,10 @@ Status Networks::MakeOwnFiles(Pair* pair) {
       return ErrnoStatus(std::string("creating ") + node.path);
     }
   }
-  static constexpr const char* kLinks[][2] = {{"/proc/self/fd", "dev/fd"}, {"/proc/self/fd/0", "dev/stdin"},
-                                              {"/proc/self/fd/1", "dev/stdout"}, {"/proc/self/fd/2", "dev/stderr"},
+  static constexpr const char* kLinks[][2] = {{"/proc/self/fd", "dev/fd"},
+                                              {"/proc/self/fd/0", "dev/stdin"},
+                                              {"/proc/self/fd/1", "dev/stdout"},
+                                              {"/proc/self/fd/2", "dev/stderr"},
                                               {"pts/ptmx", "dev/ptmx"}};
   for (const auto& link : kLinks) {
     if (::symlinkat(link[0], root, link[1]) != 0) return ErrnoStatus(std::string("creating ") + link[1]);
@@ -372,7 +425,8 @@ Status RemoveBridgeAndTable(os::Netlink* netlink, os::Nftables* firewall, const 
   Status status = ::if_nametoindex(instance.c_str()) != 0 ? netlink->DeleteLink(instance) : OkStatus();
   if (status.error() == ENODEV) status = OkStatus();
   // Added first, so that deleting it is right whether it is there or not.
-  Status removed = firewall->Run("add table inet " + instance + "\ndelete table inet " + instance + "\n").status();
+  Status removed =
+      firewall->Run("add table inet " + instance + "\ndelete table inet " + instance + "\n").status();
   return status.ok() ? removed : status;
 }
 

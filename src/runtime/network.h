@@ -1,7 +1,8 @@
-// The instance's bridge, firewall and NAT, and pairs of {user namespace, network namespace} that are ready for containers.
-// A network namespace must be owned by its container's user namespace, or /sys can't be mounted and port 80 not bound there.
-// Thread-safety: none; the spawner's one thread (it changes its own network namespace for a moment).
-// Ownership: a Pair owns its namespaces; when the last user of one is gone, the kernel removes eth0 and its other end.
+// The instance's bridge, firewall and NAT, and pairs of {user namespace, network namespace} that are ready
+// for containers. A network namespace must be owned by its container's user namespace, or /sys can't be
+// mounted and port 80 not bound there. Thread-safety: none; the spawner's one thread (it changes its own
+// network namespace for a moment). Ownership: a Pair owns its namespaces; when the last user of one is gone,
+// the kernel removes eth0 and its other end.
 #pragma once
 
 #include <deque>
@@ -19,11 +20,11 @@
 namespace lydian::runtime {
 
 struct Pair {
-  uint32_t base = 0;        // the host id of root inside
+  uint32_t base = 0;  // the host id of root inside
   UniqueFd user_ns, net_ns;
-  UniqueFd http_listener;   // 169.254.77.1:80 on its lo
-  UniqueFd own_files;       // a tmpfs: dev/ with its nodes, etc/ for hostname, hosts, resolv.conf
-  uint32_t address = 0;     // of eth0, host byte order; 0 = none
+  UniqueFd http_listener;  // 169.254.77.1:80 on its lo
+  UniqueFd own_files;      // a tmpfs: dev/ with its nodes, etc/ for hostname, hosts, resolv.conf
+  uint32_t address = 0;    // of eth0, host byte order; 0 = none
 };
 
 class Networks {
@@ -50,12 +51,14 @@ class Networks {
   bool turned_forwarding_on() const { return turned_forwarding_on_; }
 
  private:
-  Networks(std::string instance, IdRanges ranges, os::Netlink netlink) : instance_(std::move(instance)), ranges_(std::move(ranges)), netlink_(std::move(netlink)) {}
+  Networks(std::string instance, IdRanges ranges, os::Netlink netlink)
+      : instance_(std::move(instance)), ranges_(std::move(ranges)), netlink_(std::move(netlink)) {}
 
   Status ChooseRange(const std::string& wanted);
   Result<std::string> RangeTaker(uint32_t first, int prefix);
   Status PrepareBridge();
   Status PrepareFirewall();
+  Status KeepFirewall();
   Status PermitAddresses(uint32_t address);
   Result<Pair> Make(bool nat);
   Status MakeNamespaces(Pair* pair);
@@ -78,7 +81,8 @@ class Networks {
   std::deque<Pair> pool_;
 };
 
-// Why the range can't be had, "" if it can: "a route of eth1". `own` is the bridge whose own routes don't count.
+// Why the range can't be had, "" if it can: "a route of eth1". `own` is the bridge whose own routes don't
+// count.
 Result<std::string> WhoHasRange(const std::string& range, const std::string& own);
 
 }  // namespace lydian::runtime

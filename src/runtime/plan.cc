@@ -13,21 +13,25 @@ constexpr uint64_t kQuiet = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
 constexpr uint64_t kInert = kQuiet | MOUNT_ATTR_NOEXEC;
 
 bool GoodAbsolute(const std::string& path) {
-  if (path.empty() || path[0] != '/' || path.size() > 4000 || path.find('\0') != std::string::npos) return false;
+  if (path.empty() || path[0] != '/' || path.size() > 4000 || path.find('\0') != std::string::npos)
+    return false;
   return ("/" + path + "/").find("/../") == std::string::npos;
 }
 
 bool GoodName(const std::string& id) {
   if (id.empty() || id.size() > 100 || id[0] == '.') return false;
-  return std::all_of(id.begin(), id.end(), [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_' || c == '.'; });
+  return std::all_of(id.begin(), id.end(),
+                     [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_' || c == '.'; });
 }
 
 bool GoodHostname(const std::string& name) {
   if (name.empty() || name.size() > 63) return false;
-  return std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '.'; });
+  return std::all_of(name.begin(), name.end(),
+                     [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '.'; });
 }
 
-MountStep FileSystem(const char* type, const char* target, uint64_t attributes, std::vector<std::string> options = {}) {
+MountStep FileSystem(const char* type, const char* target, uint64_t attributes,
+                     std::vector<std::string> options = {}) {
   return {MountStep::kFileSystem, type, target, std::move(options), attributes};
 }
 
@@ -46,25 +50,32 @@ void AddStandardMounts(StartPlan* plan) {
   for (const char* path : {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}) {
     out.push_back({MountStep::kSelf, path, path, {}, kInert | MOUNT_ATTR_RDONLY, true});
   }
-  for (const char* path : {"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-                           "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware",
-                           "/sys/devices/virtual/powercap"}) {
+  for (const char* path : {"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
+                           "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
+                           "/proc/timer_stats", "/sys/firmware", "/sys/devices/virtual/powercap"}) {
     out.push_back({MountStep::kMask, "", path, {}, kInert | MOUNT_ATTR_RDONLY, true});
   }
 }
 
 Status AddMounts(const Job& job, StartPlan* plan) {
   for (const auto& mount : job.mounts()) {
-    if (!GoodAbsolute(mount.target())) return InvalidArgument("mount target \"" + mount.target() + "\" is not an absolute path");
+    if (!GoodAbsolute(mount.target()))
+      return InvalidArgument("mount target \"" + mount.target() + "\" is not an absolute path");
     if (mount.kind() == Mount::TMPFS) {
       std::vector<std::string> options = {"mode=0755"};
       if (mount.size_bytes() > 0) options.push_back("size=" + std::to_string(mount.size_bytes()));
       plan->mounts.push_back({MountStep::kFileSystem, "tmpfs", mount.target(), options,
                               kQuiet | (mount.read_only() ? MOUNT_ATTR_RDONLY : 0u)});
     } else if (mount.kind() == Mount::BIND) {
-      if (!GoodAbsolute(mount.source())) return InvalidArgument("mount source \"" + mount.source() + "\" is not an absolute path");
-      plan->mounts.push_back({MountStep::kBind, mount.source(), mount.target(), {},
-                              kQuiet | (mount.read_only() ? MOUNT_ATTR_RDONLY : 0u), false, mount.idmap()});
+      if (!GoodAbsolute(mount.source()))
+        return InvalidArgument("mount source \"" + mount.source() + "\" is not an absolute path");
+      plan->mounts.push_back({MountStep::kBind,
+                              mount.source(),
+                              mount.target(),
+                              {},
+                              kQuiet | (mount.read_only() ? MOUNT_ATTR_RDONLY : 0u),
+                              false,
+                              mount.idmap()});
     } else {
       return InvalidArgument("mount of " + mount.target() + " has no kind");
     }
@@ -77,7 +88,8 @@ std::string Mebi(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; 
 std::string DescribeMount(const MountStep& mount) {
   static constexpr const char* kKinds[] = {"", "bind ", "own ", "read-only ", "masked"};
   std::string text = std::string(kKinds[mount.kind]) + (mount.kind == MountStep::kSelf ? "" : mount.source);
-  if (mount.kind != MountStep::kSelf && mount.kind != MountStep::kMask && (mount.attributes & MOUNT_ATTR_RDONLY) != 0) {
+  if (mount.kind != MountStep::kSelf && mount.kind != MountStep::kMask &&
+      (mount.attributes & MOUNT_ATTR_RDONLY) != 0) {
     text += " (read-only)";
   }
   for (const auto& option : mount.options) text += " " + option;
@@ -97,10 +109,12 @@ Status CheckProcess(const lydian::Process& process) {
   if (!process.cwd().empty() && !GoodAbsolute(process.cwd())) {
     return InvalidArgument("cwd \"" + process.cwd() + "\" is not an absolute path");
   }
-  if (process.uid() >= 65536 || process.gid() >= 65536) return InvalidArgument("uid and gid must be below 65536");
+  if (process.uid() >= 65536 || process.gid() >= 65536)
+    return InvalidArgument("uid and gid must be below 65536");
   for (const auto* list : {&process.argv(), &process.env()}) {
     for (const auto& word : *list) {
-      if (word.find('\0') != std::string::npos) return InvalidArgument("an argument or variable holds a NUL byte");
+      if (word.find('\0') != std::string::npos)
+        return InvalidArgument("an argument or variable holds a NUL byte");
     }
   }
   return OkStatus();
@@ -126,7 +140,8 @@ std::vector<std::string> ExecCandidates(const lydian::Process& process) {
 
 Result<StartPlan> MakeStartPlan(const Job& job, const RuntimeOptions& options) {
   StartPlan plan;
-  if (job.version() > 1) return InvalidArgument("a job of version " + std::to_string(job.version()) + "; this runtime knows 1");
+  if (job.version() > 1)
+    return InvalidArgument("a job of version " + std::to_string(job.version()) + "; this runtime knows 1");
   if (!GoodName(job.container_id())) return InvalidArgument("container id \"" + job.container_id() + "\"");
   RETURN_IF_ERROR(CheckProcess(job.process()));
   const auto& rootfs = job.rootfs();
@@ -169,14 +184,16 @@ Plan DescribePlan(const StartPlan& plan, const Job& job, const RuntimeOptions& o
     step->set_detail(std::move(detail));
   };
   add("disk", "at least " + Mebi(options.disk_reserve_bytes) + " free in " + options.state_dir);
-  add("network", plan.nat ? "user and network namespace with eth0 on " + options.instance + ", NAT, out of the pool"
-                          : "user and network namespace, lo only");
+  add("network",
+      plan.nat ? "user and network namespace with eth0 on " + options.instance + ", NAT, out of the pool"
+               : "user and network namespace, lo only");
   add("quota", plan.writable_dir.empty() ? "ext4 of " + Mebi(plan.quota_bytes) + " on a loop device"
                                          : "kept: " + plan.writable_dir + "/upper");
-  add("cgroup", options.instance + "/" + job.container_id() + ": memory " +
-                    (plan.memory_bytes == 0 ? "what is left" : Mebi(plan.memory_bytes)) + ", cpu " +
-                    (job.limits().milli_cpu() == 0 ? "no ceiling" : std::to_string(job.limits().milli_cpu()) + "m") +
-                    ", pids " + std::to_string(plan.pids));
+  add("cgroup",
+      options.instance + "/" + job.container_id() + ": memory " +
+          (plan.memory_bytes == 0 ? "what is left" : Mebi(plan.memory_bytes)) + ", cpu " +
+          (job.limits().milli_cpu() == 0 ? "no ceiling" : std::to_string(job.limits().milli_cpu()) + "m") +
+          ", pids " + std::to_string(plan.pids));
   std::string lowers;
   for (const auto& lower : plan.lowers) lowers += (lowers.empty() ? "" : " < ") + lower;
   add("overlay", lowers + (plan.read_only ? " (read-only)" : ""));

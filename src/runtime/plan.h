@@ -1,5 +1,5 @@
-// What Start is going to do, as a value: checked, defaults filled in, printable. Making one touches nothing of the machine.
-// Thread-safety: pure functions. Errors: INVALID_ARGUMENT with the field of the job.
+// What Start is going to do, as a value: checked, defaults filled in, printable. Making one touches nothing
+// of the machine. Thread-safety: pure functions. Errors: INVALID_ARGUMENT with the field of the job.
 #pragma once
 
 #include <cstdint>
@@ -22,10 +22,10 @@ struct MountStep {
     kMask,        // an empty read-only folder or /dev/null over something that nobody needs to see
   };
   Kind kind = kFileSystem;
-  std::string source, target;  // target: absolute, inside
+  std::string source, target;        // target: absolute, inside
   std::vector<std::string> options;  // "key=value"
-  uint64_t attributes = 0;     // MOUNT_ATTR_*
-  bool optional = false;       // a target that isn't there is left out
+  uint64_t attributes = 0;           // MOUNT_ATTR_*
+  bool optional = false;             // a target that isn't there is left out
   bool idmap = false;
 };
 

@@ -61,29 +61,41 @@ Status RemoveInstance(const RuntimeOptions& options) {
 
 Status RuntimeImpl::Open() {
   containers_dir_ = options_.state_dir + "/containers";
-  // Each container mounts over these in a mount namespace of its own, as a user who may not walk through a closed state folder.
+  // Each container mounts over these in a mount namespace of its own, as a user who may not walk through a
+  // closed state folder.
   overlay_anchor_ = "/run/lydian-anchors/overlay";
   own_anchor_ = "/run/lydian-anchors/own";
-  for (const auto& dir : {containers_dir_, overlay_anchor_, own_anchor_}) RETURN_IF_ERROR(MakeDirs(dir, 0755));
+  for (const auto& dir : {containers_dir_, overlay_anchor_, own_anchor_})
+    RETURN_IF_ERROR(MakeDirs(dir, 0755));
   ASSIGN_OR_RETURN(self_pidfd_, os::OpenPidfd(::getpid()));
   init_fd_.reset(::open(options_.init_path.c_str(), O_PATH | O_CLOEXEC));
   if (!init_fd_.valid()) return ErrnoStatus("opening " + options_.init_path);
   time_namespaces_ = ::access("/proc/self/ns/time", F_OK) == 0;
   ASSIGN_OR_RETURN(filter_, os::BuildSeccompFilter());
   ASSIGN_OR_RETURN(overlays_, Overlays::Create(containers_dir_));
-  // Opened after this process may have changed its mount namespace, so that its path is one that can be resolved.
+  // Opened after this process may have changed its mount namespace, so that its path is one that can be
+  // resolved.
   null_fd_.reset(::open("/dev/null", O_RDWR | O_CLOEXEC));
   if (!null_fd_.valid()) return ErrnoStatus("opening /dev/null");
   ASSIGN_OR_RETURN(cgroups_, os::CgroupTree::Open("lydian-" + options_.instance));
   uint64_t total = TotalMemory();
-  uint64_t reserve = options_.memory_reserve_bytes != 0 ? options_.memory_reserve_bytes : DefaultMemoryReserve(total);
+  uint64_t reserve =
+      options_.memory_reserve_bytes != 0 ? options_.memory_reserve_bytes : DefaultMemoryReserve(total);
   if (reserve >= total) return InvalidArgument("the memory reserve is more than the machine has");
   shared_memory_limit_ = (total - reserve) & ~uint64_t{4095};
   RETURN_IF_ERROR(cgroups_->SetMemoryLimit(shared_memory_limit_));
-  ASSIGN_OR_RETURN(networks_, Networks::Create(options_.instance, options_.address_range, options_.state_dir));
+  ASSIGN_OR_RETURN(networks_,
+                   Networks::Create(options_.instance, options_.address_range, options_.state_dir));
+  // Now, since the worker's name server binds an address of the bridge. What is wrong is said again by each
+  // start.
+  if (Status status = networks_->Prepare(); !status.ok()) {
+    LOG_WARN("containers have no network", {{"error", status}});
+  }
   quotas_ = std::make_unique<QuotaPool>(containers_dir_, options_.disk_bytes & ~uint64_t{4095});
-  LOG_INFO("the runtime is ready", {{"instance", options_.instance}, {"cgroups", cgroups_->version()},
-                                    {"overlay", OverlayModeName(overlays_->mode())}, {"addresses", networks_->range()},
+  LOG_INFO("the runtime is ready", {{"instance", options_.instance},
+                                    {"cgroups", cgroups_->version()},
+                                    {"overlay", OverlayModeName(overlays_->mode())},
+                                    {"addresses", networks_->range()},
                                     {"memory_for_containers", shared_memory_limit_}});
   return OkStatus();
 }
@@ -92,8 +104,10 @@ RuntimeImpl::~RuntimeImpl() {
   DrainPools();
   ending_.clear();
   if (live_ != 0 || networks_ == nullptr) return;
-  if (Status status = networks_->Remove(); !status.ok()) LOG_WARN("the bridge or firewall stays", {{"error", status}});
-  if (Status status = cgroups_->RemoveParent(); !status.ok()) LOG_WARN("a control group stays", {{"error", status}});
+  if (Status status = networks_->Remove(); !status.ok())
+    LOG_WARN("the bridge or firewall stays", {{"error", status}});
+  if (Status status = cgroups_->RemoveParent(); !status.ok())
+    LOG_WARN("a control group stays", {{"error", status}});
 }
 
 Result<Plan> RuntimeImpl::MakePlan(const Job& job) {
@@ -101,7 +115,8 @@ Result<Plan> RuntimeImpl::MakePlan(const Job& job) {
   return DescribePlan(plan, job, options_);
 }
 
-Result<std::unique_ptr<Container>> RuntimeImpl::Start(const Job& job, std::vector<UniqueFd> stdio, StepError* error) {
+Result<std::unique_ptr<Container>> RuntimeImpl::Start(const Job& job, std::vector<UniqueFd> stdio,
+                                                      StepError* error) {
   Steps steps;
   auto container = std::make_unique<Container>();
   container->job = job;
@@ -115,18 +130,21 @@ Result<std::unique_ptr<Container>> RuntimeImpl::Start(const Job& job, std::vecto
   }
   if (error != nullptr) *error = {steps.name(), status};
   if (Status removed = Release(container.get()); !removed.ok()) {
-    LOG_WARN("a container that failed to start left something", {{"container_id", job.container_id()}, {"error", removed}});
+    LOG_WARN("a container that failed to start left something",
+             {{"container_id", job.container_id()}, {"error", removed}});
   }
   return std::move(status).With(steps.name());
 }
 
 Status RuntimeImpl::CheckDisk() {
   struct statvfs info {};
-  if (::statvfs(options_.state_dir.c_str(), &info) != 0) return ErrnoStatus("looking at " + options_.state_dir);
+  if (::statvfs(options_.state_dir.c_str(), &info) != 0)
+    return ErrnoStatus("looking at " + options_.state_dir);
   uint64_t free = uint64_t{info.f_bavail} * info.f_frsize;
   if (free >= options_.disk_reserve_bytes) return OkStatus();
-  return ErrnoStatus("the disk of " + options_.state_dir + " has " + std::to_string(free >> 20) + " MiB free, and " +
-                         std::to_string(options_.disk_reserve_bytes >> 20) + " MiB are kept in reserve",
+  return ErrnoStatus("the disk of " + options_.state_dir + " has " + std::to_string(free >> 20) +
+                         " MiB free, and " + std::to_string(options_.disk_reserve_bytes >> 20) +
+                         " MiB are kept in reserve",
                      ENOSPC);
 }
 
@@ -161,7 +179,8 @@ Status RuntimeImpl::Build(const Job& job, std::vector<UniqueFd> stdio, Container
   steps->Done("cgroup");
 
   steps->Begin("overlay");
-  ASSIGN_OR_RETURN(UniqueFd overlay, overlays_->Make(plan, std::move(writable), held.pair.user_ns.get(), held.pair.base));
+  ASSIGN_OR_RETURN(UniqueFd overlay,
+                   overlays_->Make(plan, std::move(writable), held.pair.user_ns.get(), held.pair.base));
   steps->Done("overlay");
 
   steps->Begin("bind");
@@ -181,7 +200,8 @@ Status RuntimeImpl::Build(const Job& job, std::vector<UniqueFd> stdio, Container
   return OkStatus();
 }
 
-Result<std::unique_ptr<Helper>> RuntimeImpl::MakeCgroup(const Job& job, const StartPlan& plan, Container* container) {
+Result<std::unique_ptr<Helper>> RuntimeImpl::MakeCgroup(const Job& job, const StartPlan& plan,
+                                                        Container* container) {
   auto& held = *container->held;
   os::CgroupLimits limits;
   limits.memory_bytes = plan.memory_bytes;
@@ -200,7 +220,8 @@ Result<std::unique_ptr<Helper>> RuntimeImpl::MakeCgroup(const Job& job, const St
     ASSIGN_OR_RETURN(helper, MakeHelper(*held.cgroup));
   }
   held.memory_limit = plan.memory_bytes != 0 ? plan.memory_bytes : shared_memory_limit_;
-  // Who has no limit goes first when the machine is short; who has one, still before the machine's own services.
+  // Who has no limit goes first when the machine is short; who has one, still before the machine's own
+  // services.
   held.oom_score_adj = plan.memory_bytes != 0 ? 500 : 1000;
   return helper;
 }
@@ -223,7 +244,8 @@ Status RuntimeImpl::WriteOwnFiles(const StartPlan& plan, const Pair& pair) {
   std::string address = pair.address != 0 ? os::Ipv4Text(pair.address) : "127.0.1.1";
   const std::pair<const char*, std::string> files[] = {
       {"etc/hostname", plan.hostname + "\n"},
-      {"etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" + address + "\t" + plan.hostname + "\n"},
+      {"etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" + address + "\t" +
+                        plan.hostname + "\n"},
       {"etc/resolv.conf", std::string("nameserver ") + kNameserver + "\n"}};
   for (const auto& [path, text] : files) {
     UniqueFd fd(::openat(pair.own_files.get(), path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
@@ -239,7 +261,8 @@ Status RuntimeImpl::AddDevices(const Job& job, const Pair& pair) {
   for (const auto& device : job.devices()) {
     struct stat info {};
     if (::stat(device.path().c_str(), &info) != 0) return ErrnoStatus("device " + device.path());
-    if (!S_ISCHR(info.st_mode) && !S_ISBLK(info.st_mode)) return InvalidArgument(device.path() + " is not a device");
+    if (!S_ISCHR(info.st_mode) && !S_ISBLK(info.st_mode))
+      return InvalidArgument(device.path() + " is not a device");
     std::string path = device.path().substr(1);
     size_t slash = path.rfind('/');
     RETURN_IF_ERROR(os::MakeDirsInRoot(pair.own_files.get(), "/" + path.substr(0, slash)).status());
@@ -258,7 +281,8 @@ Status RuntimeImpl::MakeApiSocket(int overlay, Container* container) {
   ASSIGN_OR_RETURN(UniqueFd run, os::MakeDirsInRoot(overlay, "/run"));
   const char* name = kApiSocket + sizeof("/run/") - 1;
   // One that an earlier run of the same layer left.
-  if (::unlinkat(run.get(), name, 0) != 0 && errno != ENOENT) return ErrnoStatus(std::string("replacing ") + kApiSocket);
+  if (::unlinkat(run.get(), name, 0) != 0 && errno != ENOENT)
+    return ErrnoStatus(std::string("replacing ") + kApiSocket);
   UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid()) return ErrnoStatus("making the API socket");
   sockaddr_un address{};
@@ -283,7 +307,8 @@ Result<std::vector<UniqueFd>> RuntimeImpl::OpenBinds(const StartPlan& plan, cons
   for (const auto& mount : plan.mounts) {
     if (mount.kind != MountStep::kBind) continue;
     ASSIGN_OR_RETURN(UniqueFd fd, os::CloneTree(AT_FDCWD, mount.source));
-    RETURN_IF_ERROR(os::ChangeMount(fd.get(), mount.attributes, mount.idmap ? pair.user_ns.get() : -1).With(mount.source));
+    RETURN_IF_ERROR(os::ChangeMount(fd.get(), mount.attributes, mount.idmap ? pair.user_ns.get() : -1)
+                        .With(mount.source));
     binds.push_back(std::move(fd));
   }
   return binds;
@@ -344,13 +369,15 @@ Status RuntimeImpl::Release(Container* container) {
   return status;
 }
 
-// A build's layer keeps nothing of what was only needed to mount over it: placeholders that are still empty, the socket.
+// A build's layer keeps nothing of what was only needed to mount over it: placeholders that are still empty,
+// the socket.
 void RuntimeImpl::TidyWritableDir(const Container::Held& held) {
   if (held.writable_dir.empty() || held.made.empty()) return;
   UniqueFd upper(::open((held.writable_dir + "/upper").c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (!upper.valid()) return;
   std::vector<std::string> made = held.made;
-  std::sort(made.begin(), made.end(), [](const auto& a, const auto& b) { return a.size() > b.size(); });  // inner ones first
+  std::sort(made.begin(), made.end(),
+            [](const auto& a, const auto& b) { return a.size() > b.size(); });  // inner ones first
   for (const auto& path : made) {
     size_t slash = path.find_last_of('/');
     if (slash == std::string::npos || slash + 1 >= path.size()) continue;
@@ -392,7 +419,8 @@ void RuntimeImpl::DrainPools() {
   refill_broken_ = false;
   for (auto& seat : seats_) {
     seat.helper.reset();
-    if (Status status = seat.cgroup->Remove(); !status.ok()) LOG_WARN("a control group stays", {{"error", status}});
+    if (Status status = seat.cgroup->Remove(); !status.ok())
+      LOG_WARN("a control group stays", {{"error", status}});
   }
   seats_.clear();
   if (networks_ != nullptr) networks_->Drain();
@@ -408,7 +436,8 @@ Status RuntimeImpl::CleanLeftovers() {
   DrainPools();
   for (const auto& name : cgroups_->List()) note(cgroups_->Destroy(name));
   note(networks_->RemoveLeftoverLinks());
-  // Mounts need nothing: they were never attached to the host's tree. Quota images are unlinked as soon as they are mounted.
+  // Mounts need nothing: they were never attached to the host's tree. Quota images are unlinked as soon as
+  // they are mounted.
   note(RemoveTree(containers_dir_));
   note(MakeDirs(containers_dir_, 0755));
   quotas_ = std::make_unique<QuotaPool>(containers_dir_, options_.disk_bytes & ~uint64_t{4095});

@@ -23,10 +23,10 @@ uint64_t NowNanos();  // CLOCK_MONOTONIC
 struct Container::Held {
   Pair pair;
   std::unique_ptr<os::Cgroup> cgroup;
-  uint64_t memory_limit = 0;           // its own, or what all containers share
+  uint64_t memory_limit = 0;  // its own, or what all containers share
   int oom_score_adj = 0;
-  std::string writable_dir;            // kept
-  std::vector<std::string> made;       // targets of mounts that were made in it: taken away again if still empty
+  std::string writable_dir;       // kept
+  std::vector<std::string> made;  // targets of mounts that were made in it: taken away again if still empty
   std::vector<UniqueFd> exec_pidfds;
 };
 
@@ -37,7 +37,8 @@ class RuntimeImpl : public Runtime {
   Status Open();
 
   Result<Plan> MakePlan(const Job& job) override;
-  Result<std::unique_ptr<Container>> Start(const Job& job, std::vector<UniqueFd> stdio, StepError* error) override;
+  Result<std::unique_ptr<Container>> Start(const Job& job, std::vector<UniqueFd> stdio,
+                                           StepError* error) override;
   Result<Process> Exec(Container& container, const lydian::Process& process, std::vector<UniqueFd> stdio,
                        StepError* error) override;
   Status KillAll(Container& container) override;
@@ -61,12 +62,14 @@ class RuntimeImpl : public Runtime {
   Status MakeApiSocket(int overlay, Container* container);
   Result<std::vector<UniqueFd>> OpenBinds(const StartPlan& plan, const Pair& pair);
   Result<std::unique_ptr<Helper>> MakeHelper(const os::Cgroup& group);
-  Status FillInit(const StartPlan& plan, const Container& container, int overlay, const std::vector<UniqueFd>& binds,
-                  Helper* helper);
+  Status FillInit(const StartPlan& plan, const Container& container, int overlay,
+                  const std::vector<UniqueFd>& binds, Helper* helper);
   Status FillProcess(const lydian::Process& process, const Stdio& stdio, int init_pidfd, Helper* helper);
   // Runs the helper and takes over what it made.
-  Status RunHelper(const StartPlan* plan, Container* container, std::unique_ptr<Helper> helper, Process* process, Steps* steps);
-  Result<Stdio> MakeStdio(const lydian::Process& process, std::vector<UniqueFd> stdio, uint32_t base, Process* out);
+  Status RunHelper(const StartPlan* plan, Container* container, std::unique_ptr<Helper> helper,
+                   Process* process, Steps* steps);
+  Result<Stdio> MakeStdio(const lydian::Process& process, std::vector<UniqueFd> stdio, uint32_t base,
+                          Process* out);
   Status EndInit(Container* container);
   Status Release(Container* container);
   void TidyWritableDir(const Container::Held& held);
@@ -93,7 +96,7 @@ class RuntimeImpl : public Runtime {
   bool time_namespaces_ = false;
   size_t live_ = 0;
   std::vector<std::unique_ptr<os::Cgroup>> lingering_;  // could not be removed yet
-  bool refill_broken_ = false;         // a pool could not be filled: not tried again until a start needs it
+  bool refill_broken_ = false;  // a pool could not be filled: not tried again until a start needs it
 };
 
 // Names and times what is done, and turns a failure into a StepError.

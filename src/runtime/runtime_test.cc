@@ -99,8 +99,9 @@ TEST(PlanTest, CanBePrinted) {
   std::string text;
   const Plan printable = DescribePlan(*plan, job, Options());
   for (const auto& step : printable.steps()) text += step.name() + ": " + step.detail() + "\n";
-  for (const char* line : {"cgroup: lyabc123/ct-1: memory 256 MiB, cpu no ceiling, pids 4096", "overlay: /layers/base",
-                           "mount: proc at /proc", "sockets: listening at /run/modal.sock", "exec: process 2, uid 0, in /: python",
+  for (const char* line : {"cgroup: lyabc123/ct-1: memory 256 MiB, cpu no ceiling, pids 4096",
+                           "overlay: /layers/base", "mount: proc at /proc",
+                           "sockets: listening at /run/modal.sock", "exec: process 2, uid 0, in /: python",
                            "mount: masked at /proc/kcore", "mount: sysfs (read-only) at /sys"}) {
     EXPECT_THAT(text, HasSubstr(line));
   }
@@ -152,10 +153,12 @@ TEST(IdRangesTest, InstancesNeverShareARange) {
 
 TEST(FirewallsTest, FindsDockersDrop) {
   const std::string ruleset =
-      "table ip nat {\n\tchain POSTROUTING {\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n\t}\n}\n"
+      "table ip nat {\n\tchain POSTROUTING {\n\t\ttype nat hook postrouting priority srcnat; policy "
+      "accept;\n\t}\n}\n"
       "table ip filter {\n\tchain DOCKER-USER {\n\t}\n\tchain FORWARD {\n"
       "\t\ttype filter hook forward priority filter; policy drop;\n\t\tcounter jump DOCKER-USER\n\t}\n}\n"
-      "table inet lyabc123 {\n\tchain forward {\n\t\ttype filter hook forward priority filter - 5; policy drop;\n\t}\n}\n";
+      "table inet lyabc123 {\n\tchain forward {\n\t\ttype filter hook forward priority filter - 5; policy "
+      "drop;\n\t}\n}\n";
   auto blocks = ParseNftBlocks(ruleset, "lyabc123");
   ASSERT_EQ(blocks.size(), 1u);
   EXPECT_EQ(blocks[0].what, "table ip filter, chain FORWARD: policy drop (Docker)");
@@ -167,7 +170,8 @@ TEST(FirewallsTest, FindsDockersDrop) {
 }
 
 TEST(FirewallsTest, FindsUfw) {
-  auto blocks = ParseIptablesBlocks("-P INPUT DROP\n-P FORWARD DROP\n-P OUTPUT ACCEPT\n-N ufw-user-forward\n", "lyabc123");
+  auto blocks = ParseIptablesBlocks("-P INPUT DROP\n-P FORWARD DROP\n-P OUTPUT ACCEPT\n-N ufw-user-forward\n",
+                                    "lyabc123");
   ASSERT_EQ(blocks.size(), 2u);
   EXPECT_THAT(blocks[0].remedy, HasSubstr("ufw route allow in on lyabc123"));
   EXPECT_THAT(blocks[1].remedy, HasSubstr("port 53"));

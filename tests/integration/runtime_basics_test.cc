@@ -38,7 +38,9 @@ TEST_F(RuntimeTest, ExecsIntoARunningContainer) {
   auto container = Start(Shell("exec sleep 100"));
   ASSERT_NE(container, nullptr);
   lydian::Process process;
-  for (const char* word : {"sh", "-c", "hostname; ps 2>/dev/null; cat /proc/2/comm; echo hi > /tmp/x; exit 5"}) process.add_argv(word);
+  for (const char* word :
+       {"sh", "-c", "hostname; ps 2>/dev/null; cat /proc/2/comm; echo hi > /tmp/x; exit 5"})
+    process.add_argv(word);
   process.add_env("PATH=/usr/bin:/bin");
   StepError error;
   auto exec = runtime_->Exec(*container, process, {}, &error);

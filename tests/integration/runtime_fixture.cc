@@ -61,7 +61,8 @@ const std::string& RuntimeTest::Rootfs() {
     std::string temporary = dir + ".new";
     (void)RemoveTree(temporary);
     (void)MakeDirs(state_dir());
-    auto made = os::RunProgram({"mmdebstrap", "--variant=minbase", "--include=python3-minimal", "bookworm", temporary});
+    auto made = os::RunProgram(
+        {"mmdebstrap", "--variant=minbase", "--include=python3-minimal", "bookworm", temporary});
     if (!made.ok() || made->status != 0) {
       std::cerr << (made.ok() ? made->output : made.status().ToString()) << "\n";
       return std::string();
@@ -116,7 +117,8 @@ std::unique_ptr<Container> RuntimeTest::Start(const Job& job) {
 
 Outcome RuntimeTest::Finish(Process* process) {
   Outcome outcome;
-  struct pollfd fds[2] = {{process->fds["stdout"].get(), POLLIN, 0}, {process->fds["stderr"].get(), POLLIN, 0}};
+  struct pollfd fds[2] = {{process->fds["stdout"].get(), POLLIN, 0},
+                          {process->fds["stderr"].get(), POLLIN, 0}};
   std::string* texts[2] = {&outcome.out, &outcome.err};
   while (fds[0].fd >= 0 || fds[1].fd >= 0) {
     if (::poll(fds, 2, 60'000) <= 0) break;
@@ -148,13 +150,14 @@ Outcome RuntimeTest::Run(const Job& job) {
 }
 
 std::ostream& operator<<(std::ostream& out, const Census& c) {
-  return out << "{fds " << c.fds << ", mounts " << c.mounts << ", cgroups " << c.cgroups << ", links " << c.links << ", loops "
-             << c.loops << ", children " << c.processes << "}";
+  return out << "{fds " << c.fds << ", mounts " << c.mounts << ", cgroups " << c.cgroups << ", links "
+             << c.links << ", loops " << c.loops << ", children " << c.processes << "}";
 }
 
 Census Count(const std::string& instance) {
   size_t cgroups = 0;
-  for (const char* root : {"/sys/fs/cgroup/memory/", "/sys/fs/cgroup/cpu/", "/sys/fs/cgroup/pids/", "/sys/fs/cgroup/"}) {
+  for (const char* root :
+       {"/sys/fs/cgroup/memory/", "/sys/fs/cgroup/cpu/", "/sys/fs/cgroup/pids/", "/sys/fs/cgroup/"}) {
     cgroups += Entries(root + ("lydian-" + instance), "ct-");
   }
   size_t loops = 0;
@@ -162,7 +165,11 @@ Census Count(const std::string& instance) {
     auto backing = ReadFile("/sys/block/loop" + std::to_string(i) + "/loop/backing_file", 4096);
     if (backing.ok() && backing->starts_with(RuntimeTest::state_dir())) ++loops;
   }
-  return {Entries("/proc/self/fd"), Lines("/proc/self/mountinfo"), cgroups, Entries("/sys/class/net", instance + "v"), loops,
+  return {Entries("/proc/self/fd"),
+          Lines("/proc/self/mountinfo"),
+          cgroups,
+          Entries("/sys/class/net", instance + "v"),
+          loops,
           Children()};
 }
 

@@ -1,5 +1,5 @@
-// What the runtime's integration tests share: a Runtime of an instance of its own, a root file system, and short ways to run a
-// command in a container. Skips loudly where the machine can't run containers.
+// What the runtime's integration tests share: a Runtime of an instance of its own, a root file system, and
+// short ways to run a command in a container. Skips loudly where the machine can't run containers.
 #pragma once
 
 #include <gmock/gmock.h>
@@ -14,7 +14,7 @@
 namespace lydian::runtime {
 
 struct Outcome {
-  int status = -1;       // as from waitpid
+  int status = -1;  // as from waitpid
   std::string out, err;
   MemoryUse memory;
 };
@@ -49,8 +49,8 @@ struct Census {
 };
 std::ostream& operator<<(std::ostream& out, const Census& census);
 Census Count(const std::string& instance);
-// Network namespaces and loop devices are taken down by kernel threads: waits, within reason, until none of the instance is left
-// and, with `expected`, until all is as it was.
+// Network namespaces and loop devices are taken down by kernel threads: waits, within reason, until none of
+// the instance is left and, with `expected`, until all is as it was.
 Census Settle(const std::string& instance, const Census* expected = nullptr);
 
 }  // namespace lydian::runtime

@@ -66,8 +66,12 @@ TEST_F(RuntimeTest, HasNamespacesOfItsOwn) {
   for (const char* name : {"user", "pid", "mnt", "ipc", "uts", "net", "cgroup", "time"}) {
     char host[64] = {}, init[64] = {}, main[64] = {};
     ASSERT_GT(::readlink((std::string("/proc/self/ns/") + name).c_str(), host, sizeof host - 1), 0);
-    ASSERT_GT(::readlink(("/proc/" + std::to_string(container->init_pid) + "/ns/" + name).c_str(), init, sizeof init - 1), 0);
-    ASSERT_GT(::readlink(("/proc/" + std::to_string(container->main.pid) + "/ns/" + name).c_str(), main, sizeof main - 1), 0);
+    ASSERT_GT(::readlink(("/proc/" + std::to_string(container->init_pid) + "/ns/" + name).c_str(), init,
+                         sizeof init - 1),
+              0);
+    ASSERT_GT(::readlink(("/proc/" + std::to_string(container->main.pid) + "/ns/" + name).c_str(), main,
+                         sizeof main - 1),
+              0);
     EXPECT_STRNE(host, main) << name;
     EXPECT_STREQ(init, main) << name;
   }
@@ -75,7 +79,8 @@ TEST_F(RuntimeTest, HasNamespacesOfItsOwn) {
 }
 
 TEST_F(RuntimeTest, SeesNothingOfTheHost) {
-  Outcome outcome = Run(Shell("ls -d /proc/[0-9]* | wc -l; hostname; ls / ; wc -l < /proc/mounts; ls /sys/class/net"));
+  Outcome outcome =
+      Run(Shell("ls -d /proc/[0-9]* | wc -l; hostname; ls / ; wc -l < /proc/mounts; ls /sys/class/net"));
   std::istringstream lines(outcome.out);
   int processes = 0;
   std::string name;
@@ -92,12 +97,12 @@ TEST_F(RuntimeTest, DeniesWhatReachesPastIt) {
       "echo x > /proc/sys/kernel/domainname; echo x > /sys/kernel/x; "
       "head -c1 /proc/kcore 2>&1; ls /sys/firmware | wc -l; hostname evil 2>&1; chroot / id -u"));
   EXPECT_THAT(outcome.out, HasSubstr("unshare failed: Operation not permitted"));
-  EXPECT_THAT(outcome.out, HasSubstr("permission denied"));                 // mount
+  EXPECT_THAT(outcome.out, HasSubstr("permission denied"));  // mount
   EXPECT_THAT(outcome.out, HasSubstr("/root/sda: Operation not permitted"));
   EXPECT_THAT(outcome.err, HasSubstr("/proc/sys/kernel/domainname: Read-only file system"));
   EXPECT_THAT(outcome.err, HasSubstr("/sys/kernel/x"));
   EXPECT_THAT(outcome.out, HasSubstr("\n0\nhostname: "));
-  EXPECT_TRUE(outcome.out.ends_with("\n0\n")) << outcome.out;               // chroot may be used
+  EXPECT_TRUE(outcome.out.ends_with("\n0\n")) << outcome.out;  // chroot may be used
 }
 
 TEST_F(RuntimeTest, NewNamespacesAreDeniedByEveryCall) {
@@ -119,24 +124,28 @@ try_it("open_tree", 428, -100, $buf, 1);
 try_it("vsock", 41, 40, 1, 0);
 )"}));
   EXPECT_EQ(outcome.out,
-            "clone -1 EPERM\nunshare -1 EPERM\nunshare-time -1 EPERM\nclone3 -1 ENOSYS\nsetns -1 EPERM\nbpf -1 EPERM\n"
+            "clone -1 EPERM\nunshare -1 EPERM\nunshare-time -1 EPERM\nclone3 -1 ENOSYS\nsetns -1 EPERM\nbpf "
+            "-1 EPERM\n"
             "keyctl -1 EPERM\nio_uring -1 ENOSYS\nopen_tree -1 EPERM\nvsock -1 EAFNOSUPPORT\n")
       << outcome.err;
 }
 
 TEST_F(RuntimeTest, HasOnlyAFewRights) {
-  Outcome outcome = Run(Shell("grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; grep CapEff /proc/1/status"));
+  Outcome outcome =
+      Run(Shell("grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; grep CapEff /proc/1/status"));
   EXPECT_EQ(outcome.out,
-            "CapInh:\t0000000000000000\nCapPrm:\t00000000800405fb\nCapEff:\t00000000800405fb\nCapBnd:\t00000000800405fb\n"
+            "CapInh:\t0000000000000000\nCapPrm:\t00000000800405fb\nCapEff:\t00000000800405fb\nCapBnd:"
+            "\t00000000800405fb\n"
             "CapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\nCapEff:\t0000000000000000\n");
 }
 
 TEST_F(RuntimeTest, ReachesNeitherHostNorOtherContainers) {
   int loopback_port = 0, any_port = 0;
   UniqueFd loopback = Listen("127.0.0.1", &loopback_port), any = Listen("0.0.0.0", &any_port);
-  Job server = NewJob({"python3", "-c",
-                       "import socket\ns = socket.socket(); s.bind(('0.0.0.0', 8000)); s.listen(); print('up', flush=True)\n"
-                       "while True: s.accept()"});
+  Job server = NewJob(
+      {"python3", "-c",
+       "import socket\ns = socket.socket(); s.bind(('0.0.0.0', 8000)); s.listen(); print('up', flush=True)\n"
+       "while True: s.accept()"});
   auto other = Start(server);
   ASSERT_NE(other, nullptr);
   char up[8];
@@ -161,8 +170,26 @@ TEST_F(RuntimeTest, ReachesNeitherHostNorOtherContainers) {
   EXPECT_TRUE(runtime_->Remove(std::move(other)).ok());
 }
 
+TEST_F(RuntimeTest, AFlushedFirewallIsMadeAgain) {
+  auto flushed = os::RunProgram({"nft", "delete", "table", "inet", Options().instance});
+  if (!flushed.ok() || flushed->status != 0) GTEST_SKIP() << "SKIPPED: no nft to flush it with";
+  runtime_->DrainPools();
+  int port = 0;
+  UniqueFd listener = Listen("0.0.0.0", &port);
+  Job job =
+      NewJob({"python3", "-c",
+              "import socket\n"
+              "gateway = [l.split()[2] for l in open('/proc/net/route') if l.split()[1] == '00000000'][0]\n"
+              "host = '.'.join(str(int(gateway[i:i + 2], 16)) for i in (6, 4, 2, 0))\n"
+              "try:\n  socket.create_connection((host, " +
+                  std::to_string(port) + "), 1.5); print('reached', host)\nexcept OSError: print('apart')"});
+  Outcome outcome = Run(job);
+  EXPECT_EQ(outcome.out, "apart\n") << outcome.err;
+}
+
 TEST_F(RuntimeTest, ReachesTheNetworkThroughNat) {
-  // A server on the host's own outer address is a local address and thus refused; so a real one outside is needed.
+  // A server on the host's own outer address is a local address and thus refused; so a real one outside is
+  // needed.
   auto probe = os::RunProgram({"sh", "-c", "getent ahostsv4 deb.debian.org | head -1 | cut -d' ' -f1"});
   std::string address = probe.ok() ? probe->output.substr(0, probe->output.find('\n')) : "";
   if (address.empty()) GTEST_SKIP() << "SKIPPED: the host has no network: deb.debian.org does not resolve";
@@ -177,16 +204,20 @@ TEST_F(RuntimeTest, ReachesTheNetworkThroughNat) {
 }
 
 TEST_F(RuntimeTest, SocketsInsideAreServedFromOutside) {
-  Job job = NewJob({"python3", "-c",
-                    "import socket\n"
-                    "a = socket.socket(socket.AF_UNIX); a.connect('/run/modal.sock'); print(a.recv(9).decode())\n"
-                    "b = socket.create_connection(('169.254.77.1', 80)); print(b.recv(9).decode())\n"});
+  Job job =
+      NewJob({"python3", "-c",
+              "import socket\n"
+              "a = socket.socket(socket.AF_UNIX); a.connect('/run/modal.sock'); print(a.recv(9).decode())\n"
+              "b = socket.create_connection(('169.254.77.1', 80)); print(b.recv(9).decode())\n"});
   job.set_api_socket(true);
   job.set_http_listener(true);
   auto container = Start(job);
   ASSERT_NE(container, nullptr);
-  for (auto [listener, text] : {std::pair(&container->api_listener, "api"), {&container->http_listener, "http"}}) {
-    struct pollfd ready {listener->get(), POLLIN, 0};
+  for (auto [listener, text] :
+       {std::pair(&container->api_listener, "api"), {&container->http_listener, "http"}}) {
+    struct pollfd ready {
+      listener->get(), POLLIN, 0
+    };
     ASSERT_EQ(::poll(&ready, 1, 10'000), 1);
     UniqueFd peer(::accept4(listener->get(), nullptr, nullptr, SOCK_CLOEXEC));
     ASSERT_TRUE(peer.valid());
@@ -198,29 +229,37 @@ TEST_F(RuntimeTest, SocketsInsideAreServedFromOutside) {
 
 TEST_F(RuntimeTest, HasTheUsualFilesAndDevices) {
   Outcome outcome = Run(Shell(
-      "cat /etc/hostname /etc/resolv.conf; grep box /etc/hosts; for d in null zero full random urandom tty ptmx shm mqueue pts fd; do "
+      "cat /etc/hostname /etc/resolv.conf; grep box /etc/hosts; for d in null zero full random urandom tty "
+      "ptmx shm mqueue pts fd; do "
       "test -e /dev/$d || echo missing $d; done; echo x > /dev/null; head -c 3 /dev/zero | od -An -tx1; "
-      "echo to-stdout > /dev/stdout; echo to-stderr > /dev/stderr; echo s > /dev/shm/x && cat /dev/shm/x; readlink /proc/self/fd/0; "
-      "test -t 0 || echo no-tty; ip=$(hostname -I 2>/dev/null); id -u; stat -c %u:%a /dev/null /etc/hosts; umask; stat -c %a /"));
+      "echo to-stdout > /dev/stdout; echo to-stderr > /dev/stderr; echo s > /dev/shm/x && cat /dev/shm/x; "
+      "readlink /proc/self/fd/0; "
+      "test -t 0 || echo no-tty; ip=$(hostname -I 2>/dev/null); id -u; stat -c %u:%a /dev/null /etc/hosts; "
+      "umask; stat -c %a /"));
   EXPECT_THAT(outcome.out, HasSubstr("box\nnameserver 169.254.77.53\n"));
   EXPECT_THAT(outcome.out, HasSubstr("\tbox\n"));
   EXPECT_THAT(outcome.out, Not(HasSubstr("missing")));
-  EXPECT_THAT(outcome.out, HasSubstr("00 00 00\nto-stdout\ns\n/dev/null\nno-tty\n0\n0:666\n0:644\n0022\n755\n")) << outcome.err;
+  EXPECT_THAT(outcome.out,
+              HasSubstr("00 00 00\nto-stdout\ns\n/dev/null\nno-tty\n0\n0:666\n0:644\n0022\n755\n"))
+      << outcome.err;
   EXPECT_THAT(outcome.err, HasSubstr("to-stderr\n"));
 }
 
 TEST_F(RuntimeTest, OrdinaryRootWorkIsPossible) {
-  Outcome outcome = Run(Shell(
-      "set -e; touch /root/f; chown 1000:1000 /root/f; chmod 4755 /root/f; stat -c %u:%g:%a /root/f; "
-      "useradd -m someone; su someone -c 'id -un; cd; echo mine > f; stat -c %U f'; "
-      "setpriv --reuid=33 --regid=33 --clear-groups id -u; mkfifo /tmp/p; ln /root/f /root/g; mkdir /opt/new; "
-      "mv /usr/share/doc /usr/share/doc2 && ls -d /usr/share/doc2; rm -r /usr/share/doc2; ls -d /usr/share/doc 2>&1 || true"));
+  Outcome outcome = Run(
+      Shell("set -e; touch /root/f; chown 1000:1000 /root/f; chmod 4755 /root/f; stat -c %u:%g:%a /root/f; "
+            "useradd -m someone; su someone -c 'id -un; cd; echo mine > f; stat -c %U f'; "
+            "setpriv --reuid=33 --regid=33 --clear-groups id -u; mkfifo /tmp/p; ln /root/f /root/g; mkdir "
+            "/opt/new; "
+            "mv /usr/share/doc /usr/share/doc2 && ls -d /usr/share/doc2; rm -r /usr/share/doc2; ls -d "
+            "/usr/share/doc 2>&1 || true"));
   EXPECT_THAT(outcome.out, HasSubstr("1000:1000:4755\n")) << outcome.err;
   EXPECT_THAT(outcome.out, HasSubstr("33\n/usr/share/doc2\n")) << outcome.out << outcome.err;
 }
 
 TEST_F(RuntimeTest, RunsAsAnotherUser) {
-  Job job = Shell("id -u; id -g; grep CapEff /proc/self/status; echo x > /dev/stdout; touch /root/x 2>&1; pwd");
+  Job job =
+      Shell("id -u; id -g; grep CapEff /proc/self/status; echo x > /dev/stdout; touch /root/x 2>&1; pwd");
   job.mutable_process()->set_uid(1000);
   job.mutable_process()->set_gid(1001);
   job.mutable_process()->set_cwd("/srv/made/for/it");
@@ -244,9 +283,11 @@ TEST_F(RuntimeTest, ExecIsAsConfinedAsMain) {
   auto container = Start(Shell("exec sleep 100"));
   ASSERT_NE(container, nullptr);
   lydian::Process process;
-  for (const char* word : {"sh", "-c",
-                           "grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp:)' /proc/self/status; cat /proc/self/cgroup | grep -c ct-; "
-                           "ls /proc/self/fd | tr '\\n' ' '; cat /proc/2/oom_score_adj /proc/self/oom_score_adj"}) {
+  for (const char* word :
+       {"sh", "-c",
+        "grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp:)' /proc/self/status; cat /proc/self/cgroup | grep -c "
+        "ct-; "
+        "ls /proc/self/fd | tr '\\n' ' '; cat /proc/2/oom_score_adj /proc/self/oom_score_adj"}) {
     process.add_argv(word);
   }
   process.add_env("PATH=/usr/bin:/bin");
@@ -254,7 +295,8 @@ TEST_F(RuntimeTest, ExecIsAsConfinedAsMain) {
   ASSERT_TRUE(exec.ok()) << exec.status();
   Outcome outcome = Finish(&*exec);
   EXPECT_EQ(outcome.out,
-            "CapEff:\t00000000800405fb\nCapBnd:\t00000000800405fb\nNoNewPrivs:\t1\nSeccomp:\t2\n0\n0 1 2 3 1000\n1000\n");
+            "CapEff:\t00000000800405fb\nCapBnd:\t00000000800405fb\nNoNewPrivs:\t1\nSeccomp:\t2\n0\n0 1 2 3 "
+            "1000\n1000\n");
   auto cgroup = ReadFile("/proc/" + std::to_string(container->main.pid) + "/cgroup");
   EXPECT_THAT(*cgroup, HasSubstr("lydian-" + Options().instance + "/" + container->job.container_id()));
   EXPECT_TRUE(runtime_->Remove(std::move(container)).ok());

@@ -39,8 +39,10 @@ class RuntimeLayersTest : public RuntimeTest {
 };
 
 TEST_F(RuntimeLayersTest, AKeptUpperIsALayerAsItStands) {
-  Job build = Shell("set -e; echo one > /opt/file; mkdir /opt/dir; chown 1000:7 /opt/dir; rm /etc/issue; rm -r /usr/share/doc; "
-                    "mkdir /usr/share/doc; ln -s file /opt/link; chmod 4755 /opt/file");
+  Job build = Shell(
+      "set -e; echo one > /opt/file; mkdir /opt/dir; chown 1000:7 /opt/dir; rm /etc/issue; rm -r "
+      "/usr/share/doc; "
+      "mkdir /usr/share/doc; ln -s file /opt/link; chmod 4755 /opt/file");
   build.mutable_rootfs()->set_writable_dir(dir_ + "/build");
   build.set_api_socket(true);
   Outcome outcome = Run(build);
@@ -58,15 +60,19 @@ TEST_F(RuntimeLayersTest, AKeptUpperIsALayerAsItStands) {
   ASSERT_EQ(::lstat((upper + "/etc/issue").c_str(), &info), 0);
   EXPECT_TRUE(S_ISCHR(info.st_mode) && info.st_rdev == makedev(0, 0));
   char opaque[8] = {};
-  ASSERT_GT(::lgetxattr((upper + "/usr/share/doc").c_str(), "trusted.overlay.opaque", opaque, sizeof opaque), 0);
+  ASSERT_GT(::lgetxattr((upper + "/usr/share/doc").c_str(), "trusted.overlay.opaque", opaque, sizeof opaque),
+            0);
   EXPECT_EQ(opaque[0], 'y');
   // Nothing that was only there for mounting.
-  for (const char* path : {"/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/run/modal.sock", "/proc/1", "/dev/null"}) {
+  for (const char* path :
+       {"/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/run/modal.sock", "/proc/1", "/dev/null"}) {
     EXPECT_FALSE(Exists(upper + path)) << path;
   }
 
   // And it is a lower of the next container.
-  Job next = Shell("cat /opt/link; stat -c %u:%g /opt/dir; ls /etc/issue 2>&1; ls /usr/share/doc | wc -l; echo two > /opt/file; cat /opt/file");
+  Job next = Shell(
+      "cat /opt/link; stat -c %u:%g /opt/dir; ls /etc/issue 2>&1; ls /usr/share/doc | wc -l; echo two > "
+      "/opt/file; cat /opt/file");
   next.mutable_rootfs()->add_lowers(upper);
   outcome = Run(next);
   EXPECT_THAT(outcome.out, HasSubstr("one\n1000:7\n")) << outcome.err;
@@ -98,9 +104,12 @@ TEST_F(RuntimeLayersTest, ManyLayers) {
 TEST_F(RuntimeLayersTest, BindsFilesAndFolders) {
   std::string file = Write("src/file", "content");
   Write("src/dir/inner", "deep");
-  Job job = Shell("cat /a/new/file /srv/d/inner; echo x > /srv/d/inner; stat -c %u /a/new/file /mapped/inner; echo y > /mapped/inner; "
-                  "echo t > /scratch/t && cat /scratch/t; df -k /scratch | tail -1 | { read a b c; echo $b; }");
-  auto add = [&](Mount::Kind kind, const std::string& source, const std::string& target, bool read_only, bool idmap) {
+  Job job = Shell(
+      "cat /a/new/file /srv/d/inner; echo x > /srv/d/inner; stat -c %u /a/new/file /mapped/inner; echo y > "
+      "/mapped/inner; "
+      "echo t > /scratch/t && cat /scratch/t; df -k /scratch | tail -1 | { read a b c; echo $b; }");
+  auto add = [&](Mount::Kind kind, const std::string& source, const std::string& target, bool read_only,
+                 bool idmap) {
     auto* mount = job.add_mounts();
     mount->set_kind(kind);
     mount->set_source(source);
@@ -130,7 +139,8 @@ TEST_F(RuntimeLayersTest, AHostileImageReachesNothing) {
   Write("victim/keep", "mine");
   std::filesystem::create_directories(dir_ + "/evil/etc");
   std::filesystem::create_symlink(dir_ + "/victim", dir_ + "/evil/srv");
-  std::filesystem::create_symlink("../../../../../../.." + dir_ + "/victim/planted", dir_ + "/evil/etc/resolv.conf");
+  std::filesystem::create_symlink("../../../../../../.." + dir_ + "/victim/planted",
+                                  dir_ + "/evil/etc/resolv.conf");
   Job job = Shell("cat /etc/resolv.conf; mount | grep -c resolv; pwd");
   job.mutable_rootfs()->add_lowers(dir_ + "/evil");
   job.mutable_process()->set_cwd("/srv/inside");
@@ -156,8 +166,10 @@ TEST_F(RuntimeLayersTest, InstallsPackagesLikeAnImageBuild) {
   // No network needed: a package that is built here.
   Job job = Shell(
       "set -e; mkdir -p /tmp/p/DEBIAN /tmp/p/usr/share/tiny; echo hello > /tmp/p/usr/share/tiny/f; "
-      "printf 'Package: tiny\\nVersion: 1\\nArchitecture: all\\nMaintainer: x <x@x>\\nDescription: x\\n' > /tmp/p/DEBIAN/control; "
-      "printf '#!/bin/sh\\nchown www-data:www-data /usr/share/tiny/f\\n' > /tmp/p/DEBIAN/postinst; chmod 755 /tmp/p/DEBIAN/postinst; "
+      "printf 'Package: tiny\\nVersion: 1\\nArchitecture: all\\nMaintainer: x <x@x>\\nDescription: x\\n' > "
+      "/tmp/p/DEBIAN/control; "
+      "printf '#!/bin/sh\\nchown www-data:www-data /usr/share/tiny/f\\n' > /tmp/p/DEBIAN/postinst; chmod 755 "
+      "/tmp/p/DEBIAN/postinst; "
       "dpkg-deb --build /tmp/p /tmp/p.deb >/dev/null; apt-get install -qq -y /tmp/p.deb >/dev/null; "
       "stat -c %U /usr/share/tiny/f; dpkg -s tiny | grep Status");
   job.mutable_rootfs()->set_writable_dir(dir_ + "/apt");

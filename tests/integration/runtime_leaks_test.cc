@@ -53,7 +53,8 @@ TEST_F(RuntimeTest, ReportsHowLongEachStepTakes) {
       Finish(&container->main);
       auto begin = std::chrono::steady_clock::now();
       ASSERT_TRUE(runtime_->Remove(std::move(container)).ok());
-      removals.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
+      removals.push_back(
+          std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
     }
     order.push_back("total");
     std::cout << (pooled ? "pools full" : "pools empty") << ", median (maximum) ms:";

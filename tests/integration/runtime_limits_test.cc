@@ -29,24 +29,31 @@ TEST_F(RuntimeTest, LimitsProcesses) {
   job.mutable_limits()->set_pids(10);
   Outcome outcome = Run(job);
   EXPECT_THAT(outcome.err, HasSubstr("fork"));
-  EXPECT_THAT(Run(Shell("for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 0 & done; echo all")).out, "all\n");
+  EXPECT_THAT(
+      Run(Shell("for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 0 & done; echo all"))
+          .out,
+      "all\n");
 }
 
 TEST_F(RuntimeTest, KeepsWritesToTheirQuota) {
-  Job job = Shell("head -c 100000000 /dev/zero > /root/big; stat -c %s /root/big; rm /root/big; echo small > /root/x && cat /root/x");
+  Job job = Shell(
+      "head -c 100000000 /dev/zero > /root/big; stat -c %s /root/big; rm /root/big; echo small > /root/x && "
+      "cat /root/x");
   job.mutable_rootfs()->set_quota_bytes(64 << 20);
   Outcome outcome = Run(job);
   EXPECT_THAT(outcome.err, HasSubstr("No space left on device"));
   EXPECT_THAT(outcome.out, HasSubstr("small\n"));
   EXPECT_EQ(Run(Shell("head -c 100000000 /dev/zero > /root/big && stat -c %s /root/big; df -k / | tail -1 | "
-                      "{ read a size b; test $size -gt 19000000 && echo twenty; }")).out,
+                      "{ read a size b; test $size -gt 19000000 && echo twenty; }"))
+                .out,
             "100000000\ntwenty\n");
 }
 
 TEST_F(RuntimeTest, LimitsCpu) {
-  Job job = NewJob({"python3", "-c",
-                    "import time\nt = time.monotonic(); c = time.process_time()\nwhile time.monotonic() - t < 2: pass\n"
-                    "print((time.process_time() - c) / 2)"});
+  Job job = NewJob(
+      {"python3", "-c",
+       "import time\nt = time.monotonic(); c = time.process_time()\nwhile time.monotonic() - t < 2: pass\n"
+       "print((time.process_time() - c) / 2)"});
   job.mutable_limits()->set_milli_cpu(200);
   Outcome outcome = Run(job);
   EXPECT_LT(std::stod(outcome.out), 0.35);
@@ -85,27 +92,35 @@ TEST_F(RuntimeTest, AFailedStartNamesItsStepAndLeavesNothing) {
       {"not executable", [](Job* job) { job->mutable_process()->set_argv(0, "/etc/passwd"); }, "exec",
        "/etc/passwd: Permission denied"},
       {"no argv", [](Job* job) { job->mutable_process()->clear_argv(); }, "job", "argv"},
-      {"no layer", [](Job* job) { job->mutable_rootfs()->set_lowers(0, "/no/such/layer"); }, "overlay", "/no/such/layer"},
-      {"a file as a layer", [](Job* job) { job->mutable_rootfs()->set_lowers(0, "/etc/passwd"); }, "overlay", "Not a directory"},
+      {"no layer", [](Job* job) { job->mutable_rootfs()->set_lowers(0, "/no/such/layer"); }, "overlay",
+       "/no/such/layer"},
+      {"a file as a layer", [](Job* job) { job->mutable_rootfs()->set_lowers(0, "/etc/passwd"); }, "overlay",
+       "Not a directory"},
       {"no layers", [](Job* job) { job->clear_rootfs(); }, "job", "no layers"},
-      {"no source", [](Job* job) {
+      {"no source",
+       [](Job* job) {
          auto* mount = job->add_mounts();
          mount->set_kind(Mount::BIND);
          mount->set_source("/no/such/source");
          mount->set_target("/mnt");
-       }, "bind", "/no/such/source"},
-      {"a target through a file", [](Job* job) {
+       },
+       "bind", "/no/such/source"},
+      {"a target through a file",
+       [](Job* job) {
          auto* mount = job->add_mounts();
          mount->set_kind(Mount::TMPFS);
          mount->set_target("/etc/passwd/x");
-       }, "mount", "/etc/passwd/x: Not a directory"},
-      {"a cwd that is a file", [](Job* job) { job->mutable_process()->set_cwd("/etc/passwd"); }, "cwd", "Not a directory"},
+       },
+       "mount", "/etc/passwd/x: Not a directory"},
+      {"a cwd that is a file", [](Job* job) { job->mutable_process()->set_cwd("/etc/passwd"); }, "cwd",
+       "Not a directory"},
       {"a bad id", [](Job* job) { job->set_container_id("../x"); }, "job", "container id"},
       {"no device", [](Job* job) { job->add_devices()->set_path("/dev/no-such"); }, "bind", "/dev/no-such"},
-      {"a quota that can't be", [](Job* job) { job->mutable_rootfs()->set_quota_bytes(uint64_t{1} << 62); }, "quota", ""},
+      {"a quota that can't be", [](Job* job) { job->mutable_rootfs()->set_quota_bytes(uint64_t{1} << 62); },
+       "quota", ""},
       {"a later version", [](Job* job) { job->set_version(9); }, "job", "version"},
-      {"too long a command", [](Job* job) { job->mutable_process()->add_argv(std::string(20 << 20, 'x')); }, "exec",
-       "Argument list too long"},
+      {"too long a command", [](Job* job) { job->mutable_process()->add_argv(std::string(20 << 20, 'x')); },
+       "exec", "Argument list too long"},
   };
   Census before = Settle(instance);
   for (const auto& failure : failures) {

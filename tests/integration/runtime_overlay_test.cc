@@ -17,7 +17,8 @@ namespace {
 
 constexpr uint32_t kBase = 0x6fff0000;
 
-// Makes an overlay of three layers in `mode`, writes through it as the mapped root and looks at what is stored.
+// Makes an overlay of three layers in `mode`, writes through it as the mapped root and looks at what is
+// stored.
 Status TryMode(OverlayMode mode, const std::string& dir, bool keep) {
   RETURN_IF_ERROR(RemoveTree(dir));
   for (const char* layer : {"a", "b", "c"}) {
@@ -41,8 +42,10 @@ Status TryMode(OverlayMode mode, const std::string& dir, bool keep) {
   if (::unlink(at("/opt/a").c_str()) != 0) return ErrnoStatus("removing a lower's file");
   struct stat info {};
   if (::stat((dir + "/w/upper/opt/new").c_str(), &info) != 0) return ErrnoStatus("the new file in upper");
-  if (info.st_uid != 0 || info.st_size != 3) return Internal("stored with owner " + std::to_string(info.st_uid));
-  if (::lstat((dir + "/w/upper/opt/a").c_str(), &info) != 0 || !S_ISCHR(info.st_mode)) return Internal("no whiteout");
+  if (info.st_uid != 0 || info.st_size != 3)
+    return Internal("stored with owner " + std::to_string(info.st_uid));
+  if (::lstat((dir + "/w/upper/opt/a").c_str(), &info) != 0 || !S_ISCHR(info.st_mode))
+    return Internal("no whiteout");
   return OkStatus();
 }
 
@@ -66,9 +69,7 @@ class RuntimeOverlayTest : public RuntimeTest {
   }
 };
 
-TEST_F(RuntimeOverlayTest, LayersByDescriptor) {
-  Try(OverlayMode::kDescriptors);
-}
+TEST_F(RuntimeOverlayTest, LayersByDescriptor) { Try(OverlayMode::kDescriptors); }
 TEST_F(RuntimeOverlayTest, LayersByPath) { Try(OverlayMode::kPaths); }
 TEST_F(RuntimeOverlayTest, LayersAttached) { Try(OverlayMode::kAttached); }
 

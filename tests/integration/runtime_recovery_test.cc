@@ -76,7 +76,8 @@ TEST_F(RuntimeTest, RemovingTheInstanceLeavesNothingOfIt) {
   EXPECT_FALSE(Exists("/sys/class/net/" + instance));
   Status removed = RemoveInstance(Options());
   EXPECT_TRUE(removed.ok()) << removed;
-  for (const char* dir : {"/sys/fs/cgroup/", "/sys/fs/cgroup/memory/", "/sys/fs/cgroup/pids/", "/sys/fs/cgroup/cpu/"}) {
+  for (const char* dir :
+       {"/sys/fs/cgroup/", "/sys/fs/cgroup/memory/", "/sys/fs/cgroup/pids/", "/sys/fs/cgroup/cpu/"}) {
     EXPECT_FALSE(Exists(std::string(dir) + "lydian-" + instance));
   }
 }
@@ -92,7 +93,10 @@ TEST_F(RuntimeTest, TheProbeFindsWhatContainersNeed) {
       ADD_FAILURE() << feature.name << ": " << feature.found;
       required = false;
     }
-    std::cout << (feature.ok ? "ok      " : feature.required ? "MISSING " : "without ") << feature.name << ": " << feature.found << "\n";
+    std::cout << (feature.ok         ? "ok      "
+                  : feature.required ? "MISSING "
+                                     : "without ")
+              << feature.name << ": " << feature.found << "\n";
   }
   EXPECT_TRUE(required);
   EXPECT_EQ(Settle(Options().instance, &before), before);
@@ -112,15 +116,17 @@ TEST_F(RuntimeTest, TwoInstancesDoNotMeet) {
   options.state_dir += "2";
   auto second = Runtime::Create(options);
   ASSERT_TRUE(second.ok()) << second.status();
-  auto server = Start(NewJob({"python3", "-c",
-                              "import socket\ns = socket.socket(); s.bind(('0.0.0.0', 8000)); s.listen(); print('up', flush=True)\n"
-                              "while True: s.accept()"}));
+  auto server = Start(NewJob(
+      {"python3", "-c",
+       "import socket\ns = socket.socket(); s.bind(('0.0.0.0', 8000)); s.listen(); print('up', flush=True)\n"
+       "while True: s.accept()"}));
   ASSERT_NE(server, nullptr);
   char up[8];
   ASSERT_GT(::read(server->main.fds["stdout"].get(), up, sizeof up), 0);
   Job job = NewJob({"python3", "-c",
-                    "import socket\ntry:\n  socket.create_connection(('" + server->ip + "', 8000), 1.5); print('reached')\n"
-                    "except OSError: print('apart')"});
+                    "import socket\ntry:\n  socket.create_connection(('" + server->ip +
+                        "', 8000), 1.5); print('reached')\n"
+                        "except OSError: print('apart')"});
   auto other = (*second)->Start(job, {}, nullptr);
   ASSERT_TRUE(other.ok()) << other.status();
   EXPECT_NE((*other)->ip.substr(0, (*other)->ip.find('.', 3)), server->ip.substr(0, server->ip.find('.', 3)));
