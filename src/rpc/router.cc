@@ -146,10 +146,6 @@ Status CheckScope(const Caller& caller, const MethodOptions& options, std::strin
   if (options.task_only && caller.kind != Caller::Kind::kTask) {
     return PermissionDenied(std::string(method) + " is for containers, each for its own task");
   }
-  if (caller.restricted && !options.task_only && !options.restricted_ok) {
-    return PermissionDenied(std::string(method) +
-                            " is not open to this container: it was made with restrict_modal_access=True");
-  }
   return {};
 }
 

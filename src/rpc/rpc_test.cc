@@ -30,7 +30,6 @@ class Tokens : public Authenticator {
       return Unauthenticated("no token");
     }
     caller.kind = headers("x-task").empty() ? Caller::Kind::kUser : Caller::Kind::kTask;
-    caller.restricted = !headers("x-restricted").empty();
     return caller;
   }
 };
@@ -221,9 +220,6 @@ TEST_P(RpcTest, CallersAreChecked) {
   EXPECT_EQ(channel_->CallBlocking("/t.S/Open", "x").value(), "open ");
   EXPECT_EQ(Call("Task", "").status().code(), Code::kPermissionDenied);
   EXPECT_EQ(Call("Task", "", {{"x-task", "1"}}).value(), "task");
-  EXPECT_EQ(Call("Task", "", {{"x-task", "1"}, {"x-restricted", "1"}}).value(), "task");
-  EXPECT_EQ(Call("Echo", "", {{"x-task", "1"}, {"x-restricted", "1"}}).status().code(),
-            Code::kPermissionDenied);
 }
 
 TEST_P(RpcTest, WrongShapesAndSizes) {
