@@ -13,11 +13,13 @@ constexpr size_t kMostId = 128;
 
 Result<std::string> ReadWhole(Reader reader, size_t limit, std::string_view what) {
   if (reader.size > limit) {
-    return ResourceExhausted(std::string(what) + " has " + std::to_string(reader.size) + " bytes, more than " + std::to_string(limit));
+    return ResourceExhausted(std::string(what) + " has " + std::to_string(reader.size) +
+                             " bytes, more than " + std::to_string(limit));
   }
   std::string bytes(reader.size, '\0');
   for (size_t at = 0; at < bytes.size();) {
-    const ssize_t count = pread(reader.fd.get(), bytes.data() + at, bytes.size() - at, static_cast<off_t>(at));
+    const ssize_t count =
+        pread(reader.fd.get(), bytes.data() + at, bytes.size() - at, static_cast<off_t>(at));
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) return ErrnoStatus(what);
     if (count == 0) return DataLoss(std::string(what) + " became shorter");
@@ -36,8 +38,9 @@ bool ValidBlobId(std::string_view id) {
 }
 
 bool ValidSha256(std::string_view hex) {
-  return hex.size() == 64 &&
-         std::all_of(hex.begin(), hex.end(), [](unsigned char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
+  return hex.size() == 64 && std::all_of(hex.begin(), hex.end(), [](unsigned char c) {
+           return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+         });
 }
 
 Result<Stored> BlobStore::PutBlob(std::string_view id, std::string_view bytes) {

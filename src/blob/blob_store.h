@@ -1,15 +1,16 @@
-// Where bytes are kept: blobs by id ("bl-...", arguments, results and uploads, of any content) and objects by the SHA-256 of
-// their content (files of mounts and build contexts). A write is a transaction: a reader sees all of it or nothing, and its
-// size and digests are checked before it is there.
+// Where bytes are kept: blobs by id ("bl-...", arguments, results and uploads, of any content) and objects by
+// the SHA-256 of their content (files of mounts and build contexts). A write is a transaction: a reader sees
+// all of it or nothing, and its size and digests are checked before it is there.
 //
 //   ASSIGN_OR_RETURN(auto writer, store->BeginBlob(id, size));
 //   RETURN_IF_ERROR(writer->Append(bytes));
 //   ASSIGN_OR_RETURN(Stored stored, writer->Commit({.size = size}));
 //
-// Thread-safety: the store from any thread; a Writer from one at a time. Everything blocks: call it on a pool.
-// Ownership: the caller owns writers and readers; they may outlive the store's deletion of what they read.
-// Errors: INVALID_ARGUMENT for an id or digest of a wrong form; NOT_FOUND; DATA_LOSS when the bytes are not what was
-// expected; RESOURCE_EXHAUSTED "no space left on <path>" on a full disk or quota; nothing half-made stays in either case.
+// Thread-safety: the store from any thread; a Writer from one at a time. Everything blocks: call it on a
+// pool. Ownership: the caller owns writers and readers; they may outlive the store's deletion of what they
+// read. Errors: INVALID_ARGUMENT for an id or digest of a wrong form; NOT_FOUND; DATA_LOSS when the bytes are
+// not what was expected; RESOURCE_EXHAUSTED "no space left on <path>" on a full disk or quota; nothing
+// half-made stays in either case.
 #pragma once
 
 #include <cstdint>
@@ -56,23 +57,30 @@ class BlobStore {
   virtual ~BlobStore() = default;
 
   // Replaces a blob of the same id, at Commit. `size_hint` (0: unknown) is reserved on disk at once.
-  virtual Result<std::unique_ptr<Writer>> BeginBlob(std::string_view id, uint64_t size_hint = 0, Digest digest = Digest::kMd5) = 0;
+  virtual Result<std::unique_ptr<Writer>> BeginBlob(std::string_view id, uint64_t size_hint = 0,
+                                                    Digest digest = Digest::kMd5) = 0;
   virtual Result<Reader> OpenBlob(std::string_view id) = 0;
   virtual Result<uint64_t> BlobSize(std::string_view id) = 0;
   virtual Status DeleteBlob(std::string_view id) = 0;  // also its parts; OK when there is none
 
-  // A blob in parts of `part_length` bytes (the last may be shorter), numbered from 1, in any order and several at once. A
-  // part that is written again replaces the earlier one. Parts survive a restart for a day.
-  virtual Result<std::unique_ptr<Writer>> BeginPart(std::string_view id, uint64_t number, uint64_t part_length) = 0;
-  // Makes the blob from its parts. Returns the MD5s of the parts, in order. FAILED_PRECONDITION when one is missing.
-  virtual Result<std::vector<std::string>> CompleteParts(std::string_view id, uint64_t size, uint64_t part_length) = 0;
+  // A blob in parts of `part_length` bytes (the last may be shorter), numbered from 1, in any order and
+  // several at once. A part that is written again replaces the earlier one. Parts survive a restart for a
+  // day.
+  virtual Result<std::unique_ptr<Writer>> BeginPart(std::string_view id, uint64_t number,
+                                                    uint64_t part_length) = 0;
+  // Makes the blob from its parts. Returns the MD5s of the parts, in order. FAILED_PRECONDITION when one is
+  // missing.
+  virtual Result<std::vector<std::string>> CompleteParts(std::string_view id, uint64_t size,
+                                                         uint64_t part_length) = 0;
 
   // Commit checks the digest. An object that is there already is left as it is.
-  virtual Result<std::unique_ptr<Writer>> BeginObject(std::string_view sha256_hex, uint64_t size_hint = 0) = 0;
+  virtual Result<std::unique_ptr<Writer>> BeginObject(std::string_view sha256_hex,
+                                                      uint64_t size_hint = 0) = 0;
   virtual Result<Reader> OpenObject(std::string_view sha256_hex) = 0;
   virtual Result<uint64_t> ObjectSize(std::string_view sha256_hex) = 0;
   virtual Status DeleteObject(std::string_view sha256_hex) = 0;
-  // The content of a blob becomes an object too, without a copy where the file system allows. DATA_LOSS when it has another digest.
+  // The content of a blob becomes an object too, without a copy where the file system allows. DATA_LOSS when
+  // it has another digest.
   virtual Status ObjectFromBlob(std::string_view blob_id, std::string_view sha256_hex) = 0;
 
   // For small things, in one call.
@@ -83,8 +91,9 @@ class BlobStore {
 };
 
 struct DirectoryOptions {
-  std::string path;      // gets blobs/ and objects/
-  // fsync before a thing is there: it then survives a power cut, not just the death of the process, at milliseconds each.
+  std::string path;  // gets blobs/ and objects/
+  // fsync before a thing is there: it then survives a power cut, not just the death of the process, at
+  // milliseconds each.
   bool durable = false;
 };
 

@@ -32,7 +32,8 @@ class BlobTest : public testing::Test {
   // Regular files below, whatever they are.
   size_t Files() const {
     size_t count = 0;
-    for (const auto& entry : std::filesystem::recursive_directory_iterator(dir_)) count += entry.is_regular_file();
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(dir_))
+      count += entry.is_regular_file();
     return count;
   }
   Status Part(const std::string& id, uint64_t number, std::string_view bytes, uint64_t length = 4) {
@@ -73,7 +74,8 @@ TEST_F(BlobTest, WritesReadsAndDeletes) {
 }
 
 TEST_F(BlobTest, NothingStaysOfWhatIsNotAsExpected) {
-  for (const Expected& expected : {Expected{.size = 6}, Expected{.md5_hex = std::string(32, '0')}, Expected{.sha256_hex = std::string(64, '0')}}) {
+  for (const Expected& expected : {Expected{.size = 6}, Expected{.md5_hex = std::string(32, '0')},
+                                   Expected{.sha256_hex = std::string(64, '0')}}) {
     auto writer = store_->BeginBlob("bl-one", 5, Digest::kBoth).value();
     ASSERT_TRUE(writer->Append("hello").ok());
     EXPECT_EQ(writer->Commit(expected).status().code(), Code::kDataLoss);
@@ -111,9 +113,11 @@ TEST_F(BlobTest, PartsInAnyOrder) {
   EXPECT_EQ(Part("bl-pp", 3, "ijklm").code(), Code::kInvalidArgument);
   ASSERT_TRUE(Part("bl-pp", 3, "ij").ok());
   EXPECT_EQ(store_->GetBlob("bl-pp").status().code(), Code::kNotFound);  // not before it is whole
-  EXPECT_EQ(store_->CompleteParts("bl-pp", 10, 4).value(), (std::vector<std::string>{Md5Hex("abcd"), Md5Hex("efgh"), Md5Hex("ij")}));
+  EXPECT_EQ(store_->CompleteParts("bl-pp", 10, 4).value(),
+            (std::vector<std::string>{Md5Hex("abcd"), Md5Hex("efgh"), Md5Hex("ij")}));
   EXPECT_EQ(store_->GetBlob("bl-pp").value(), "abcdefghij");
-  EXPECT_EQ(store_->CompleteParts("bl-pp", 10, 4).status().ToString(), "FAILED_PRECONDITION: the blob is complete already");
+  EXPECT_EQ(store_->CompleteParts("bl-pp", 10, 4).status().ToString(),
+            "FAILED_PRECONDITION: the blob is complete already");
   EXPECT_EQ(Files(), 1u);
   ASSERT_TRUE(Part("bl-zero", 1, "").ok());
   EXPECT_EQ(store_->CompleteParts("bl-zero", 0, 4).value().size(), 1u);
@@ -153,8 +157,8 @@ TEST_F(BlobTest, NamesThatAreNotIdsAreRefused) {
   EXPECT_EQ(store_->BeginPart("bl-ab", UINT64_MAX, 4).status().code(), Code::kInvalidArgument);
 }
 
-// A full disk, as a file-size limit plays it: EFBIG has no place in the errno table, so ENOSPC comes from a tiny tmpfs where
-// mounting is allowed.
+// A full disk, as a file-size limit plays it: EFBIG has no place in the errno table, so ENOSPC comes from a
+// tiny tmpfs where mounting is allowed.
 TEST_F(BlobTest, FullDiskSaysSo) {
   const std::string small = dir_ + "/small";
   ASSERT_TRUE(MakeDirs(small).ok());
@@ -215,7 +219,8 @@ TEST(BlobUrls, ChoosesAsTheClientNeeds) {
   const auto plan = [&](const std::string& base, uint64_t size, std::string_view md5 = "x") {
     return PlanUpload(signer, clock, base, "bl-one", size, md5);
   };
-  EXPECT_TRUE(plan("http://127.0.0.1:7070/", 100).url.starts_with("http://127.0.0.1:7070/blob/bl-one?size=100&"));
+  EXPECT_TRUE(
+      plan("http://127.0.0.1:7070/", 100).url.starts_with("http://127.0.0.1:7070/blob/bl-one?size=100&"));
   EXPECT_FALSE(plan("http://169.254.77.1", 64 << 20).url.empty());
   EXPECT_TRUE(plan("http://169.254.77.1", 100, "uq26rbqtuq26rbqtuq26rQ==").url.empty());
   EXPECT_TRUE(plan("https://lydian.example.org", 100).url.empty());
@@ -223,13 +228,17 @@ TEST(BlobUrls, ChoosesAsTheClientNeeds) {
   const UploadPlan large = plan("http://localhost:1", (uint64_t{1} << 30) + 1);
   EXPECT_EQ(large.part_urls.size(), 17u);
   EXPECT_EQ(large.part_length, uint64_t{64} << 20);
-  EXPECT_TRUE(large.part_urls[16].starts_with("http://localhost:1/blob/bl-one/part/17/67108864?size=1&")) << large.part_urls[16];
-  EXPECT_TRUE(large.completion_url.starts_with("http://localhost:1/blob/bl-one/complete/67108864?size=1073741825&"));
+  EXPECT_TRUE(large.part_urls[16].starts_with("http://localhost:1/blob/bl-one/part/17/67108864?size=1&"))
+      << large.part_urls[16];
+  EXPECT_TRUE(
+      large.completion_url.starts_with("http://localhost:1/blob/bl-one/complete/67108864?size=1073741825&"));
   EXPECT_LE(plan("http://localhost:1", uint64_t{1} << 45).part_urls.size(), 1000u);
-  for (const char* url : {"http://[::1]:7070", "http://8.8.8.8", "http://172.32.0.1", "http://localhost.example.org", "http://10.0.0.1.example.org", "", "x"}) {
+  for (const char* url : {"http://[::1]:7070", "http://8.8.8.8", "http://172.32.0.1",
+                          "http://localhost.example.org", "http://10.0.0.1.example.org", "", "x"}) {
     EXPECT_FALSE(TakesSinglePut(url)) << url;
   }
-  for (const char* url : {"http://localhost", "http://10.1.2.3:80/", "http://172.16.0.1", "http://192.168.0.1/x", "http://127.0.0.1?q"}) {
+  for (const char* url : {"http://localhost", "http://10.1.2.3:80/", "http://172.16.0.1",
+                          "http://192.168.0.1/x", "http://127.0.0.1?q"}) {
     EXPECT_TRUE(TakesSinglePut(url)) << url;
   }
 }

@@ -9,7 +9,7 @@ namespace {
 
 constexpr uint64_t kPart = uint64_t{64} << 20;  // also the most that goes in one PUT
 constexpr uint64_t kMostParts = 1000;           // larger blobs get longer parts
-constexpr int64_t kUploadSeconds = 24 * 3600;   // a slow line may need long; each part is checked as it begins
+constexpr int64_t kUploadSeconds = 24 * 3600;  // a slow line may need long; each part is checked as it begins
 constexpr int64_t kDownloadSeconds = 3600;
 // What the client announces for a file that it didn't read for an MD5: the bytes BA AD, eight times.
 constexpr std::string_view kPlaceholderMd5 = "uq26rbqtuq26rbqtuq26rQ==";
@@ -32,11 +32,12 @@ bool TakesSinglePut(std::string_view url) {
   in_addr address{};
   if (inet_pton(AF_INET, host.c_str(), &address) != 1) return false;
   const uint32_t ip = ntohl(address.s_addr);
-  return ip >> 24 == 10 || ip >> 24 == 127 || ip >> 16 == (169 << 8 | 254) || ip >> 20 == (172 << 4 | 1) || ip >> 16 == (192 << 8 | 168);
+  return ip >> 24 == 10 || ip >> 24 == 127 || ip >> 16 == (169 << 8 | 254) || ip >> 20 == (172 << 4 | 1) ||
+         ip >> 16 == (192 << 8 | 168);
 }
 
-UploadPlan PlanUpload(const UrlSigner& signer, const Clock& clock, const std::string& base_url, std::string_view blob_id,
-                      uint64_t size, std::string_view md5_base64) {
+UploadPlan PlanUpload(const UrlSigner& signer, const Clock& clock, const std::string& base_url,
+                      std::string_view blob_id, uint64_t size, std::string_view md5_base64) {
   const std::string base = WithoutSlash(base_url), id(blob_id);
   const int64_t expires = Now(clock) + kUploadSeconds;
   UploadPlan plan;
@@ -49,14 +50,16 @@ UploadPlan PlanUpload(const UrlSigner& signer, const Clock& clock, const std::st
   const std::string length = std::to_string(plan.part_length);
   for (uint64_t i = 0; i < count; ++i) {
     const uint64_t part_size = std::min(plan.part_length, size - i * plan.part_length);
-    plan.part_urls.push_back(base + signer.SignedPath("PUT", id + "/part/" + std::to_string(i + 1) + "/" + length, part_size, expires));
+    plan.part_urls.push_back(base + signer.SignedPath("PUT",
+                                                      id + "/part/" + std::to_string(i + 1) + "/" + length,
+                                                      part_size, expires));
   }
   plan.completion_url = base + signer.SignedPath("POST", id + "/complete/" + length, size, expires);
   return plan;
 }
 
-std::string DownloadUrl(const UrlSigner& signer, const Clock& clock, const std::string& base_url, std::string_view blob_id,
-                        uint64_t size) {
+std::string DownloadUrl(const UrlSigner& signer, const Clock& clock, const std::string& base_url,
+                        std::string_view blob_id, uint64_t size) {
   return WithoutSlash(base_url) + signer.SignedPath("GET", blob_id, size, Now(clock) + kDownloadSeconds);
 }
 

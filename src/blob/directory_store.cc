@@ -1,7 +1,8 @@
 // The store in a directory:
 //   blobs/<last two characters of the id>/<id>     objects/<first two digits>/<sha256>
 //   blobs/.tmp/ objects/.tmp/                      writes at work, removed at open
-//   blobs/.parts/<id>/data, <number>               an upload in parts: the bytes in place, and per whole part "size md5"
+//   blobs/.parts/<id>/data, <number>               an upload in parts: the bytes in place, and per whole part
+//   "size md5"
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -27,7 +28,8 @@ constexpr size_t kCopyBuffer = 1 << 20;
 constexpr int64_t kPartsKeptSeconds = 24 * 3600;
 
 Status DiskStatus(const std::string& path, int error = errno) {
-  if (error == ENOSPC || error == EDQUOT) return {Code::kResourceExhausted, "no space left on " + path, error};
+  if (error == ENOSPC || error == EDQUOT)
+    return {Code::kResourceExhausted, "no space left on " + path, error};
   return ErrnoStatus(path, error);
 }
 
@@ -44,7 +46,8 @@ Status WriteAt(int fd, std::string_view bytes, uint64_t offset, const std::strin
 
 Status Check(const Stored& stored, const Expected& expected) {
   if (expected.size && *expected.size != stored.size) {
-    return DataLoss("got " + std::to_string(stored.size) + " bytes, expected " + std::to_string(*expected.size));
+    return DataLoss("got " + std::to_string(stored.size) + " bytes, expected " +
+                    std::to_string(*expected.size));
   }
   if (!expected.md5_hex.empty() && expected.md5_hex != stored.md5_hex) {
     return DataLoss("the bytes have the MD5 " + stored.md5_hex + ", expected " + expected.md5_hex);
@@ -72,7 +75,8 @@ Status Publish(const std::string& from, const std::string& to, bool durable) {
 
 class FileWriter final : public Writer {
  public:
-  FileWriter(UniqueFd fd, std::string temporary, std::string target, std::string sha256, bool durable, bool md5, bool sha)
+  FileWriter(UniqueFd fd, std::string temporary, std::string target, std::string sha256, bool durable,
+             bool md5, bool sha)
       : fd_(std::move(fd)),
         temporary_(std::move(temporary)),
         target_(std::move(target)),
@@ -112,8 +116,8 @@ class FileWriter final : public Writer {
   uint64_t size_ = 0;
 };
 
-// One upload in parts, while somebody writes to it. Late writers of a part that is being written anew, or of a blob that
-// is complete, must not touch the bytes any more.
+// One upload in parts, while somebody writes to it. Late writers of a part that is being written anew, or of
+// a blob that is complete, must not touch the bytes any more.
 struct Upload {
   std::shared_mutex mutex;  // shared to write bytes, alone to change the rest
   std::map<uint64_t, uint64_t> generation;
@@ -122,7 +126,8 @@ struct Upload {
 
 class PartWriter final : public Writer {
  public:
-  PartWriter(UniqueFd fd, std::string dir, uint64_t number, uint64_t part_length, std::shared_ptr<Upload> upload, uint64_t generation)
+  PartWriter(UniqueFd fd, std::string dir, uint64_t number, uint64_t part_length,
+             std::shared_ptr<Upload> upload, uint64_t generation)
       : fd_(std::move(fd)),
         dir_(std::move(dir)),
         number_(number),
@@ -132,7 +137,8 @@ class PartWriter final : public Writer {
         hasher_(true, false) {}
 
   Status Append(std::string_view bytes) override {
-    if (size_ + bytes.size() > part_length_) return InvalidArgument("a part of more than " + std::to_string(part_length_) + " bytes");
+    if (size_ + bytes.size() > part_length_)
+      return InvalidArgument("a part of more than " + std::to_string(part_length_) + " bytes");
     std::shared_lock lock(upload_->mutex);
     RETURN_IF_ERROR(StillOurs());
     RETURN_IF_ERROR(WriteAt(fd_.get(), bytes, (number_ - 1) * part_length_ + size_, dir_));
@@ -146,7 +152,8 @@ class PartWriter final : public Writer {
     RETURN_IF_ERROR(Check(stored, expected));
     std::unique_lock lock(upload_->mutex);
     RETURN_IF_ERROR(StillOurs());
-    Status status = WriteFileAtomic(dir_ + "/" + std::to_string(number_), std::to_string(size_) + " " + stored.md5_hex, 0600);
+    Status status = WriteFileAtomic(dir_ + "/" + std::to_string(number_),
+                                    std::to_string(size_) + " " + stored.md5_hex, 0600);
     if (!status.ok()) return DiskStatus(dir_, status.error());
     return stored;
   }
@@ -155,7 +162,8 @@ class PartWriter final : public Writer {
   Status StillOurs() const {
     auto it = upload_->generation.find(number_);
     if (upload_->complete || it == upload_->generation.end() || it->second != generation_) {
-      return Aborted("part " + std::to_string(number_) + " is being written by somebody else, or its blob is complete");
+      return Aborted("part " + std::to_string(number_) +
+                     " is being written by somebody else, or its blob is complete");
     }
     return {};
   }
@@ -172,7 +180,9 @@ class PartWriter final : public Writer {
 class DirectoryStore final : public BlobStore {
  public:
   explicit DirectoryStore(DirectoryOptions options)
-      : options_(std::move(options)), blobs_(options_.path + "/blobs"), objects_(options_.path + "/objects") {}
+      : options_(std::move(options)),
+        blobs_(options_.path + "/blobs"),
+        objects_(options_.path + "/objects") {}
 
   Status Open() {
     for (const std::string& dir : {blobs_, objects_}) {
@@ -205,8 +215,10 @@ class DirectoryStore final : public BlobStore {
     return Unlink(BlobPath(id));
   }
 
-  Result<std::unique_ptr<Writer>> BeginPart(std::string_view id, uint64_t number, uint64_t part_length) override;
-  Result<std::vector<std::string>> CompleteParts(std::string_view id, uint64_t size, uint64_t part_length) override;
+  Result<std::unique_ptr<Writer>> BeginPart(std::string_view id, uint64_t number,
+                                            uint64_t part_length) override;
+  Result<std::vector<std::string>> CompleteParts(std::string_view id, uint64_t size,
+                                                 uint64_t part_length) override;
 
   Result<std::unique_ptr<Writer>> BeginObject(std::string_view sha256, uint64_t size_hint) override {
     RETURN_IF_ERROR(CheckObject(sha256));
@@ -228,29 +240,35 @@ class DirectoryStore final : public BlobStore {
 
  private:
   static Status CheckBlob(std::string_view id) {
-    return ValidBlobId(id) ? Status() : InvalidArgument("not the id of a blob: " + std::string(id.substr(0, 80)));
+    return ValidBlobId(id) ? Status()
+                           : InvalidArgument("not the id of a blob: " + std::string(id.substr(0, 80)));
   }
   static Status CheckObject(std::string_view hex) {
-    return ValidSha256(hex) ? Status() : InvalidArgument("not a SHA-256 in lower-case hex: " + std::string(hex.substr(0, 80)));
+    return ValidSha256(hex)
+               ? Status()
+               : InvalidArgument("not a SHA-256 in lower-case hex: " + std::string(hex.substr(0, 80)));
   }
   std::string BlobPath(std::string_view id) const {
     return blobs_ + "/" + std::string(id.substr(id.size() - 2)) + "/" + std::string(id);
   }
-  std::string ObjectPath(std::string_view hex) const { return objects_ + "/" + std::string(hex.substr(0, 2)) + "/" + std::string(hex); }
+  std::string ObjectPath(std::string_view hex) const {
+    return objects_ + "/" + std::string(hex.substr(0, 2)) + "/" + std::string(hex);
+  }
   std::string PartsDir(std::string_view id) const { return blobs_ + "/.parts/" + std::string(id); }
 
   Status RemoveOldParts();
-  Result<std::unique_ptr<Writer>> Begin(const std::string& space, std::string target, std::string sha256, uint64_t size_hint, Digest digest);
+  Result<std::unique_ptr<Writer>> Begin(const std::string& space, std::string target, std::string sha256,
+                                        uint64_t size_hint, Digest digest);
 
   static Result<Reader> OpenFile(const std::string& path, const std::string& what) {
     UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
     if (!fd.valid()) return errno == ENOENT ? NotFound("no " + what) : DiskStatus(path);
-    struct stat status{};
+    struct stat status {};
     if (fstat(fd.get(), &status) != 0) return DiskStatus(path);
     return Reader{std::move(fd), static_cast<uint64_t>(status.st_size)};
   }
   static Result<uint64_t> FileSize(const std::string& path, const std::string& what) {
-    struct stat status{};
+    struct stat status {};
     if (stat(path.c_str(), &status) != 0) return errno == ENOENT ? NotFound("no " + what) : DiskStatus(path);
     return static_cast<uint64_t>(status.st_size);
   }
@@ -284,35 +302,39 @@ Status DirectoryStore::RemoveOldParts() {
   while (dirent* entry = readdir(dir.get())) {
     if (entry->d_name[0] == '.') continue;
     const std::string path = blobs_ + "/.parts/" + entry->d_name;
-    struct stat status{};
+    struct stat status {};
     if (stat(path.c_str(), &status) != 0 || now - status.st_mtime < kPartsKeptSeconds) continue;
     RETURN_IF_ERROR(RemoveTree(path));
   }
   return {};
 }
 
-Result<std::unique_ptr<Writer>> DirectoryStore::Begin(const std::string& space, std::string target, std::string sha256,
-                                                      uint64_t size_hint, Digest digest) {
+Result<std::unique_ptr<Writer>> DirectoryStore::Begin(const std::string& space, std::string target,
+                                                      std::string sha256, uint64_t size_hint, Digest digest) {
   std::string temporary = space + "/.tmp/" + RandomHex(16);
   UniqueFd fd(open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
   if (!fd.valid()) return DiskStatus(target);
   // A disk that is too full says so before the bytes travel. File systems that can't reserve say EOPNOTSUPP.
-  if (size_hint >= kReserveFrom && fallocate(fd.get(), FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(size_hint)) != 0 &&
+  if (size_hint >= kReserveFrom &&
+      fallocate(fd.get(), FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(size_hint)) != 0 &&
       (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)) {
     const int error = errno;
     unlink(temporary.c_str());
     return DiskStatus(target, error == EFBIG ? ENOSPC : error);
   }
-  return std::unique_ptr<Writer>(std::make_unique<FileWriter>(std::move(fd), std::move(temporary), std::move(target), std::move(sha256),
-                                                             options_.durable, digest == Digest::kMd5 || digest == Digest::kBoth,
-                                                             digest == Digest::kSha256 || digest == Digest::kBoth));
+  return std::unique_ptr<Writer>(
+      std::make_unique<FileWriter>(std::move(fd), std::move(temporary), std::move(target), std::move(sha256),
+                                   options_.durable, digest == Digest::kMd5 || digest == Digest::kBoth,
+                                   digest == Digest::kSha256 || digest == Digest::kBoth));
 }
 
-Result<std::unique_ptr<Writer>> DirectoryStore::BeginPart(std::string_view id, uint64_t number, uint64_t part_length) {
+Result<std::unique_ptr<Writer>> DirectoryStore::BeginPart(std::string_view id, uint64_t number,
+                                                          uint64_t part_length) {
   RETURN_IF_ERROR(CheckBlob(id));
   constexpr uint64_t kMost = uint64_t{1} << 62;  // of a file's bytes
   if (number == 0 || part_length == 0 || part_length > kMost || number > kMost / part_length) {
-    return InvalidArgument("part " + std::to_string(number) + " of " + std::to_string(part_length) + " bytes");
+    return InvalidArgument("part " + std::to_string(number) + " of " + std::to_string(part_length) +
+                           " bytes");
   }
   const std::string dir = PartsDir(id);
   std::shared_ptr<Upload> upload = GetUpload(std::string(id));
@@ -323,28 +345,33 @@ Result<std::unique_ptr<Writer>> DirectoryStore::BeginPart(std::string_view id, u
   UniqueFd fd(open((dir + "/data").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
   if (!fd.valid()) return DiskStatus(dir);
   const uint64_t generation = ++upload->generation[number];
-  return std::unique_ptr<Writer>(std::make_unique<PartWriter>(std::move(fd), dir, number, part_length, upload, generation));
+  return std::unique_ptr<Writer>(
+      std::make_unique<PartWriter>(std::move(fd), dir, number, part_length, upload, generation));
 }
 
-Result<std::vector<std::string>> DirectoryStore::CompleteParts(std::string_view id, uint64_t size, uint64_t part_length) {
+Result<std::vector<std::string>> DirectoryStore::CompleteParts(std::string_view id, uint64_t size,
+                                                               uint64_t part_length) {
   RETURN_IF_ERROR(CheckBlob(id));
   if (part_length == 0) return InvalidArgument("parts of no bytes");
   const std::string dir = PartsDir(id);
   std::shared_ptr<Upload> upload = GetUpload(std::string(id));
   std::unique_lock lock(upload->mutex);
   if (upload->complete || !Exists(dir)) {
-    return FailedPrecondition(upload->complete || Exists(BlobPath(id)) ? "the blob is complete already" : "no part has been uploaded");
+    return FailedPrecondition(upload->complete || Exists(BlobPath(id)) ? "the blob is complete already"
+                                                                       : "no part has been uploaded");
   }
   const uint64_t count = std::max<uint64_t>(1, size / part_length + (size % part_length != 0));
   std::vector<std::string> md5s;
   for (uint64_t i = 0; i < count; ++i) {
     const std::string name = std::to_string(i + 1);
     auto note = ReadFile(dir + "/" + name, 100);
-    if (!note.ok()) return FailedPrecondition("part " + name + " of " + std::to_string(count) + " is missing");
+    if (!note.ok())
+      return FailedPrecondition("part " + name + " of " + std::to_string(count) + " is missing");
     const uint64_t wanted = std::min(part_length, size - i * part_length);
     const std::string prefix = std::to_string(wanted) + " ";
     if (!note->starts_with(prefix)) {
-      return DataLoss("part " + name + " has " + note->substr(0, note->find(' ')) + " bytes, expected " + std::to_string(wanted));
+      return DataLoss("part " + name + " has " + note->substr(0, note->find(' ')) + " bytes, expected " +
+                      std::to_string(wanted));
     }
     md5s.push_back(note->substr(prefix.size()));
   }
@@ -353,7 +380,8 @@ Result<std::vector<std::string>> DirectoryStore::CompleteParts(std::string_view 
   if (options_.durable && fdatasync(fd.get()) != 0) return DiskStatus(dir);
   RETURN_IF_ERROR(Publish(dir + "/data", BlobPath(id), options_.durable));
   upload->complete = true;
-  if (Status status = RemoveTree(dir); !status.ok()) LOG_WARN("parts of a complete blob stay", {{"blob", id}, {"error", status}});
+  if (Status status = RemoveTree(dir); !status.ok())
+    LOG_WARN("parts of a complete blob stay", {{"blob", id}, {"error", status}});
   return md5s;
 }
 
@@ -378,7 +406,8 @@ Status DirectoryStore::ObjectFromBlob(std::string_view blob_id, std::string_view
   RETURN_IF_ERROR(Check(stored, {.sha256_hex = std::string(sha256)}));
   RETURN_IF_ERROR(MakeDirs(Parent(target), 0700));
   const std::string own = "/proc/self/fd/" + std::to_string(reader.fd.get());
-  if (linkat(AT_FDCWD, own.c_str(), AT_FDCWD, target.c_str(), AT_SYMLINK_FOLLOW) == 0 || errno == EEXIST) return {};
+  if (linkat(AT_FDCWD, own.c_str(), AT_FDCWD, target.c_str(), AT_SYMLINK_FOLLOW) == 0 || errno == EEXIST)
+    return {};
   // Another file system, one without links, or a blob that was deleted meanwhile.
   ASSIGN_OR_RETURN(auto writer, BeginObject(sha256, reader.size));
   RETURN_IF_ERROR(each([&](std::string_view bytes) { return writer->Append(bytes); }));

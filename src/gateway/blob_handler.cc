@@ -13,7 +13,8 @@ namespace {
 
 constexpr std::string_view kPrefix = "/blob/";
 constexpr size_t kMostXml = 1 << 20;
-// The client looks for this sentence of the S3 protocol, and then tells its user that a file has changed meanwhile.
+// The client looks for this sentence of the S3 protocol, and then tells its user that a file has changed
+// meanwhile.
 constexpr std::string_view kMd5Mismatch = "The Content-MD5 you specified did not match what we received.";
 
 std::optional<uint64_t> Number(std::string_view text) {
@@ -27,7 +28,8 @@ int HexDigit(char c) { return c >= 'a' ? c - 'a' + 10 : c - '0'; }
 
 std::string HexDecode(std::string_view hex) {
   std::string raw;
-  for (size_t i = 0; i + 1 < hex.size(); i += 2) raw.push_back(static_cast<char>(HexDigit(hex[i]) << 4 | HexDigit(hex[i + 1])));
+  for (size_t i = 0; i + 1 < hex.size(); i += 2)
+    raw.push_back(static_cast<char>(HexDigit(hex[i]) << 4 | HexDigit(hex[i + 1])));
   return raw;
 }
 
@@ -46,7 +48,9 @@ std::optional<std::string> Md5FromBase64(std::string_view text) {
   return HexEncode(raw);
 }
 
-bool IsMd5Hex(std::string_view text) { return text.size() == 32 && text.find_first_not_of("0123456789abcdef") == text.npos; }
+bool IsMd5Hex(std::string_view text) {
+  return text.size() == 32 && text.find_first_not_of("0123456789abcdef") == text.npos;
+}
 
 // The ETags of a CompleteMultipartUpload document, in order, without quotes.
 std::vector<std::string> EtagsOf(std::string_view xml) {
@@ -87,7 +91,8 @@ std::optional<Range> ParseRange(std::string_view header, uint64_t size) {
   if (dash == header.npos || header.find(',') != header.npos) return std::nullopt;
   const std::string_view from = header.substr(0, dash), to = header.substr(dash + 1);
   const auto first = Number(from), last = Number(to);
-  if ((!from.empty() && !first) || (!to.empty() && !last) || (from.empty() && to.empty())) return std::nullopt;
+  if ((!from.empty() && !first) || (!to.empty() && !last) || (from.empty() && to.empty()))
+    return std::nullopt;
   if (!first) return Range{size - std::min(size, *last), std::min(size, *last)};
   if (last && *last < *first) return std::nullopt;
   if (*first >= size) return Range{};
@@ -101,7 +106,8 @@ http::Response BlobHandler::Handle(http::Exchange& exchange) {
   if (response.ok()) return std::move(response).value();
   const Status& error = response.status();
   if (error.code() == Code::kResourceExhausted || error.code() == Code::kInternal) {
-    LOG_ERROR("a blob request failed", {{"method", exchange.request().method}, {"path", exchange.request().path}, {"error", error}});
+    LOG_ERROR("a blob request failed",
+              {{"method", exchange.request().method}, {"path", exchange.request().path}, {"error", error}});
   }
   return ErrorAnswer(error);
 }
@@ -122,8 +128,8 @@ Result<BlobHandler::Target> BlobHandler::ParseAndVerify(const http::Request& req
   object.remove_prefix(kPrefix.size());
   const auto size = Number(request.param("size")), expires = Number(request.param("expires"));
   if (!size || !expires || *expires > INT64_MAX) return PermissionDenied("this URL is not signed");
-  RETURN_IF_ERROR(signer_->Verify(request.method, object, *size, static_cast<int64_t>(*expires), request.param("signature"),
-                                  clock_->UnixNanos() / 1'000'000'000));
+  RETURN_IF_ERROR(signer_->Verify(request.method, object, *size, static_cast<int64_t>(*expires),
+                                  request.param("signature"), clock_->UnixNanos() / 1'000'000'000));
   // From here on the path is one that we made ourselves; it is parsed strictly all the same.
   Target target;
   target.size = *size;
@@ -148,8 +154,8 @@ Result<BlobHandler::Target> BlobHandler::ParseAndVerify(const http::Request& req
 Result<http::Response> BlobHandler::Put(http::Exchange& exchange, const Target& target) {
   const http::Request& request = exchange.request();
   if (request.has_length && request.content_length != target.size) {
-    return InvalidArgument("a body of " + std::to_string(request.content_length) + " bytes; this URL is for one of " +
-                           std::to_string(target.size));
+    return InvalidArgument("a body of " + std::to_string(request.content_length) +
+                           " bytes; this URL is for one of " + std::to_string(target.size));
   }
   blob::Expected expected{.size = target.size};
   if (const std::string_view announced = request.header("content-md5"); !announced.empty()) {
@@ -157,18 +163,23 @@ Result<http::Response> BlobHandler::Put(http::Exchange& exchange, const Target& 
     if (!md5) return InvalidArgument("Content-MD5 is not an MD5 in base64");
     expected.md5_hex = *md5;
   }
-  auto begun = target.kind == Target::Kind::kPart ? store_->BeginPart(target.id, target.number, target.part_length)
-                                                  : store_->BeginBlob(target.id, target.size);
+  auto begun = target.kind == Target::Kind::kPart
+                   ? store_->BeginPart(target.id, target.number, target.part_length)
+                   : store_->BeginBlob(target.id, target.size);
   ASSIGN_OR_RETURN(std::unique_ptr<blob::Writer> writer, std::move(begun));
   uint64_t received = 0;
   for (;;) {
     ASSIGN_OR_RETURN(const std::string bytes, exchange.ReadBody());
     if (bytes.empty()) break;
     received += bytes.size();
-    if (received > target.size) return InvalidArgument("a body of more than the " + std::to_string(target.size) + " bytes that were announced");
+    if (received > target.size)
+      return InvalidArgument("a body of more than the " + std::to_string(target.size) +
+                             " bytes that were announced");
     RETURN_IF_ERROR(writer->Append(bytes));
   }
-  if (received < target.size) return DataLoss("a body of " + std::to_string(received) + " bytes; " + std::to_string(target.size) + " were announced");
+  if (received < target.size)
+    return DataLoss("a body of " + std::to_string(received) + " bytes; " + std::to_string(target.size) +
+                    " were announced");
   auto stored = writer->Commit(expected);
   if (stored.status().code() == Code::kDataLoss) return InvalidArgument(std::string(kMd5Mismatch));
   if (!stored.ok()) return stored.status();
@@ -186,12 +197,15 @@ Result<http::Response> BlobHandler::Complete(http::Exchange& exchange, const Tar
     if (xml.size() > kMostXml) return InvalidArgument("a list of parts of more than 1 MiB");
   }
   const std::vector<std::string> announced = EtagsOf(xml);
-  if (!std::all_of(announced.begin(), announced.end(), IsMd5Hex)) return InvalidArgument("an ETag of the list is not one that a part was given");
+  if (!std::all_of(announced.begin(), announced.end(), IsMd5Hex))
+    return InvalidArgument("an ETag of the list is not one that a part was given");
   auto md5s = store_->CompleteParts(target.id, target.size, target.part_length);
   if (!md5s.ok()) {
     // A repeat whose first answer got lost. What was checked then is what the client holds now.
     const auto size = store_->BlobSize(target.id);
-    if (md5s.status().code() != Code::kFailedPrecondition || !size.ok() || *size != target.size || announced.empty()) return md5s.status();
+    if (md5s.status().code() != Code::kFailedPrecondition || !size.ok() || *size != target.size ||
+        announced.empty())
+      return md5s.status();
     md5s = announced;
   }
   if (!announced.empty() && announced != *md5s) {
@@ -200,8 +214,8 @@ Result<http::Response> BlobHandler::Complete(http::Exchange& exchange, const Tar
   }
   http::Response response;
   response.headers.emplace_back("Content-Type", "application/xml");
-  response.body = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<CompleteMultipartUploadResult><ETag>\"" + MultipartEtag(*md5s) +
-                  "\"</ETag></CompleteMultipartUploadResult>\n";
+  response.body = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<CompleteMultipartUploadResult><ETag>\"" +
+                  MultipartEtag(*md5s) + "\"</ETag></CompleteMultipartUploadResult>\n";
   return response;
 }
 
@@ -223,7 +237,8 @@ Result<http::Response> BlobHandler::Get(const http::Request& request, const Targ
     response.file_offset = range->first;
     response.file_length = range->length;
     response.headers.emplace_back("Content-Range", "bytes " + std::to_string(range->first) + "-" +
-                                                       std::to_string(range->first + range->length - 1) + "/" + std::to_string(reader.size));
+                                                       std::to_string(range->first + range->length - 1) +
+                                                       "/" + std::to_string(reader.size));
   }
   response.file_fd = reader.fd.release();
   return response;

@@ -1,9 +1,10 @@
-// Blobs over HTTP, by signed URL and without a token: PUT of a whole blob or of a part, POST that completes parts, GET and
-// HEAD with ranges. docs/formats/blob-urls.md. Bodies are streamed to and from the store.
+// Blobs over HTTP, by signed URL and without a token: PUT of a whole blob or of a part, POST that completes
+// parts, GET and HEAD with ranges. docs/formats/blob-urls.md. Bodies are streamed to and from the store.
 //
 // Thread-safety: Handle from any thread; it blocks. Ownership: store, signer and clock outlive it.
-// Errors: 403 for a signature that is wrong or has expired, 404, 400 for a body that isn't what was announced (nothing of it
-// is kept), 409 for parts that are missing, 416, 507 on a full disk. Each with a sentence as its body.
+// Errors: 403 for a signature that is wrong or has expired, 404, 400 for a body that isn't what was announced
+// (nothing of it is kept), 409 for parts that are missing, 416, 507 on a full disk. Each with a sentence as
+// its body.
 #pragma once
 
 #include "base/clock.h"
@@ -15,7 +16,8 @@ namespace lydian::gateway {
 
 class BlobHandler : public http::Handler {
  public:
-  BlobHandler(blob::BlobStore* store, const blob::UrlSigner* signer, const Clock* clock) : store_(store), signer_(signer), clock_(clock) {}
+  BlobHandler(blob::BlobStore* store, const blob::UrlSigner* signer, const Clock* clock)
+      : store_(store), signer_(signer), clock_(clock) {}
   http::Response Handle(http::Exchange& exchange) override;
 
  private:

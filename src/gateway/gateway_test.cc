@@ -17,7 +17,8 @@ using testing::Not;
 
 class FakeExchange : public http::Exchange {
  public:
-  FakeExchange(std::string method, const std::string& target, std::string body = "") : body_(std::move(body)) {
+  FakeExchange(std::string method, const std::string& target, std::string body = "")
+      : body_(std::move(body)) {
     request_.method = std::move(method);
     request_.target = target;
     const size_t mark = target.find('?');
@@ -59,7 +60,8 @@ std::string BodyOf(http::Response& response) {
   if (response.file_fd < 0) return response.body;
   UniqueFd fd(response.file_fd);
   std::string bytes(response.file_length, '\0');
-  EXPECT_EQ(pread(fd.get(), bytes.data(), bytes.size(), static_cast<off_t>(response.file_offset)), static_cast<ssize_t>(bytes.size()));
+  EXPECT_EQ(pread(fd.get(), bytes.data(), bytes.size(), static_cast<off_t>(response.file_offset)),
+            static_cast<ssize_t>(bytes.size()));
   return bytes;
 }
 
@@ -85,7 +87,8 @@ class BlobHandlerTest : public testing::Test {
 };
 
 TEST_F(BlobHandlerTest, PutsAndGets) {
-  http::Response put = Do(FakeExchange("PUT", Url("PUT", "bl-one", 5), "hello").Header("content-md5", "XUFAKrxLKna5cZ2REBfFkg=="));
+  http::Response put = Do(FakeExchange("PUT", Url("PUT", "bl-one", 5), "hello")
+                              .Header("content-md5", "XUFAKrxLKna5cZ2REBfFkg=="));
   EXPECT_EQ(put.status, 200) << put.body;
   EXPECT_EQ(HeaderOf(put, "ETag"), "\"5d41402abc4b2a76b9719d911017c592\"");
   http::Response got = Do({"GET", Url("GET", "bl-one", 5)});
@@ -101,13 +104,20 @@ TEST_F(BlobHandlerTest, PutsAndGets) {
 
 TEST_F(BlobHandlerTest, Ranges) {
   ASSERT_TRUE(store_->PutBlob("bl-one", "0123456789").ok());
-  const auto range = [&](const std::string& value) { return Do(FakeExchange("GET", Url("GET", "bl-one", 10)).Header("range", value)); };
+  const auto range = [&](const std::string& value) {
+    return Do(FakeExchange("GET", Url("GET", "bl-one", 10)).Header("range", value));
+  };
   const std::vector<std::tuple<std::string, int, std::string, std::string>> cases = {
-      {"bytes=2-4", 206, "234", "bytes 2-4/10"},   {"bytes=7-", 206, "789", "bytes 7-9/10"},
-      {"bytes=-3", 206, "789", "bytes 7-9/10"},    {"bytes=0-99", 206, "0123456789", "bytes 0-9/10"},
-      {"bytes=-99", 206, "0123456789", "bytes 0-9/10"}, {"bytes=4-2", 200, "0123456789", ""},
-      {"bytes=0-1,3-4", 200, "0123456789", ""},    {"lines=1-2", 200, "0123456789", ""},
-      {"bytes=a-b", 200, "0123456789", ""},        {"bytes=-", 200, "0123456789", ""},
+      {"bytes=2-4", 206, "234", "bytes 2-4/10"},
+      {"bytes=7-", 206, "789", "bytes 7-9/10"},
+      {"bytes=-3", 206, "789", "bytes 7-9/10"},
+      {"bytes=0-99", 206, "0123456789", "bytes 0-9/10"},
+      {"bytes=-99", 206, "0123456789", "bytes 0-9/10"},
+      {"bytes=4-2", 200, "0123456789", ""},
+      {"bytes=0-1,3-4", 200, "0123456789", ""},
+      {"lines=1-2", 200, "0123456789", ""},
+      {"bytes=a-b", 200, "0123456789", ""},
+      {"bytes=-", 200, "0123456789", ""},
       {"bytes=10-", 416, "the blob has 10 bytes\n", "bytes */10"}};
   for (const auto& [value, status, body, content_range] : cases) {
     http::Response response = range(value);
@@ -128,10 +138,13 @@ TEST_F(BlobHandlerTest, BodiesThatWereNotAnnouncedAreRefused) {
   FakeExchange cut("PUT", Url("PUT", "bl-one", 5), "hello");
   cut.cut = true;
   EXPECT_EQ(Do(cut).status, 400);
-  http::Response wrong = Do(FakeExchange("PUT", Url("PUT", "bl-one", 5), "hallo").Header("content-md5", "XUFAKrxLKna5cZ2REBfFkg=="));
+  http::Response wrong = Do(FakeExchange("PUT", Url("PUT", "bl-one", 5), "hallo")
+                                .Header("content-md5", "XUFAKrxLKna5cZ2REBfFkg=="));
   EXPECT_EQ(wrong.status, 400);
   EXPECT_THAT(wrong.body, HasSubstr("The Content-MD5 you specified did not match what we received."));
-  EXPECT_EQ(Do(FakeExchange("PUT", Url("PUT", "bl-one", 5), "hello").Header("content-md5", "nonsense")).status, 400);
+  EXPECT_EQ(
+      Do(FakeExchange("PUT", Url("PUT", "bl-one", 5), "hello").Header("content-md5", "nonsense")).status,
+      400);
   EXPECT_EQ(store_->OpenBlob("bl-one").status().code(), Code::kNotFound);
 }
 
@@ -166,13 +179,15 @@ TEST_F(BlobHandlerTest, Parts) {
   EXPECT_EQ(missing.body, "part 1 of 2 is missing\n");
   EXPECT_EQ(Do({"PUT", Url("PUT", "bl-one/part/1/4", 4), "abcd"}).status, 200);
   const std::string xml = "<CompleteMultipartUpload>\n<Part>\n<PartNumber>1</PartNumber>\n<ETag>\"" + one +
-                          "\"</ETag>\n</Part>\n<Part>\n<PartNumber>2</PartNumber>\n<ETag>\"" + two + "\"</ETag>\n</Part>\n</CompleteMultipartUpload>";
+                          "\"</ETag>\n</Part>\n<Part>\n<PartNumber>2</PartNumber>\n<ETag>\"" + two +
+                          "\"</ETag>\n</Part>\n</CompleteMultipartUpload>";
   for (int repeat = 0; repeat < 2; ++repeat) {
     http::Response done = Do({"POST", completion, xml});
     EXPECT_EQ(done.status, 200) << done.body;
     std::string raw;
     for (const std::string& hex : {one, two}) {
-      for (size_t i = 0; i < hex.size(); i += 2) raw.push_back(static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16)));
+      for (size_t i = 0; i < hex.size(); i += 2)
+        raw.push_back(static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16)));
     }
     EXPECT_THAT(done.body, HasSubstr("\"" + Md5Hex(raw) + "-2\""));
   }
@@ -196,7 +211,8 @@ class FakeSource : public PageSource {
 
 class PagesTest : public testing::Test {
  protected:
-  http::Response Do(const std::string& method, const std::string& target, const std::string& peer = "127.0.0.1") {
+  http::Response Do(const std::string& method, const std::string& target,
+                    const std::string& peer = "127.0.0.1") {
     FakeExchange exchange(method, target);
     exchange.request_.peer = peer;
     return pages_.Handle(exchange);
@@ -207,11 +223,16 @@ class PagesTest : public testing::Test {
 };
 
 TEST_F(PagesTest, AppPageNeedsItsKeyAndEscapes) {
-  source_.page = {.id = "ap-1", .name = "<script>alert(1)</script>", .environment = "main", .state = "running", .created_at = 1.7e9};
+  source_.page = {.id = "ap-1",
+                  .name = "<script>alert(1)</script>",
+                  .environment = "main",
+                  .state = "running",
+                  .created_at = 1.7e9};
   source_.page.living = true;
   source_.page.functions.push_back({.name = "f<b>", .waiting = 3});
   source_.page.tasks.push_back({.id = "ta-1", .function = "f", .state = "exit code 3", .started_at = 1.7e9});
-  source_.page.logs.push_back({.at = 1.7e9, .task_id = "ta-1", .text = "line & <more>\x1b[31m\n", .is_error = true});
+  source_.page.logs.push_back(
+      {.at = 1.7e9, .task_id = "ta-1", .text = "line & <more>\x1b[31m\n", .is_error = true});
   const std::string url = blob::AppPageUrl(signer_, "http://127.0.0.1:7070/", "ap-1");
   ASSERT_TRUE(url.starts_with("http://127.0.0.1:7070/app/ap-1?key="));
   http::Response page = Do("GET", url.substr(21));

@@ -1,8 +1,9 @@
-// The pages that people look at: an app's (its address, with a key in it, is printed by the client), /, /healthz, /metrics.
-// Plain HTML, no script. What it shows comes from a PageSource, which knows the apps.
+// The pages that people look at: an app's (its address, with a key in it, is printed by the client), /,
+// /healthz, /metrics. Plain HTML, no script. What it shows comes from a PageSource, which knows the apps.
 //
 // Thread-safety: Handle from any thread; it blocks. Ownership: source and signer outlive it.
-// Errors: 404 for an app that isn't there or a key that isn't its own (which of them is not told), 405, 503 when the source fails.
+// Errors: 404 for an app that isn't there or a key that isn't its own (which of them is not told), 405, 503
+// when the source fails.
 #pragma once
 
 #include <functional>

@@ -97,7 +97,8 @@ void Acceptor::Remove(uint64_t id) {
       if (here->second.listener == id) Drop(here);
     }
     if (auto it = listeners_.find(id); it != listeners_.end()) {
-      // Closing is not enough: the socket lives on in whoever we duplicated it from, and with it the registration.
+      // Closing is not enough: the socket lives on in whoever we duplicated it from, and with it the
+      // registration.
       epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, it->second.fd.get(), nullptr);
       listeners_.erase(it);
     }
@@ -147,7 +148,8 @@ void Acceptor::RunPosted() {
 void Acceptor::CloseLate() {
   if (deadlines_.empty()) return;
   const SteadyTime now = std::chrono::steady_clock::now();
-  while (!deadlines_.empty() && deadlines_.begin()->first <= now) Drop(waiting_.find(deadlines_.begin()->second));
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now)
+    Drop(waiting_.find(deadlines_.begin()->second));
 }
 
 void Acceptor::AcceptFrom(uint64_t id) {
@@ -167,7 +169,8 @@ void Acceptor::AcceptFrom(uint64_t id) {
   }
 }
 
-// Without a free descriptor the connection would stay in the queue and wake us for ever: it is taken and closed.
+// Without a free descriptor the connection would stay in the queue and wake us for ever: it is taken and
+// closed.
 void Acceptor::ShedOne(int listener) {
   LOG_ERROR("no file descriptor left for a connection: it was closed");
   spare_.reset();
@@ -190,7 +193,8 @@ void Acceptor::Look(int fd, bool peer_closed) {
   if (it == waiting_.end()) return;
   ssize_t count = 0;
   do {
-    count = recv(fd, peeked_.data(), it->second.http ? peeked_.size() : kPreface.size(), MSG_PEEK | MSG_DONTWAIT);
+    count =
+        recv(fd, peeked_.data(), it->second.http ? peeked_.size() : kPreface.size(), MSG_PEEK | MSG_DONTWAIT);
   } while (count < 0 && errno == EINTR);
   if (count < 0 && errno == EAGAIN) return;
   if (count <= 0) return Drop(it);

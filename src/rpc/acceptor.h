@@ -1,9 +1,10 @@
-// One thread for the whole process accepts connections of all servers and looks at their first bytes: the HTTP/2 preface
-// goes to gRPC; an HTTP/1.1 connection is handed over when a whole request header has arrived, and waits here again between
-// its requests. A connection that stays silent costs no thread and is closed in time.
+// One thread for the whole process accepts connections of all servers and looks at their first bytes: the
+// HTTP/2 preface goes to gRPC; an HTTP/1.1 connection is handed over when a whole request header has arrived,
+// and waits here again between its requests. A connection that stays silent costs no thread and is closed in
+// time.
 //
-// Thread-safety: all methods. Handlers run on the acceptor's thread and must not block. Ownership: listeners are
-// duplicated; a connection belongs to the acceptor until it is handed over.
+// Thread-safety: all methods. Handlers run on the acceptor's thread and must not block. Ownership: listeners
+// are duplicated; a connection belongs to the acceptor until it is handed over.
 #pragma once
 
 #include <cstdint>
@@ -27,10 +28,10 @@ inline constexpr size_t kMostHttpHeader = size_t{32} << 10;
 class Acceptor {
  public:
   struct Handlers {
-    std::function<bool(int fd)> admit;           // a new connection; false closes it
+    std::function<bool(int fd)> admit;  // a new connection; false closes it
     std::function<void(UniqueFd fd)> on_grpc;
-    std::function<void(UniqueFd fd)> on_http;    // a whole header is there (or more than kMostHttpHeader bytes)
-    std::function<void(int fd)> on_drop;         // a connection that waited here is about to be closed
+    std::function<void(UniqueFd fd)> on_http;  // a whole header is there (or more than kMostHttpHeader bytes)
+    std::function<void(int fd)> on_drop;       // a connection that waited here is about to be closed
   };
 
   // The process's one, started at first use; never destroyed.
@@ -39,7 +40,8 @@ class Acceptor {
   Result<uint64_t> Listen(int listener, Handlers handlers);
   // Takes an HTTP connection back until its next request's header is there.
   void Park(uint64_t id, UniqueFd fd);
-  // Stops accepting for `id` and closes what waits. No handler of it runs when this returns. Not from a handler.
+  // Stops accepting for `id` and closes what waits. No handler of it runs when this returns. Not from a
+  // handler.
   void Remove(uint64_t id);
 
  private:
@@ -68,7 +70,8 @@ class Acceptor {
   void Drop(std::map<int, Waiting>::iterator waiting);
 
   UniqueFd epoll_, wake_;
-  UniqueFd spare_;  // given up for a moment to accept and close a connection when the process has no descriptor left
+  UniqueFd spare_;    // given up for a moment to accept and close a connection when the process has no
+                      // descriptor left
   std::mutex mutex_;  // guards the three below
   std::vector<Task> posted_;
   bool woken_ = false;

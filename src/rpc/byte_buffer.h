@@ -16,7 +16,8 @@ inline grpc::ByteBuffer ToByteBuffer(std::string message) {
     return grpc::ByteBuffer(&slice, 1);
   }
   auto* kept = new std::string(std::move(message));
-  grpc::Slice slice(kept->data(), kept->size(), [](void* text) { delete static_cast<std::string*>(text); }, kept);
+  grpc::Slice slice(
+      kept->data(), kept->size(), [](void* text) { delete static_cast<std::string*>(text); }, kept);
   return grpc::ByteBuffer(&slice, 1);
 }
 
@@ -25,6 +26,8 @@ inline bool ToContiguous(const grpc::ByteBuffer& buffer, grpc::Slice* slice) {
   return buffer.TrySingleSlice(slice).ok() || buffer.DumpToSingleSlice(slice).ok();
 }
 
-inline std::string_view View(const grpc::Slice& slice) { return {reinterpret_cast<const char*>(slice.begin()), slice.size()}; }
+inline std::string_view View(const grpc::Slice& slice) {
+  return {reinterpret_cast<const char*>(slice.begin()), slice.size()};
+}
 
 }  // namespace lydian::rpc

@@ -20,12 +20,13 @@ grpc::Status ToGrpc(const Status& status) {
 SteadyTime ToSteady(gpr_timespec deadline) {
   if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) return SteadyTime::max();
   const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
-  return std::chrono::steady_clock::now() + std::chrono::seconds(left.tv_sec) + std::chrono::nanoseconds(left.tv_nsec);
+  return std::chrono::steady_clock::now() + std::chrono::seconds(left.tv_sec) +
+         std::chrono::nanoseconds(left.tv_nsec);
 }
 
-// Deadlines are ours, not gRPC's: when gRPC 1.51 ends a call at its deadline and the handler finishes it at the same moment, both
-// send trailers, and the official client drops its whole connection over the second ones. A call without a deadline (most) costs
-// nothing here.
+// Deadlines are ours, not gRPC's: when gRPC 1.51 ends a call at its deadline and the handler finishes it at
+// the same moment, both send trailers, and the official client drops its whole connection over the second
+// ones. A call without a deadline (most) costs nothing here.
 Strand& DeadlineTimers() {
   static Strand* const timers = new Strand("rpc-deadlines");
   return *timers;
@@ -62,10 +63,12 @@ class Headers {
   std::vector<Field> fields_;
 };
 
-// One call, from gRPC's to our side. gRPC holds it (through self_) until OnDone; handlers as long as they like.
+// One call, from gRPC's to our side. gRPC holds it (through self_) until OnDone; handlers as long as they
+// like.
 //
-// States: open; finished_ (how it ends is known: answered, or its client is gone); sent_ (gRPC has been told). No gRPC
-// operation is started under the mutex; write_in_flight_, starting_read_ and sent_ say who may start which.
+// States: open; finished_ (how it ends is known: answered, or its client is gone); sent_ (gRPC has been
+// told). No gRPC operation is started under the mutex; write_in_flight_, starting_read_ and sent_ say who may
+// start which.
 class Call final : public Context, public Receiver, public std::enable_shared_from_this<Call> {
  public:
   Call(std::shared_ptr<CallHost> host, grpc::GenericCallbackServerContext* context)
@@ -157,8 +160,10 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     if (!cancelled()) {
       LOG_ERROR("a call was dropped by its handler without an answer", {{"method", full_method_}});
     }
-    Status status = cancelled() ? Unavailable("nobody waited for this call any more")
-                                : Internal(std::string(method()) + " was not answered: an error in Lydian, which it has logged");
+    Status status =
+        cancelled()
+            ? Unavailable("nobody waited for this call any more")
+            : Internal(std::string(method()) + " was not answered: an error in Lydian, which it has logged");
     if (method_->unary) {
       Reply(std::move(status));
     } else {
@@ -255,14 +260,16 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     Call* const call;
   };
 
-  // Handlers throw nothing. Should one do so all the same, gRPC would swallow it, lose count of the call, and never shut down.
+  // Handlers throw nothing. Should one do so all the same, gRPC would swallow it, lose count of the call, and
+  // never shut down.
   template <typename Fn>
   void Guarded(Fn fn) {
     try {
       fn();
     } catch (const std::exception& e) {
       LOG_ERROR("a handler threw an exception", {{"method", full_method_}, {"error", e.what()}});
-      End(Internal(std::string(method()) + " failed: an error in Lydian, which it has logged"), /*drop_queue=*/true);
+      End(Internal(std::string(method()) + " failed: an error in Lydian, which it has logged"),
+          /*drop_queue=*/true);
     }
   }
 
@@ -273,7 +280,8 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     }
     const MethodOptions& options = method_->entry.options;
     if (host_->authenticator) {
-      auto caller = host_->authenticator->Authenticate([this](std::string_view name) { return headers_.Get(name); }, method(), options);
+      auto caller = host_->authenticator->Authenticate(
+          [this](std::string_view name) { return headers_.Get(name); }, method(), options);
       if (!caller.ok()) return caller.status();
       caller_ = std::move(caller).value();
     }
@@ -299,15 +307,19 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
       return End(InvalidArgument(std::string(method()) + " needs a request message, and none came"));
     }
     grpc::Slice slice;
-    if (!ToContiguous(incoming_, &slice)) return End(ResourceExhausted("no memory for a request of " + std::to_string(incoming_.Length()) + " bytes"));
+    if (!ToContiguous(incoming_, &slice))
+      return End(
+          ResourceExhausted("no memory for a request of " + std::to_string(incoming_.Length()) + " bytes"));
     const std::string_view message = View(slice);
     method_->metrics.bytes_in.fetch_add(message.size(), std::memory_order_relaxed);
     if (message.size() > method_->entry.options.max_request_bytes) {
-      return End(ResourceExhausted(std::string(method()) + ": a message of " + std::to_string(message.size()) +
-                                   " bytes is over the limit of " + std::to_string(method_->entry.options.max_request_bytes)));
+      return End(ResourceExhausted(std::string(method()) + ": a message of " +
+                                   std::to_string(message.size()) + " bytes is over the limit of " +
+                                   std::to_string(method_->entry.options.max_request_bytes)));
     }
     if (method_->unary || method_->server_stream) return HandleOne(message);
-    if (Status status = reader_.on_message ? reader_.on_message(message) : Status(); !status.ok()) return End(std::move(status));
+    if (Status status = reader_.on_message ? reader_.on_message(message) : Status(); !status.ok())
+      return End(std::move(status));
     {
       std::lock_guard lock(mutex_);
       if (finished_) return;
@@ -445,7 +457,7 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
   RawReader reader_;
   grpc::ByteBuffer incoming_, outgoing_;
   std::shared_ptr<IdempotencyStore::Entry> entry_;  // set once, under the mutex
-  std::atomic<bool> given_up_{false};  // what handlers see as cancelled
+  std::atomic<bool> given_up_{false};               // what handlers see as cancelled
 
   mutable std::mutex mutex_;  // guards all below
   std::shared_ptr<Call> self_;
@@ -457,7 +469,8 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
   bool hold_reading_ = false, read_waits_ = false, starting_read_ = false;
 };
 
-// What a handler holds: notices when it is let go without an answer. Counted as outstanding until answered or let go.
+// What a handler holds: notices when it is let go without an answer. Counted as outstanding until answered or
+// let go.
 class Handle {
  public:
   explicit Handle(std::shared_ptr<Call> call) : call_(std::move(call)) { call_->host()->outstanding->Add(); }
@@ -506,7 +519,8 @@ class StreamHandle final : public RawStream {
 
 void Call::BeginStream(const Router::Fallback* fallback) {
   auto stream = std::make_shared<StreamHandle>(shared_from_this());
-  reader_ = fallback ? (*fallback)(full_method_, context(), std::move(stream)) : method_->bidi(context(), std::move(stream));
+  reader_ = fallback ? (*fallback)(full_method_, context(), std::move(stream))
+                     : method_->bidi(context(), std::move(stream));
   {
     std::lock_guard lock(mutex_);
     if (hold_reading_) {
@@ -523,12 +537,14 @@ void Call::HandleOne(std::string_view request) {
 }
 
 void Call::HandleUnary(std::string_view request) {
-  const std::string_view key = method_->entry.options.idempotent ? headers_.Get("x-idempotency-key") : std::string_view();
+  const std::string_view key =
+      method_->entry.options.idempotent ? headers_.Get("x-idempotency-key") : std::string_view();
   if (!key.empty()) {
     IdempotencyStore& store = host_->router->impl().idempotency;
     std::string replay;
     std::shared_ptr<IdempotencyStore::Entry> entry;
-    const auto role = store.Begin(IdempotencyKey(caller_, full_method_, key), shared_from_this(), &entry, &replay);
+    const auto role =
+        store.Begin(IdempotencyKey(caller_, full_method_, key), shared_from_this(), &entry, &replay);
     if (role == IdempotencyStore::Role::kReplay) return EndUnary(std::move(replay));
     bool gone = false;
     {
@@ -540,12 +556,15 @@ void Call::HandleUnary(std::string_view request) {
     if (role == IdempotencyStore::Role::kJoined) return;
   }
   auto handle = std::make_shared<ReplyHandle>(shared_from_this());
-  method_->unary(request, context(), [handle = std::move(handle)](Result<std::string> answer) { handle->Answer(std::move(answer)); });
+  method_->unary(request, context(), [handle = std::move(handle)](Result<std::string> answer) {
+    handle->Answer(std::move(answer));
+  });
 }
 
 }  // namespace
 
-grpc::ServerGenericBidiReactor* StartCall(const std::shared_ptr<CallHost>& host, grpc::GenericCallbackServerContext* context) {
+grpc::ServerGenericBidiReactor* StartCall(const std::shared_ptr<CallHost>& host,
+                                          grpc::GenericCallbackServerContext* context) {
   return std::make_shared<Call>(host, context)->Begin();
 }
 

@@ -1,4 +1,5 @@
-// The gRPC side of the router: makes a reactor for each call. Private to call.cc and server.cc, which alone see grpc:: types.
+// The gRPC side of the router: makes a reactor for each call. Private to call.cc and server.cc, which alone
+// see grpc:: types.
 #pragma once
 
 #include <grpcpp/generic/async_generic_service.h>
@@ -17,6 +18,7 @@ struct CallHost {
   bool unix_socket = false;
 };
 
-grpc::ServerGenericBidiReactor* StartCall(const std::shared_ptr<CallHost>& host, grpc::GenericCallbackServerContext* context);
+grpc::ServerGenericBidiReactor* StartCall(const std::shared_ptr<CallHost>& host,
+                                          grpc::GenericCallbackServerContext* context);
 
 }  // namespace lydian::rpc

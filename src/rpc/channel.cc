@@ -14,7 +14,8 @@
 namespace lydian::rpc {
 namespace {
 
-// gRPC keeps one pool of connections per process and target; a channel argument that differs makes a channel's own.
+// gRPC keeps one pool of connections per process and target; a channel argument that differs makes a
+// channel's own.
 grpc::ChannelArguments Arguments() {
   static std::atomic<int> count{0};
   grpc::ChannelArguments arguments;
@@ -34,7 +35,8 @@ grpc::ChannelArguments Arguments() {
 
 std::chrono::system_clock::time_point ToSystem(SteadyTime deadline) {
   const auto left = deadline - std::chrono::steady_clock::now();
-  return std::chrono::system_clock::now() + std::chrono::duration_cast<std::chrono::system_clock::duration>(left);
+  return std::chrono::system_clock::now() +
+         std::chrono::duration_cast<std::chrono::system_clock::duration>(left);
 }
 
 Status FromGrpc(const grpc::Status& status) {
@@ -152,8 +154,8 @@ class CallImpl final : public ClientCall, public grpc::ClientBidiReactor<grpc::B
     Pump();
   }
 
-  // The operations begin under the mutex, so that none begins once reading has ended and the hold may be gone.
-  // Reactions run on gRPC's own threads, never inside the call that begins an operation.
+  // The operations begin under the mutex, so that none begins once reading has ended and the hold may be
+  // gone. Reactions run on gRPC's own threads, never inside the call that begins an operation.
   void Pump() {
     std::lock_guard lock(mutex_);
     if (write_in_flight_ || ended_ || writes_done_sent_) return;
@@ -204,8 +206,8 @@ class ChannelImpl final : public Channel {
   explicit ChannelImpl(const std::string& target)
       : stub_(grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), Arguments())) {}
 
-  std::shared_ptr<ClientCall> Start(std::string_view full_method, const Metadata& metadata, ClientCallbacks callbacks,
-                                    SteadyTime deadline) override {
+  std::shared_ptr<ClientCall> Start(std::string_view full_method, const Metadata& metadata,
+                                    ClientCallbacks callbacks, SteadyTime deadline) override {
     auto call = std::make_shared<CallImpl>(std::move(callbacks));
     for (const auto& [name, value] : metadata) call->context().AddMetadata(name, value);
     if (deadline != SteadyTime::max()) call->context().set_deadline(ToSystem(deadline));
@@ -224,8 +226,8 @@ std::unique_ptr<Channel> Channel::Create(const std::string& target) {
   return std::make_unique<ChannelImpl>(target);
 }
 
-Result<std::string> Channel::CallBlocking(std::string_view full_method, const std::string& request, const Metadata& metadata,
-                                          Millis timeout) {
+Result<std::string> Channel::CallBlocking(std::string_view full_method, const std::string& request,
+                                          const Metadata& metadata, Millis timeout) {
   struct State {
     std::mutex mutex;  // guards the rest
     std::condition_variable changed;

@@ -39,11 +39,12 @@ class Channel {
   // "unix:/path" or "host:port" (plaintext).
   static std::unique_ptr<Channel> Create(const std::string& target);
   virtual ~Channel() = default;
-  virtual std::shared_ptr<ClientCall> Start(std::string_view full_method, const Metadata& metadata, ClientCallbacks callbacks,
+  virtual std::shared_ptr<ClientCall> Start(std::string_view full_method, const Metadata& metadata,
+                                            ClientCallbacks callbacks,
                                             SteadyTime deadline = SteadyTime::max()) = 0;
   // A unary call that waits, for the command line and tests.
-  Result<std::string> CallBlocking(std::string_view full_method, const std::string& request, const Metadata& metadata = {},
-                                   Millis timeout = Millis(10'000));
+  Result<std::string> CallBlocking(std::string_view full_method, const std::string& request,
+                                   const Metadata& metadata = {}, Millis timeout = Millis(10'000));
 };
 
 }  // namespace lydian::rpc

@@ -15,17 +15,17 @@
 namespace lydian::http {
 
 struct Request {
-  std::string method;   // "GET"
-  std::string path;     // decoded, without query
-  std::string target;   // as sent
+  std::string method;                                        // "GET"
+  std::string path;                                          // decoded, without query
+  std::string target;                                        // as sent
   std::vector<std::pair<std::string, std::string>> query;    // decoded
   std::vector<std::pair<std::string, std::string>> headers;  // names in lower case
   bool has_length = false;
   uint64_t content_length = 0;
-  std::string peer;     // "127.0.0.1" or "unix"
+  std::string peer;  // "127.0.0.1" or "unix"
 
-  std::string_view header(std::string_view name) const;      // "" if absent
-  std::string_view param(std::string_view name) const;       // "" if absent
+  std::string_view header(std::string_view name) const;  // "" if absent
+  std::string_view param(std::string_view name) const;   // "" if absent
 };
 
 struct Response {
@@ -43,7 +43,8 @@ class Exchange {
  public:
   virtual ~Exchange() = default;
   virtual const Request& request() const = 0;
-  // The next part of the body; empty at its end. An error when the client went away or sent less than it announced.
+  // The next part of the body; empty at its end. An error when the client went away or sent less than it
+  // announced.
   virtual Result<std::string> ReadBody(size_t most = 1 << 18) = 0;
 };
 

@@ -27,8 +27,8 @@ namespace {
 namespace beast = boost::beast;
 using boost::system::error_code;
 
-constexpr Millis kIdle(60'000);            // between two parts of a body, either way
-constexpr Millis kLinger(2'000);           // for a client that still sends when it has been refused
+constexpr Millis kIdle(60'000);   // between two parts of a body, either way
+constexpr Millis kLinger(2'000);  // for a client that still sends when it has been refused
 constexpr size_t kMostThreads = 64;
 constexpr Millis kIdleThread(30'000);
 constexpr uint64_t kMostDrained = 1 << 20;  // of a body nobody read, to keep the connection
@@ -110,7 +110,8 @@ class SocketStream {
   // After a failed call: waits if it may be tried again.
   bool Again(short events, error_code& ec, Millis most = kIdle) {
     if (errno == EINTR) return true;
-    if (errno != EAGAIN && errno != EWOULDBLOCK) return ec = error_code(errno, boost::system::system_category()), false;
+    if (errno != EAGAIN && errno != EWOULDBLOCK)
+      return ec = error_code(errno, boost::system::system_category()), false;
     pollfd wait{fd_, events, 0};
     const int ready = poll(&wait, 1, static_cast<int>(most.count()));
     if (ready == 0) return ec = boost::asio::error::timed_out, false;
@@ -121,7 +122,8 @@ class SocketStream {
   template <typename Buffers>
   size_t read_some(const Buffers& buffers, error_code& ec) {
     ec = {};
-    for (auto it = boost::asio::buffer_sequence_begin(buffers); it != boost::asio::buffer_sequence_end(buffers); ++it) {
+    for (auto it = boost::asio::buffer_sequence_begin(buffers);
+         it != boost::asio::buffer_sequence_end(buffers); ++it) {
       boost::asio::mutable_buffer buffer(*it);
       if (buffer.size() > 0) return static_cast<size_t>(Receive(buffer.data(), buffer.size(), ec));
     }
@@ -171,8 +173,9 @@ void ParseTarget(http::Request& request) {
     std::replace(pair.begin(), pair.end(), '+', ' ');
     const size_t equals = pair.find('=');
     const std::string_view view = pair;
-    request.query.emplace_back(http::PercentDecode(view.substr(0, equals)),
-                               equals == pair.npos ? std::string() : http::PercentDecode(view.substr(equals + 1)));
+    request.query.emplace_back(
+        http::PercentDecode(view.substr(0, equals)),
+        equals == pair.npos ? std::string() : http::PercentDecode(view.substr(equals + 1)));
   }
 }
 
@@ -207,7 +210,8 @@ class Connection : public http::Exchange {
     if (ec == boost::asio::error::eof || ec == beast::http::error::partial_message) {
       body_error_ = DataLoss("the client sent less than it announced");
     } else if (ec == boost::asio::error::timed_out) {
-      body_error_ = DeadlineExceeded("the client sent nothing for " + std::to_string(kIdle.count() / 1000) + " s");
+      body_error_ =
+          DeadlineExceeded("the client sent nothing for " + std::to_string(kIdle.count() / 1000) + " s");
     } else {
       body_error_ = Unavailable("the body could not be read: " + ec.message());
     }
@@ -257,7 +261,8 @@ class Connection : public http::Exchange {
     try {
       response = handler_.Handle(*this);
     } catch (const std::exception& e) {  // of a library below; ours throw nothing
-      LOG_ERROR("an HTTP handler failed", {{"method", request_.method}, {"path", request_.path}, {"error", e.what()}});
+      LOG_ERROR("an HTTP handler failed",
+                {{"method", request_.method}, {"path", request_.path}, {"error", e.what()}});
       response = {};
       response.status = 500;
       response.body = "internal error\n";
@@ -300,7 +305,8 @@ class Connection : public http::Exchange {
   }
 
   void Refuse(const error_code& ec) {
-    if (ec == beast::http::error::end_of_stream || ec == boost::asio::error::eof || ec.category() == boost::system::system_category()) {
+    if (ec == beast::http::error::end_of_stream || ec == boost::asio::error::eof ||
+        ec.category() == boost::system::system_category()) {
       return;
     }
     http::Response response;

@@ -1,5 +1,6 @@
-// Serves HTTP/1.1 on connections that are handed to it. An exchange runs on a thread of a pool that the process shares and
-// that grows as needed; between exchanges a connection waits elsewhere (`park`) and costs no thread.
+// Serves HTTP/1.1 on connections that are handed to it. An exchange runs on a thread of a pool that the
+// process shares and that grows as needed; between exchanges a connection waits elsewhere (`park`) and costs
+// no thread.
 //
 // Thread-safety: all methods. Ownership: a connection is the server's from Serve to `park` or `on_close`.
 #pragma once
@@ -17,7 +18,8 @@ namespace lydian::rpc {
 
 class HttpServer : public std::enable_shared_from_this<HttpServer> {
  public:
-  HttpServer(std::shared_ptr<http::Handler> handler, std::function<void(UniqueFd)> park, std::function<void()> on_close)
+  HttpServer(std::shared_ptr<http::Handler> handler, std::function<void(UniqueFd)> park,
+             std::function<void()> on_close)
       : handler_(std::move(handler)), park_(std::move(park)), on_close_(std::move(on_close)) {}
 
   void Serve(UniqueFd fd);

@@ -1,14 +1,14 @@
 // HTTP/1.1 on the port that also serves gRPC.
+#include "rpc/http.h"
+
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
-#include <fcntl.h>
-
 #include <thread>
 
 #include "rpc/channel.h"
-#include "rpc/http.h"
 #include "rpc/server.h"
 #include "rpc/test_util.h"
 
@@ -49,8 +49,8 @@ class Handler : public http::Handler {
       size += part->size();
     }
     response.headers = {{"X-One", "1"}, {"X-Bad", "a\r\nInjected: yes"}};
-    response.body = request.method + " " + request.path + " q=" + std::string(request.param("q")) + " " + std::to_string(size) +
-                    " from " + request.peer;
+    response.body = request.method + " " + request.path + " q=" + std::string(request.param("q")) + " " +
+                    std::to_string(size) + " from " + request.peer;
     return response;
   }
   std::string path;
@@ -62,7 +62,8 @@ class HttpTest : public testing::Test {
     handler_->path = dir_.path() + "/f";
     ASSERT_TRUE(WriteFileAtomic(handler_->path, "0123456789").ok());
     auto router = std::make_shared<Router>();
-    router->AddUnary("t.S", "Echo", [](std::string_view request, Ctx, RawReply reply) { reply(std::string(request)); });
+    router->AddUnary("t.S", "Echo",
+                     [](std::string_view request, Ctx, RawReply reply) { reply(std::string(request)); });
     auto listener = Listen("127.0.0.1:0");
     ASSERT_TRUE(listener.ok()) << listener.status();
     port_ = PortOf(listener->get());
@@ -97,7 +98,8 @@ class HttpTest : public testing::Test {
 };
 
 TEST_F(HttpTest, AnswersBesideGrpc) {
-  const std::string answer = Exchange("GET /a%20b?q=1%202+3&r HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  const std::string answer =
+      Exchange("GET /a%20b?q=1%202+3&r HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 200 OK\r\n"));
   EXPECT_THAT(answer, EndsWith("\r\n\r\nGET /a b q=1 2 3 0 from 127.0.0.1"));
   EXPECT_THAT(answer, HasSubstr("X-One: 1\r\n"));
@@ -119,7 +121,10 @@ TEST_F(HttpTest, KeepsConnectionsAndPipelines) {
 
 TEST_F(HttpTest, BodiesInPieces) {
   UniqueFd fd = Connect(port_);
-  ASSERT_TRUE(WriteAll(fd.get(), "PUT /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n5\r\nhello\r\n").ok());
+  ASSERT_TRUE(
+      WriteAll(fd.get(),
+               "PUT /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n5\r\nhello\r\n")
+          .ok());
   std::this_thread::sleep_for(20ms);
   ASSERT_TRUE(WriteAll(fd.get(), "6\r\n world\r\n0\r\n\r\n").ok());
   EXPECT_THAT(ReadToEnd(fd.get()), HasSubstr("PUT /c q= 11 "));
@@ -128,7 +133,9 @@ TEST_F(HttpTest, BodiesInPieces) {
 TEST_F(HttpTest, LargeBody) {
   UniqueFd fd = Connect(port_);
   const size_t size = size_t{256} << 20;
-  ASSERT_TRUE(WriteAll(fd.get(), "PUT /big HTTP/1.1\r\nConnection: close\r\nContent-Length: " + std::to_string(size) + "\r\n\r\n").ok());
+  ASSERT_TRUE(WriteAll(fd.get(), "PUT /big HTTP/1.1\r\nConnection: close\r\nContent-Length: " +
+                                     std::to_string(size) + "\r\n\r\n")
+                  .ok());
   const std::string part(1 << 20, 'x');
   for (size_t i = 0; i < size / part.size(); ++i) ASSERT_TRUE(WriteAll(fd.get(), part).ok());
   EXPECT_THAT(ReadToEnd(fd.get()), HasSubstr(std::to_string(size)));
@@ -136,12 +143,16 @@ TEST_F(HttpTest, LargeBody) {
 
 TEST_F(HttpTest, ContinueIsSentWhenTheBodyIsWanted) {
   UniqueFd fd = Connect(port_);
-  ASSERT_TRUE(WriteAll(fd.get(), "PUT /e HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\nConnection: close\r\n\r\n").ok());
+  ASSERT_TRUE(
+      WriteAll(fd.get(),
+               "PUT /e HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\nConnection: close\r\n\r\n")
+          .ok());
   EXPECT_EQ(ReadUntil(fd.get(), "\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
   ASSERT_TRUE(WriteAll(fd.get(), "ok").ok());
   EXPECT_THAT(ReadToEnd(fd.get()), HasSubstr("PUT /e q= 2 "));
   fd = Connect(port_);
-  ASSERT_TRUE(WriteAll(fd.get(), "PUT /refuse HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n").ok());
+  ASSERT_TRUE(
+      WriteAll(fd.get(), "PUT /refuse HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n").ok());
   EXPECT_THAT(ReadToEnd(fd.get()), StartsWith("HTTP/1.1 403 "));
 }
 
@@ -163,15 +174,18 @@ TEST_F(HttpTest, RefusalReachesAClientThatIsStillSending) {
 }
 
 TEST_F(HttpTest, HeadAndFiles) {
-  EXPECT_THAT(Exchange("GET /file HTTP/1.1\r\nConnection: close\r\n\r\n"), EndsWith("Content-Length: 5\r\nConnection: close\r\n\r\n34567"));
-  EXPECT_THAT(Exchange("HEAD /file HTTP/1.1\r\nConnection: close\r\n\r\n"), EndsWith("Content-Length: 5\r\nConnection: close\r\n\r\n"));
+  EXPECT_THAT(Exchange("GET /file HTTP/1.1\r\nConnection: close\r\n\r\n"),
+              EndsWith("Content-Length: 5\r\nConnection: close\r\n\r\n34567"));
+  EXPECT_THAT(Exchange("HEAD /file HTTP/1.1\r\nConnection: close\r\n\r\n"),
+              EndsWith("Content-Length: 5\r\nConnection: close\r\n\r\n"));
   EXPECT_THAT(Exchange("HEAD /x HTTP/1.0\r\n\r\n"), EndsWith("\r\n\r\n"));
 }
 
 TEST_F(HttpTest, GarbageGetsA400AndNoHarm) {
   EXPECT_THAT(Exchange("\x01\x02nonsense\r\n\r\n"), StartsWith("HTTP/1.1 400 "));
   EXPECT_THAT(Exchange("GET /" + std::string(40'000, 'a') + " HTTP/1.1\r\n\r\n"), StartsWith("HTTP/1.1 4"));
-  EXPECT_THAT(Exchange("GET / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n"), StartsWith("HTTP/1.1 400 "));
+  EXPECT_THAT(Exchange("GET / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n"),
+              StartsWith("HTTP/1.1 400 "));
   EXPECT_THAT(Exchange("GET /throw HTTP/1.1\r\nConnection: close\r\n\r\n"), StartsWith("HTTP/1.1 500 "));
   Exchange("PRI * HTTP/2.0\r\n\r\nnot a preface at all, and some more bytes");
   std::string noise;
@@ -207,8 +221,11 @@ TEST_F(HttpTest, SilentConnectionsHoldUpNobody) {
 TEST_F(HttpTest, PeersOfAnotherUserAreRefusedAndConnectionsCounted) {
   auto router = std::make_shared<Router>();
   auto listener = Listen("unix:" + dir_.path() + "/own");
-  auto server = Server::Start({.router = router, .http = handler_, .require_peer_uid = getuid() + 1}, listener->get()).value();
-  EXPECT_EQ(Channel::Create("unix:" + dir_.path() + "/own")->CallBlocking("/t.S/Echo", "").status().code(), Code::kUnavailable);
+  auto server =
+      Server::Start({.router = router, .http = handler_, .require_peer_uid = getuid() + 1}, listener->get())
+          .value();
+  EXPECT_EQ(Channel::Create("unix:" + dir_.path() + "/own")->CallBlocking("/t.S/Echo", "").status().code(),
+            Code::kUnavailable);
   auto tcp = Listen("127.0.0.1:0");
   auto small = Server::Start({.router = router, .http = handler_, .max_connections = 2}, tcp->get()).value();
   const int port = PortOf(tcp->get());
@@ -219,7 +236,8 @@ TEST_F(HttpTest, PeersOfAnotherUserAreRefusedAndConnectionsCounted) {
   std::string answer;
   for (int i = 0; i < 100 && answer.empty(); ++i) {
     UniqueFd again = Connect(port);
-    if (WriteAll(again.get(), "GET / HTTP/1.1\r\nConnection: close\r\n\r\n").ok()) answer = ReadToEnd(again.get());
+    if (WriteAll(again.get(), "GET / HTTP/1.1\r\nConnection: close\r\n\r\n").ok())
+      answer = ReadToEnd(again.get());
     if (answer.empty()) std::this_thread::sleep_for(10ms);
   }
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 200"));
@@ -242,7 +260,8 @@ TEST_F(HttpTest, StopCutsWhatRuns) {
 TEST(Listeners, ServeAgainAfterStop) {
   TempDir dir;
   auto router = std::make_shared<Router>();
-  router->AddUnary("t.S", "Echo", [](std::string_view request, Ctx, RawReply reply) { reply(std::string(request)); });
+  router->AddUnary("t.S", "Echo",
+                   [](std::string_view request, Ctx, RawReply reply) { reply(std::string(request)); });
   auto listener = Listen("unix:" + dir.path() + "/s");
   for (int i = 0; i < 20; ++i) {
     auto server = Server::Start({.router = router}, listener->get()).value();

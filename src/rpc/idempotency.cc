@@ -5,7 +5,9 @@ namespace {
 // What an entry costs beside its texts: the node, the deque's slot, the control block.
 constexpr size_t kOverhead = 256;
 
-size_t Cost(const IdempotencyStore::Entry& entry) { return entry.key.size() * 2 + entry.response.size() + kOverhead; }
+size_t Cost(const IdempotencyStore::Entry& entry) {
+  return entry.key.size() * 2 + entry.response.size() + kOverhead;
+}
 }  // namespace
 
 IdempotencyStore::IdempotencyStore(size_t most_bytes, Millis keep, const Clock* clock)

@@ -1,8 +1,9 @@
-// Answers kept for repeats: the same caller, method and key within ten minutes gets the first answer again; a call that is
-// still at work is joined. In memory and bounded; what must survive a restart is journalled by its handler.
+// Answers kept for repeats: the same caller, method and key within ten minutes gets the first answer again; a
+// call that is still at work is joined. In memory and bounded; what must survive a restart is journalled by
+// its handler.
 //
-// Thread-safety: all methods. Ownership: receivers are held until answered. Only OK answers are kept: an error may be
-// passing, and a repeat runs again.
+// Thread-safety: all methods. Ownership: receivers are held until answered. Only OK answers are kept: an
+// error may be passing, and a repeat runs again.
 #pragma once
 
 #include <deque>
@@ -45,11 +46,12 @@ class IdempotencyStore {
   explicit IdempotencyStore(size_t most_bytes = size_t{64} << 20, Millis keep = std::chrono::minutes(10),
                             const Clock* clock = nullptr);
 
-  Role Begin(std::string key, std::shared_ptr<Receiver> receiver, std::shared_ptr<Entry>* entry, std::string* replay);
+  Role Begin(std::string key, std::shared_ptr<Receiver> receiver, std::shared_ptr<Entry>* entry,
+             std::string* replay);
   // Answers all who wait, and keeps an OK answer.
   void Complete(const std::shared_ptr<Entry>& entry, const Result<std::string>& answer);
-  // A receiver's client has gone. When nobody waits any more, tells the first to give up. An answer that comes all the
-  // same is kept for whoever repeats the call.
+  // A receiver's client has gone. When nobody waits any more, tells the first to give up. An answer that
+  // comes all the same is kept for whoever repeats the call.
   void Leave(const std::shared_ptr<Entry>& entry);
   size_t bytes() const;
 

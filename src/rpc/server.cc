@@ -37,7 +37,8 @@ class Service final : public grpc::CallbackGenericService {
   const std::shared_ptr<CallHost> host_;
 };
 
-// Counts connections. gRPC doesn't say when it closes one: a descriptor that is no longer the socket we gave it is gone.
+// Counts connections. gRPC doesn't say when it closes one: a descriptor that is no longer the socket we gave
+// it is gone.
 class ConnectionCount {
  public:
   explicit ConnectionCount(size_t most) : most_(most) {}
@@ -54,7 +55,7 @@ class ConnectionCount {
     --own_;
   }
   void HandedOver(int fd) {
-    struct stat status{};
+    struct stat status {};
     fstat(fd, &status);
     std::lock_guard lock(mutex_);
     --own_;
@@ -67,8 +68,9 @@ class ConnectionCount {
     if (now < next_sweep_) return;
     next_sweep_ = now + kSweepEvery;
     std::erase_if(handed_over_, [](const auto& connection) {
-      struct stat status{};
-      return fstat(connection.first, &status) != 0 || !S_ISSOCK(status.st_mode) || status.st_ino != connection.second;
+      struct stat status {};
+      return fstat(connection.first, &status) != 0 || !S_ISSOCK(status.st_mode) ||
+             status.st_ino != connection.second;
     });
   }
 
@@ -95,7 +97,8 @@ class ServerImpl final : public Server {
  public:
   ServerImpl(ServerOptions options, bool unix_socket)
       : options_(std::move(options)),
-        host_(std::make_shared<CallHost>(CallHost{options_.router, options_.authenticator, std::make_shared<Outstanding>(), unix_socket})),
+        host_(std::make_shared<CallHost>(
+            CallHost{options_.router, options_.authenticator, std::make_shared<Outstanding>(), unix_socket})),
         service_(host_),
         count_(options_.max_connections) {}
   ~ServerImpl() override { Stop(2000); }
@@ -112,7 +115,8 @@ class ServerImpl final : public Server {
     builder.AddChannelArgument(GRPC_ARG_ENABLE_DEADLINE_CHECKS, 0);  // call.cc keeps deadlines, and says why
     builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMostMetadata);
     if (!host_->unix_socket) {
-      // A peer that was unplugged is missed within minutes, not when TCP gives up. A unix peer can only be paused.
+      // A peer that was unplugged is missed within minutes, not when TCP gives up. A unix peer can only be
+      // paused.
       builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 120'000);
       builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
     }
@@ -121,7 +125,8 @@ class ServerImpl final : public Server {
     builder.SetResourceQuota(quota);
     builder.RegisterCallbackGenericService(&service_);
     using Type = grpc::ServerBuilder::experimental_type::ExternalConnectionType;
-    external_ = builder.experimental().AddExternalConnectionAcceptor(Type::FROM_FD, grpc::InsecureServerCredentials());
+    external_ = builder.experimental().AddExternalConnectionAcceptor(Type::FROM_FD,
+                                                                     grpc::InsecureServerCredentials());
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) return Internal("gRPC did not start a server");
     return Accept(listener);
@@ -135,7 +140,8 @@ class ServerImpl final : public Server {
     Acceptor::Get().Remove(listener_id_);
     if (http_) http_->Stop();
     server_->Shutdown(std::chrono::system_clock::now());
-    if (!host_->outstanding->WaitForNone(until)) LOG_WARN("handlers still hold calls after their server has stopped");
+    if (!host_->outstanding->WaitForNone(until))
+      LOG_WARN("handlers still hold calls after their server has stopped");
     server_.reset();
   }
 
@@ -144,7 +150,8 @@ class ServerImpl final : public Server {
     listening_ = listener;
     if (options_.http) {
       http_ = std::make_shared<HttpServer>(
-          options_.http, [this](UniqueFd fd) { Acceptor::Get().Park(listener_id_, std::move(fd)); }, [this] { count_.Closed(); });
+          options_.http, [this](UniqueFd fd) { Acceptor::Get().Park(listener_id_, std::move(fd)); },
+          [this] { count_.Closed(); });
     }
     Acceptor::Handlers handlers;
     handlers.admit = [this](int fd) { return Admit(fd); };
@@ -191,7 +198,8 @@ Result<UniqueFd> ListenUnix(const std::string& path, int mode) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path) {
-    return InvalidArgument("unix:" + path + ": a socket's path has 1 to " + std::to_string(sizeof address.sun_path - 1) + " bytes");
+    return InvalidArgument("unix:" + path + ": a socket's path has 1 to " +
+                           std::to_string(sizeof address.sun_path - 1) + " bytes");
   }
   memcpy(address.sun_path, path.data(), path.size());
   UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
@@ -199,7 +207,8 @@ Result<UniqueFd> ListenUnix(const std::string& path, int mode) {
   unlink(path.c_str());  // of a process that is gone
   // The mode of the inode that bind makes: nobody may connect between bind and a later chmod.
   if (fchmod(fd.get(), static_cast<mode_t>(mode)) != 0) return ErrnoStatus(path);
-  if (bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) return ErrnoStatus("unix:" + path);
+  if (bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0)
+    return ErrnoStatus("unix:" + path);
   if (chmod(path.c_str(), static_cast<mode_t>(mode)) != 0) return ErrnoStatus(path);
   if (listen(fd.get(), 1024) != 0) return ErrnoStatus("unix:" + path);
   return fd;
@@ -227,10 +236,12 @@ Result<UniqueFd> ListenTcp(const std::string& address) {
   return fd;
 }
 
-// gRPC prints what it thinks of peers' bytes, with the bytes (which may be a token). It goes to our log, for debugging, without them.
+// gRPC prints what it thinks of peers' bytes, with the bytes (which may be a token). It goes to our log, for
+// debugging, without them.
 void LogOfGrpc(gpr_log_func_args* args) {
   const std::string_view message = args->message == nullptr ? "" : args->message;
-  LOG_DEBUG("gRPC", {{"says", message.substr(0, message.find(" value="))}, {"at", args->file}, {"line", args->line}});
+  LOG_DEBUG("gRPC",
+            {{"says", message.substr(0, message.find(" value="))}, {"at", args->file}, {"line", args->line}});
 }
 
 struct IdleServer {

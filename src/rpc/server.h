@@ -1,8 +1,9 @@
-// A gRPC server over connections that we accept ourselves, from listening sockets that may belong to somebody else (`up`
-// keeps them over restarts). On each connection the first bytes decide: the HTTP/2 preface goes to gRPC, anything else
-// to the HTTP/1.1 handler.
+// A gRPC server over connections that we accept ourselves, from listening sockets that may belong to somebody
+// else (`up` keeps them over restarts). On each connection the first bytes decide: the HTTP/2 preface goes to
+// gRPC, anything else to the HTTP/1.1 handler.
 //
-// Thread-safety: all methods. Ownership: the server owns accepted connections; listening sockets stay open after Stop.
+// Thread-safety: all methods. Ownership: the server owns accepted connections; listening sockets stay open
+// after Stop.
 #pragma once
 
 #include <functional>
@@ -24,8 +25,8 @@ struct ServerOptions {
   std::shared_ptr<Authenticator> authenticator;  // one per server: it knows what kind of listener this is
   std::shared_ptr<http::Handler> http;           // null: HTTP/1.1 connections are closed
   size_t max_connections = 10'000;
-  size_t memory_limit_bytes = size_t{4} << 30;   // of requests in flight (gRPC's ResourceQuota)
-  uint32_t require_peer_uid = UINT32_MAX;        // unix sockets: only this uid
+  size_t memory_limit_bytes = size_t{4} << 30;  // of requests in flight (gRPC's ResourceQuota)
+  uint32_t require_peer_uid = UINT32_MAX;       // unix sockets: only this uid
 };
 
 class Server {
@@ -33,8 +34,8 @@ class Server {
   // Starts to accept from `listener` (TCP or unix), which is duplicated.
   static Result<std::unique_ptr<Server>> Start(ServerOptions options, int listener);
   virtual ~Server() = default;
-  // Stops accepting, cancels what runs (OnCancel), closes connections. Returns when all handlers' replies are dropped or
-  // `grace_ms` is over. Not from a handler.
+  // Stops accepting, cancels what runs (OnCancel), closes connections. Returns when all handlers' replies are
+  // dropped or `grace_ms` is over. Not from a handler.
   virtual void Stop(int grace_ms = 2000) = 0;
 };
 
