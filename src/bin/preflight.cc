@@ -58,11 +58,9 @@ Status CheckKernel(const UpOptions& options, const cli::StatePaths& paths, const
   runtime_options.init_path = init_path;
   runtime_options.address_range = options.address_range;
   std::string missing;
-#ifndef LYDIAN_NO_PROBE
   for (const runtime::Feature& feature : runtime::ProbeFeatures(runtime_options)) {
     if (feature.required && !feature.ok) missing += "\n  " + feature.name + " (" + feature.what_for + "): " + feature.found;
   }
-#endif
   if (missing.empty()) return OkStatus();
   return FailedPrecondition("this machine lacks what containers need:" + missing + "\n`lydian doctor` has the whole table");
 }

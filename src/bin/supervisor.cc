@@ -210,6 +210,7 @@ Status Supervisor::StartDue() {
 
 Status Supervisor::Run() {
   Status status;
+  Announce();  // all may have been adopted
   while (!stopping_ && status.ok()) {
     status = StartDue();
     if (status.ok()) status = Turn();
@@ -253,6 +254,10 @@ void Supervisor::OnReady(Daemon& daemon) {
   if (!ready) return;  // it has died or given up: its exit says the rest
   daemon.ready = daemon.was_ready = true;
   LOG_INFO("serves", {{"daemon", daemon.role}, {"pid", daemon.pid}});
+  Announce();
+}
+
+void Supervisor::Announce() {
   bool all = std::all_of(daemons_.begin(), daemons_.end(), [](const Daemon& d) { return d.ready; });
   if (all && !announced_) {
     announced_ = true;

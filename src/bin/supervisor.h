@@ -77,6 +77,7 @@ class Supervisor {
   void OnSignals();
   void Reap();
   void OnReady(Daemon& daemon);
+  void Announce();  // once, when all serve
   void OnDeath(Daemon& daemon, const std::string& how);
   Status WhyNot(const Daemon& daemon) const;
   void StopAll();

@@ -73,12 +73,10 @@ int Doctor(const std::string& state, const std::string& address_range) {
   bool root = ::geteuid() == 0;
   Row(root, true, "root", root ? "yes" : "uid " + std::to_string(::geteuid()), "containers; run this as root to see the rest", "");
   fine &= root;
-#ifndef LYDIAN_NO_PROBE
   for (const runtime::Feature& feature : runtime::ProbeFeatures(options)) {
     Row(feature.ok, feature.required, feature.name, feature.found, feature.what_for, feature.instead);
     fine &= feature.ok || !feature.required;
   }
-#endif
   std::printf("\n%-8s %-26s %-34s %s\n", "", "TOOLS", "FOUND", "WHAT FOR");
   for (const Tool& tool : kTools) {
     std::string found = FindTool(tool.name);

@@ -218,6 +218,17 @@ TEST_F(ProcsTest, ANewUpAdoptsWhatAKilledOneLeft) {
   EXPECT_EQ(Pid("spawner"), 0);
 }
 
+TEST_F(ProcsTest, ANewUpThatFindsAllOfThemIsReadyAtOnce) {
+  auto [out, up] = StartUp("127.0.0.1:0");
+  ReadUntil(out.get(), "stop ");
+  ::kill(up, SIGKILL);
+  ::waitpid(up, nullptr, 0);
+  auto [out2, up2] = StartUp("127.0.0.1:0", "background");
+  EXPECT_NE(ReadUntil(out2.get(), "lydian down").find("Lydian is up."), std::string::npos);
+  EXPECT_EQ(RunDown(paths_.root), 0);
+  EXPECT_EQ(Pid("control"), 0);
+}
+
 TEST_F(ProcsTest, TheApiSocketLivesOnInTheSpawnerWhenUpAndControlDie) {
   auto [out, up] = StartUp("127.0.0.1:0");
   ReadUntil(out.get(), "stop ");
