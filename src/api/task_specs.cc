@@ -82,6 +82,10 @@ Result<TaskSpec> TaskSpecs::Make(const std::string& function_id) {
   ASSIGN_OR_RETURN(auto app, objects_->apps().ById(function.app_id));
   ASSIGN_OR_RETURN(auto stored, objects_->functions().DefinitionOf(function));
   ASSIGN_OR_RETURN(pb::Function definition, Effective(function, stored));
+  if (definition.is_builder_function()) {  // one input, then it ends by itself and its layer is taken
+    definition.set_single_use_containers(true);
+    definition.set_max_inputs(1);
+  }
   ASSIGN_OR_RETURN(pb::AppLayout layout, LayoutOf(*objects_, app, &definition));
   ASSIGN_OR_RETURN(auto image, objects_->images().ById(definition.image_id()));
   if (image.state != control::ImageState::kReady) return FailedPrecondition("the image " + image.id + " isn't built");
