@@ -95,6 +95,7 @@ Result<std::string> RuntimeLayers::MakeLayer(const std::string& id, const std::s
     LogLines(note, result.tail);
     return NotFound(note + ": " + result.How() + "\n" + result.tail);
   }
+  if (!result.tail.empty()) LOG_WARN("notes on a runtime layer", {{"what", note}, {"text", result.tail}});
   std::string upper = transaction->dir() + "/upper";
   if (Status kept = KeepWheels(upper + "/made/wheels"); !kept.ok()) LOG_WARN("wheels were not kept", {{"error", kept}});
   std::error_code error;

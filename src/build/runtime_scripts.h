@@ -3,34 +3,55 @@
 
 namespace lydian::build {
 
-// Shared: `fetch(requirements)` gives paths of wheels, those that are here first; new ones go to /made/wheels.
+// Shared by all below. New wheels are left in /made/wheels for the cache.
 inline constexpr const char* kScriptCommon = R"py(
 import compileall, glob, os, shutil, subprocess, sys, zipfile
 
 LENT, NEW = "/run/lydian-build/wheels", "/made/wheels"
 
-def loosened(requirement):
-    # An index may have replaced a version by its post release: 1.2.post1 for 1.2.
-    pin, *marker = requirement.split(";")
-    exact = "==" in pin and not pin.rstrip().endswith("*")
-    return ";".join([pin.rstrip() + ".* " if exact else pin, *marker])
+PIP = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "--no-cache-dir",
+       "--only-binary=:all:", "--retries", "2", "--dest", "/made/got"]
+LINKS = ["--find-links", LENT] if os.path.isdir(LENT) else []
 
-def fetch(requirements, post_releases=False):
+def pip(arguments):
+    done = subprocess.run(PIP + LINKS + arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return None if done.returncode == 0 else done.stdout
+
+def here(requirements):
+    return LINKS and pip(["--no-index"] + requirements) is None
+
+# A pinned release may have been withdrawn from the index: then its next post-release, then a newer one, and it is said.
+def alternatives(requirement):
+    from pip._vendor.packaging.requirements import Requirement
+    wanted = Requirement(requirement)
+    if wanted.marker and not wanted.marker.evaluate():
+        return None
+    pins = [s.version for s in wanted.specifier if s.operator == "=="]
+    return [wanted.name + str(wanted.specifier)] + [wanted.name + op for v in pins for op in ("==" + v + ".*", ">=" + v)]
+
+def download_near(requirements):
+    wanted = [choice for choice in map(alternatives, requirements) if choice]
+    missing = [choice for choice in wanted if not any(here([one]) for one in choice[:2])]
+    if not missing or pip([choice[0] for choice in missing]) is None:
+        return
+    for exact, *others in missing:
+        error = pip([exact])
+        taken = next((other for other in others if pip([other]) is None), None) if error else exact
+        if taken is None:
+            sys.exit(f"pip could not download {exact}:\n" + error[-1200:])
+        if taken != exact:
+            print(f"{exact} is not in the index: took {taken} instead")
+
+# Paths of the wheels: what is here already, else from the index.
+def fetch(requirements, near=False):
     os.makedirs(NEW, exist_ok=True)
     os.makedirs("/made/got", exist_ok=True)
     before = set(os.listdir("/made/got"))
-    base = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "--no-cache-dir",
-            "--only-binary=:all:", "--dest", "/made/got"]
-    links = ["--find-links", LENT] if os.path.isdir(LENT) else []
-    offline = subprocess.run(base + ["--no-index"] + links + requirements, stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL) if links else None
-    if offline is None or offline.returncode != 0:
-        online = subprocess.run(base + links + requirements)
-        if online.returncode != 0 and post_releases:
-            print("trying again with post releases of these versions", flush=True)
-            online = subprocess.run(base + links + [loosened(r) for r in requirements])
-        if online.returncode != 0:
-            sys.exit("pip could not download " + " ".join(requirements))
+    if not here(requirements):
+        if near:
+            download_near(requirements)
+        elif error := pip(requirements):
+            sys.exit("pip could not download " + " ".join(requirements) + ":\n" + error[-1200:])
     got = [os.path.join("/made/got", name) for name in sorted(os.listdir("/made/got")) if name not in before]
     for wheel in got:
         if not os.path.exists(os.path.join(LENT, os.path.basename(wheel))):
@@ -81,7 +102,7 @@ fetch(["modal==" + sys.argv[1]])
 // argv: requirements, one a line, with markers
 inline constexpr const char* kDependencyScript = R"py(
 lines = [line.split("#")[0].strip() for line in sys.argv[1].splitlines()]
-for wheel in fetch([line for line in lines if line], post_releases=True):
+for wheel in fetch([line for line in lines if line], near=True):
     unpack(wheel, "/__modal/deps", lambda n: not n.split("/")[0].endswith(".dist-info") or n.endswith(("METADATA", "entry_points.txt")))
 compile_all("/__modal/deps")
 os.makedirs("/pkg", exist_ok=True)

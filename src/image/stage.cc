@@ -172,14 +172,13 @@ std::map<std::string, std::string> StageState::Variables() const {
     size_t equals = entry.find('=');
     if (equals != std::string::npos) variables[entry.substr(0, equals)] = entry.substr(equals + 1);
   }
+  variables.emplace("PATH", kDefaultPath);  // of an image that says nothing, so that PATH=/more:$PATH adds to something
   return variables;
 }
 
 std::vector<std::string> StageState::RunEnv() const {
-  auto variables = Variables();
-  variables.emplace("PATH", kDefaultPath);
   std::vector<std::string> env;
-  for (const auto& [key, value] : variables) env.push_back(key + "=" + value);
+  for (const auto& [key, value] : Variables()) env.push_back(key + "=" + value);
   return env;
 }
 

@@ -15,6 +15,7 @@
 #include "build/builder.h"
 #include "forked_spawner.h"
 #include "spawner/client.h"
+#include "worker/dns_relay.h"
 
 namespace lydian::build {
 namespace {
@@ -38,7 +39,7 @@ class Files : public ContentSource {
   std::string dir_;
 };
 
-std::string g_dir;
+std::string g_dir, g_instance;
 std::unique_ptr<testing::ForkedSpawner> g_spawner;
 
 // One state for all tests: a base takes seconds even when its parts are cached.
@@ -47,6 +48,7 @@ struct World {
   std::unique_ptr<image::LayerStore> layers;
   std::unique_ptr<Files> files;
   std::unique_ptr<Builder> builder;
+  std::unique_ptr<worker::DnsRelay> dns;
   std::shared_ptr<spawner::Client> spawner;
   std::atomic<int> asked = 0;  // once a container
 
@@ -63,6 +65,8 @@ struct World {
     auto client = spawner::Client::Connect(g_spawner->socket(), std::move(events));
     ASSERT_TRUE(client.ok()) << client.status();
     spawner = std::move(*client);
+    dns = std::make_unique<worker::DnsRelay>(worker::DnsRelay::Options{.bridge = g_instance});
+    dns->Open();
     const char* cache = std::getenv("LYDIAN_TEST_CACHE");
     auto made = Builder::Create({.state_dir = dir, .cache_dir = cache ? cache : "/var/cache/lydian", .client_version = "1.6.4"},
                                 layers.get(), files.get(), [this] {
@@ -289,6 +293,61 @@ TEST_F(BuildTest, RuntimeLayersRunTheClient) {
   EXPECT_TRUE(ensured.get_future().get().ok());
 }
 
+TEST_F(BuildTest, TheOtherPythonWorksToo) {
+  ImageSpec image = Base("python:3.13.3-slim-bookworm");
+  EXPECT_THAT(image.python_version(), HasSubstr("3.13."));
+  image.set_builder_version("2025.06");
+  std::promise<Result<std::vector<std::string>>> done;
+  world_->builder->RuntimeLayers(image, "1.6.4", true, [&](auto layers) { done.set_value(std::move(layers)); });
+  auto layers = done.get_future().get();
+  ASSERT_TRUE(layers.ok()) << layers.status();
+  EXPECT_TRUE(Exists(Path((*layers)[1]) + "/pkg/modal/__pycache__/app.cpython-313.pyc"));
+  auto built = Build(Spec({"FROM python:3.13-slim", "RUN python --version && python -c 'import ssl, sqlite3, ctypes' && pip --version"}));
+  EXPECT_TRUE(built.result.ok()) << built.result.error();
+  // Made once, listed as made; the Debian root is shared.
+  size_t made = 0;
+  for (const auto& base : world_->builder->Bases()) made += base.made && !base.version.empty();
+  EXPECT_EQ(made, 2u);
+}
+
+TEST_F(BuildTest, ImportsArchivesSafely) {
+  // A plain root file system, made of a layer that is here.
+  ImageSpec base = Base("debian:bookworm-slim");
+  std::string tar = g_dir + "/root.tar";
+  ASSERT_EQ(std::system(("tar -C " + Path(base.layer_ids(0)) + " -cf " + tar + " . 2> /dev/null").c_str()), 0);
+  ASSERT_TRUE(world_->builder->ImportArchive("my/debian:1", tar).ok());
+  auto built = Build(Spec({"FROM my/debian:1", "RUN cat /etc/debian_version && id -un"}));
+  EXPECT_TRUE(built.result.ok()) << built.result.error();
+  EXPECT_THAT(built.log, HasSubstr("root"));
+  EXPECT_EQ(built.result.image().python_version(), "");
+  // Docker's form with a whiteout, and paths and links that lead out.
+  std::string dir = g_dir + "/docker";
+  std::string make = "set -e; mkdir -p " + dir + "/one/d " + dir + "/two/d; cd " + dir +
+                     "; echo a > one/d/a; echo b > one/d/b; ln -s / one/up; : > two/d/.wh.a; : > two/up2; "
+                     "tar -C one -cf one.tar .; tar -C two -P --transform 's,^./up2,../../../../up2,' -cf two.tar ./d ./up2; "
+                     "echo '[{\"Config\":\"c.json\",\"Layers\":[\"one.tar\",\"two.tar\"]}]' > manifest.json; "
+                     "echo '{\"config\":{\"Env\":[\"X=1\"],\"WorkingDir\":\"/d\"}}' > c.json; tar -cf ../docker.tar manifest.json c.json one.tar two.tar";
+  ASSERT_EQ(std::system(make.c_str()), 0);
+  Status imported = world_->builder->ImportArchive("two", g_dir + "/docker.tar");
+  ASSERT_TRUE(imported.ok()) << imported;
+  auto copied = Build(Spec({"FROM debian:bookworm-slim", "COPY --from=two / /got/", "RUN ls /got/d > /list; ls /got >> /list"}));
+  ASSERT_TRUE(copied.result.ok()) << copied.result.error();
+  EXPECT_EQ(*ReadFile(Path(copied.result.image().layer_ids(copied.result.image().layer_ids_size() - 1)) + "/list"), "b\nd\nup\nup2\n");
+  EXPECT_FALSE(Exists("/up2"));
+  ASSERT_TRUE(WriteFileAtomic(tar, "this is no archive").ok());
+  EXPECT_FALSE(world_->builder->ImportArchive("bad", tar).ok());
+}
+
+TEST_F(BuildTest, SecretsReachTheStepAndNoLogOrLayer) {
+  auto spec = Spec({"FROM debian:bookworm-slim", "RUN echo ${#TOKEN} > /length"});
+  (*spec.mutable_env())["TOKEN"] = "hush-hush";
+  auto built = Build(spec);
+  ASSERT_TRUE(built.result.ok()) << built.result.error();
+  EXPECT_EQ(built.log.find("hush-hush"), std::string::npos);
+  EXPECT_EQ(*ReadFile(Path(built.result.image().layer_ids(1)) + "/length"), "9\n");
+  EXPECT_THAT(built.result.image().config().DebugString(), ::testing::Not(HasSubstr("hush")));
+}
+
 TEST_F(BuildTest, MountLayerKeepsUsualFolderModes) {
   std::vector<ContextFile> files(2);
   files[0].set_path("/root/pkg/mod.py");
@@ -316,7 +375,7 @@ int main(int argc, char** argv) {
   if (::geteuid() == 0) {
     lydian::build::g_dir = "/var/tmp/lydian-build-test-" + lydian::RandomHex(4);
     if (!lydian::MakeDirs(lydian::build::g_dir).ok()) return 1;
-    std::string instance = "lytb" + lydian::RandomHex(2);
+    const std::string& instance = lydian::build::g_instance = "lytb" + lydian::RandomHex(2);
     lydian::build::g_spawner = std::make_unique<lydian::testing::ForkedSpawner>(lydian::build::g_dir, instance, LYDIAN_INIT, "10.113.0.0/16");
   }
   int result = RUN_ALL_TESTS();

@@ -1,0 +1,277 @@
+// What needs neither root nor network: parsing, matching, digests, and a container that is faked.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <future>
+#include <thread>
+
+#include "base/fd.h"
+#include "base/ids.h"
+#include "build/apt_sources.h"
+#include "build/bases.h"
+#include "build/container.h"
+#include "build/host_process.h"
+#include "build/host_settings.h"
+#include "build/log_text.h"
+#include "build/recipe.h"
+#include "build/runtime_layers.h"
+#include "build/single_flight.h"
+#include "build/tree_copy.h"
+
+namespace lydian::build {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+TEST(LogText, KeepsCharactersThatAreSplitAndReplacesWhatIsNone) {
+  Utf8Stream stream;
+  EXPECT_EQ(stream.Feed("a\xC3"), "a");
+  EXPECT_EQ(stream.Feed("\xA4" "b\xFF"), "\xC3\xA4" "b\xEF\xBF\xBD");
+  EXPECT_EQ(stream.Feed("\xE2\x82"), "");
+  EXPECT_EQ(stream.Flush(), "\xEF\xBF\xBD\xEF\xBF\xBD");
+  EXPECT_EQ(ToUtf8("\xED\xA0\x80"), "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD");
+}
+
+TEST(LogText, TailIsWholeLines) {
+  Tail tail(10);
+  tail.Add("first line\nsecond\n");
+  EXPECT_EQ(tail.text(), "second\n");
+}
+
+TEST(SingleFlight, WorksOnceForAllAndPassesOnACancelledWork) {
+  SingleFlight<int> flights;
+  std::atomic<int> calls = 0;
+  std::promise<void> go;
+  auto gate = go.get_future().share();
+  auto work = [&]() -> Result<int> {
+    gate.wait();
+    return ++calls;
+  };
+  auto one = std::async(std::launch::async, [&] { return flights.Do("k", nullptr, work); });
+  auto two = std::async(std::launch::async, [&] { return flights.Do("k", nullptr, work); });
+  go.set_value();
+  // The second may come after the first is done; then it works too.
+  EXPECT_GE(*one.get(), 1);
+  EXPECT_LE(*two.get(), 2);
+  EXPECT_EQ(flights.Do("k", nullptr, [&]() -> Result<int> { return NotFound("x"); }).status().code(), Code::kNotFound);
+  CancelToken cancel;
+  cancel.Cancel();
+  EXPECT_EQ(flights.Do("k", &cancel, work).status().code(), Code::kCancelled);
+}
+
+TEST(Recipe, ParsesAndRefuses) {
+  std::string good = R"({"format": 1, "name": "x:1", "also": ["x:1.<n>"], "root": {"suite": "s", "packages": ["a"]}, "cmd": ["c"]})";
+  auto recipe = ParseRecipe(good, "x.json");
+  ASSERT_TRUE(recipe.ok()) << recipe.status();
+  EXPECT_TRUE(recipe->Serves("x:1") && recipe->Serves("x:1.22"));
+  EXPECT_FALSE(recipe->Serves("x:1.") || recipe->Serves("x:1.2.3") || recipe->Serves("x:2"));
+  auto error = [](const std::string& text) { return ParseRecipe(text, "x.json").status().message(); };
+  EXPECT_THAT(error("["), HasSubstr("x.json"));
+  EXPECT_THAT(error(R"({"format": 2})"), HasSubstr("format"));
+  EXPECT_THAT(error(R"({"format": 1, "name": "x", "root": {"packages": []}})"), HasSubstr("suite is missing"));
+  EXPECT_THAT(error(R"({"format": 1, "name": "x", "nmae": 1, "root": {"suite": "s", "packages": []}})"), HasSubstr("unknown field nmae"));
+}
+
+TEST(Recipe, ThoseOfTheProjectParseAndOfferBothPythons) {
+  auto recipes = LoadRecipes(LYDIAN_RECIPES_DIR);
+  ASSERT_TRUE(recipes.ok()) << recipes.status();
+  std::set<std::string> roots;
+  int served = 0;
+  for (const auto& recipe : *recipes) {
+    roots.insert(recipe.RootDigest());
+    for (const char* name : {"python:3.11.12-slim-bookworm", "python:3.13.3-slim-bookworm", "python:3.13-slim", "debian:bookworm-slim"})
+      served += recipe.Serves(name);
+  }
+  EXPECT_EQ(served, 4);
+  EXPECT_EQ(roots.size(), 1u);  // one root is made, all stand on it
+}
+
+TEST(Names, ImagesAndTarballs) {
+  EXPECT_EQ(NormalizeImageName("docker.io/library/python"), "python:latest");
+  EXPECT_EQ(NormalizeImageName("library/python:3"), "python:3");
+  EXPECT_EQ(NormalizeImageName("host:5000/a/b"), "host:5000/a/b:latest");
+  EXPECT_EQ(TarballVersion("python3.11_3.11.2.orig.tar.gz"), "3.11.2");
+  EXPECT_EQ(TarballVersion("x_1.2+dfsg.orig.tar.xz"), "1.2");
+  EXPECT_EQ(TarballVersion("x.tar"), "");
+  EXPECT_EQ(PythonSeries("3.11.2"), "3.11");
+  EXPECT_EQ(PythonSeries("3.13t"), "3.13");
+  EXPECT_EQ(PythonSeries("python"), "");
+  EXPECT_TRUE(PlainVersion("1.6.4.dev2+abc"));
+  EXPECT_FALSE(PlainVersion("1; rm") || PlainVersion("-e x") || PlainVersion(""));
+}
+
+TEST(Apt, FindsTheMirrorInBothForms) {
+  auto entries = ParseAptParagraphs(
+      "Types: deb deb-src\n# note\nURIs: http://m/debian\nSuites: bookworm\n bookworm-updates\nComponents: main\n\n"
+      "Types: deb\nURIs: http://m/security\nSuites: bookworm-security\nComponents: main\n\n"
+      "Enabled: no\nTypes: deb\nURIs: http://off\nSuites: bookworm\n");
+  ASSERT_EQ(entries.size(), 2u);
+  EXPECT_THAT(entries[0].suites, ElementsAre("bookworm", "bookworm-updates"));
+  auto mirror = FindMirror(entries);
+  ASSERT_TRUE(mirror.ok());
+  EXPECT_EQ(mirror->main, "http://m/debian");
+  EXPECT_EQ(mirror->security, "http://m/security");
+  auto lines = ParseAptList("deb [arch=amd64 signed-by=/k] https://other nodistro main\n# deb x\ndeb http://n/debian trixie main contrib # y\n");
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(FindMirror(lines)->main, "http://n/debian");
+  EXPECT_EQ(FindMirror({}).status().code(), Code::kNotFound);
+}
+
+TEST(HostSettings, LendsWhatIsThereUnderNamesOfItsOwn) {
+  std::map<std::string, std::string> env = {{"PIP_INDEX_URL", "http://i"}, {"PIP_FIND_LINKS", "/w http://l /none"}, {"SECRET", "s"},
+                                            {"https_proxy", "http://p"}};
+  auto settings = FindHostSettings([&](const std::string& key) { return env.contains(key) ? env[key] : ""; },
+                                   [](const std::string& path) { return path == "/etc/ssl/cert.pem" || path == "/w" || path == "/etc/pip.conf"; });
+  EXPECT_EQ(settings.mounts.size(), 3u);
+  for (const auto& mount : settings.mounts) EXPECT_TRUE(mount.read_only() && mount.target().starts_with(kBorrowedDir));
+  EXPECT_EQ(settings.env["SSL_CERT_FILE"], std::string(kBorrowedDir) + "/ca.crt");
+  EXPECT_EQ(settings.env["PIP_FIND_LINKS"], std::string(kBorrowedDir) + "/find-links-0 http://l");
+  EXPECT_EQ(settings.env["UV_DEFAULT_INDEX"], "http://i");
+  EXPECT_EQ(settings.env["https_proxy"], "http://p");
+  EXPECT_FALSE(settings.env.contains("SECRET"));
+}
+
+class ContextTest : public ::testing::Test {
+ protected:
+  ContextTest() {
+    for (const char* path : {"/a.py", "/src/b.py", "/src/c.txt", "/src/deep/d.py"}) {
+      ContextFile file;
+      file.set_path(path);
+      file.set_sha256(Sha256Hex(path));
+      file.set_mode(0644);
+      files_.push_back(file);
+    }
+  }
+  std::vector<std::string> Match(const std::vector<std::string>& sources) {
+    std::vector<const ContextFile*> context;
+    for (const auto& file : files_) context.push_back(&file);
+    auto matches = MatchContext(context, sources);
+    if (!matches.ok()) return {matches.status().message()};
+    std::vector<std::string> out;
+    for (const auto& match : *matches) out.push_back(match.in_folder ? "dir:" + match.relative : match.source);
+    digest_ = ContextDigest(*matches);
+    return out;
+  }
+  std::vector<ContextFile> files_;
+  std::string digest_;
+};
+
+TEST_F(ContextTest, Matches) {
+  EXPECT_THAT(Match({"."}), ElementsAre("dir:a.py", "dir:src/b.py", "dir:src/c.txt", "dir:src/deep/d.py"));
+  EXPECT_THAT(Match({"src"}), ElementsAre("dir:b.py", "dir:c.txt", "dir:deep/d.py"));
+  EXPECT_THAT(Match({"src/*.py", "/a.py"}), ElementsAre("/src/b.py", "/a.py"));
+  EXPECT_THAT(Match({"sr?"}), ElementsAre("dir:b.py", "dir:c.txt", "dir:deep/d.py"));
+  EXPECT_THAT(Match({"../../a.py"}), ElementsAre("/a.py"));
+  EXPECT_THAT(Match({"none"}), ElementsAre(HasSubstr("not in the build context")));
+}
+
+TEST_F(ContextTest, TheDigestDependsOnContentAndModeOfWhatIsMatchedOnly) {
+  Match({"src"});
+  std::string before = digest_;
+  files_[0].set_mode(0755);
+  Match({"src"});
+  EXPECT_EQ(digest_, before);
+  files_[1].set_mode(0755);
+  Match({"src"});
+  EXPECT_NE(digest_, before);
+}
+
+TEST(HostProcess, FailsWithCodeAndOutput) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root for a pid namespace";
+  std::string seen;
+  LogSink log = [&](int, const std::string& text) { seen += text; };
+  EXPECT_TRUE(RunHostCommand({.argv = {"sh", "-c", "echo $X"}, .env = {"X=yes"}}, log, nullptr).ok());
+  EXPECT_EQ(seen, "yes\n");
+  Status failed = RunHostCommand({.argv = {"sh", "-c", "echo bad; exit 3"}}, nullptr, nullptr);
+  EXPECT_THAT(failed.message(), HasSubstr("exit code 3\nbad"));
+  CancelToken cancel;
+  std::thread later([&] { cancel.Cancel(); });
+  EXPECT_EQ(RunHostCommand({.argv = {"sleep", "1000"}}, nullptr, &cancel).code(), Code::kCancelled);
+  later.join();
+}
+
+// A spawner that writes something and ends as it is told.
+class FakeSpawner : public spawner::Client {
+ public:
+  int pid() const override { return 1; }
+  void Create(Job job, std::function<void(Result<spawner::Container>)> reply) override {
+    int out[2], err[2];
+    ASSERT_EQ(::pipe2(out, O_CLOEXEC), 0);
+    ASSERT_EQ(::pipe2(err, O_CLOEXEC), 0);
+    out_ = UniqueFd(out[1]);
+    err_ = UniqueFd(err[1]);
+    id_ = job.container_id();
+    spawner::Container container;
+    container.fds["stdout"] = UniqueFd(out[0]);
+    container.fds["stderr"] = UniqueFd(err[0]);
+    if (on_create) on_create();
+    reply(std::move(container));
+  }
+  void Kill(const std::string&, std::function<void(Status)> reply) override {
+    End(9);
+    reply(OkStatus());
+  }
+  void Remove(const std::string&, std::function<void(Status)> reply) override {
+    ++removed;
+    reply(OkStatus());
+  }
+  void End(int status) {
+    out_.reset();
+    err_.reset();
+    on_exit(id_, status);
+  }
+  void CreateInheriting(Job, std::vector<UniqueFd>, std::function<void(Result<spawner::Container>)>) override {}
+  void Exec(ExecRequest, std::function<void(Result<spawner::Exec>)>) override {}
+  void Signal(const std::string&, const std::string&, int, std::function<void(Status)>) override {}
+  void List(std::function<void(Result<ContainerList>)>) override {}
+  void Attach(const std::string&, std::function<void(Result<spawner::Container>)>) override {}
+  void MakePlan(Job, std::function<void(Result<Plan>)>) override {}
+  void DrainPools(std::function<void(Status)>) override {}
+
+  std::function<void()> on_create;
+  std::function<void(const std::string&, int)> on_exit;
+  UniqueFd out_, err_;
+  std::string id_;
+  int removed = 0;
+};
+
+TEST(ContainerRunner, GivesOutputAndExit) {
+  auto spawner = std::make_shared<FakeSpawner>();
+  ContainerRunner runner([&] { return spawner; });
+  spawner->on_exit = [&](const std::string& id, int status) { runner.OnExit(id, status, false); };
+  // The exit may be told before the reply to Create.
+  spawner->on_create = [&] {
+    EXPECT_TRUE(WriteAll(spawner->out_.get(), "out\n").ok());
+    EXPECT_TRUE(WriteAll(spawner->err_.get(), "err\n").ok());
+    spawner->End(3 << 8);
+  };
+  std::string seen[4];
+  auto result = runner.Run(Job(), [&](int fd, const std::string& text) { seen[fd] += text; }, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(seen[1], "out\n");
+  EXPECT_EQ(seen[2], "err\n");
+  EXPECT_EQ(result->How(), "exit code 3");
+  EXPECT_EQ(spawner->removed, 1);
+}
+
+TEST(ContainerRunner, CancelKills) {
+  auto spawner = std::make_shared<FakeSpawner>();
+  ContainerRunner runner([&] { return spawner; });
+  spawner->on_exit = [&](const std::string& id, int status) { runner.OnExit(id, status, false); };
+  CancelToken cancel;
+  spawner->on_create = [&] { EXPECT_TRUE(WriteAll(spawner->out_.get(), "x").ok()); };
+  auto result = runner.Run(Job(), [&](int, const std::string&) { cancel.Cancel(); }, &cancel);
+  EXPECT_EQ(result.status().code(), Code::kCancelled);
+  EXPECT_EQ(spawner->removed, 1);
+}
+
+TEST(ContainerRunner, WithoutASpawner) {
+  ContainerRunner runner([] { return nullptr; });
+  EXPECT_EQ(runner.Run(Job(), nullptr, nullptr).status().code(), Code::kUnavailable);
+}
+
+}  // namespace
+}  // namespace lydian::build
