@@ -123,7 +123,8 @@ def test_clients_that_vanish(client, lydian):
         return {t["app_id"] for t in lydian.tasks()}
     until("the attached run's containers are gone", 62, lambda: ids[0] not in left(), every=0.5)
     assert ids[1] in left(), "--detach keeps them"
-    states = {a.get("App ID") or a.get("app_id"): a for a in json.loads(client.modal("app", "list", "--json").ok().out)}
-    assert "stopped" in str(states[ids[0]]).lower() and "stopped" not in str(states[ids[1]]).lower(), states
+    states = {v: x for x in json.loads(client.modal("app", "list", "--json").ok().out) for k, v in x.items() if k.lower().replace(" ", "_") == "app_id"}
+    state = {i: next(v for k, v in states[i].items() if k.lower() == "state") for i in ids}
+    assert "stopped" in state[ids[0]] and "detached" in state[ids[1]], state
     client.modal("app", "stop", ids[1], "--yes").ok()
     until("app stop ends its containers", 10, lambda: ids[1] not in left())

@@ -1,6 +1,5 @@
 """One Lydian of the tests' own: state, port and names that meet no other's."""
 
-import hashlib
 import json
 import os
 import re
@@ -77,12 +76,7 @@ class Lydian:
         return p
 
     def up(self, timeout=60):
-        self.cli("up", "--background", "--listen", self.listen, "--address-range", self.range(), timeout=timeout)
-
-    def range(self):
-        """A network of its own, beside that of any other Lydian on this machine."""
-        number = int(hashlib.sha256(str(self.state.resolve()).encode()).hexdigest(), 16)
-        return f"10.{128 + number % 120}.0.0/16"
+        self.cli("up", "--background", "--listen", self.listen, timeout=timeout)
 
     def login(self, config):
         self.cli("login", env={"MODAL_CONFIG_PATH": str(config)})
