@@ -30,6 +30,9 @@ std::string DownloadUrl(const UrlSigner& signer, const Clock& clock, const std::
 // "http://127.0.0.1:7070/app/ap-123?key=...": the page of an app, for whoever knows the address.
 std::string AppPageUrl(const UrlSigner& signer, const std::string& base_url, std::string_view app_id);
 
+// "5d41..." of a Content-MD5 ("XUFA...=="); empty when it is not 16 bytes in base64.
+std::string Md5HexOfBase64(std::string_view text);
+
 // Whether the client sends a single PUT to this URL's host: localhost, or an IPv4 address that is loopback or
 // private.
 bool TakesSinglePut(std::string_view url);

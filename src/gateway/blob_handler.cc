@@ -6,6 +6,7 @@
 
 #include "base/ids.h"
 #include "base/log.h"
+#include "blob/blob_urls.h"
 #include "gateway/answers.h"
 
 namespace lydian::gateway {
@@ -31,21 +32,6 @@ std::string HexDecode(std::string_view hex) {
   for (size_t i = 0; i + 1 < hex.size(); i += 2)
     raw.push_back(static_cast<char>(HexDigit(hex[i]) << 4 | HexDigit(hex[i + 1])));
   return raw;
-}
-
-// Of a Content-MD5 header; nothing when it is not 16 bytes in base64.
-std::optional<std::string> Md5FromBase64(std::string_view text) {
-  constexpr std::string_view kAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  if (text.size() != 24 || !text.ends_with("==")) return std::nullopt;
-  std::string raw;
-  uint32_t bits = 0, count = 0;
-  for (char c : text.substr(0, 22)) {
-    const size_t digit = kAlphabet.find(c);
-    if (digit == kAlphabet.npos) return std::nullopt;
-    bits = bits << 6 | static_cast<uint32_t>(digit);
-    if ((count += 6) >= 8) raw.push_back(static_cast<char>(bits >> (count -= 8)));
-  }
-  return HexEncode(raw);
 }
 
 bool IsMd5Hex(std::string_view text) {
@@ -138,6 +124,11 @@ Result<BlobHandler::Target> BlobHandler::ParseAndVerify(const http::Request& req
   if (!blob::ValidBlobId(target.id)) return NotFound("no such blob");
   if (slash == object.npos) return target;
   std::string_view rest = object.substr(slash + 1);
+  if (rest.starts_with("md5/")) {
+    target.md5_hex = std::string(rest.substr(4));
+    if (!IsMd5Hex(target.md5_hex)) return NotFound("no such page");
+    return target;
+  }
   const bool part = rest.starts_with("part/");
   if (!part && !rest.starts_with("complete/")) return NotFound("no such page");
   target.kind = part ? Target::Kind::kPart : Target::Kind::kComplete;
@@ -159,10 +150,11 @@ Result<http::Response> BlobHandler::Put(http::Exchange& exchange, const Target& 
   }
   blob::Expected expected{.size = target.size};
   if (const std::string_view announced = request.header("content-md5"); !announced.empty()) {
-    const auto md5 = Md5FromBase64(announced);
-    if (!md5) return InvalidArgument("Content-MD5 is not an MD5 in base64");
-    expected.md5_hex = *md5;
+    expected.md5_hex = blob::Md5HexOfBase64(announced);
+    if (expected.md5_hex.empty()) return InvalidArgument("Content-MD5 is not an MD5 in base64");
+    if (!target.md5_hex.empty() && target.md5_hex != expected.md5_hex) return InvalidArgument(std::string(kMd5Mismatch));
   }
+  if (!target.md5_hex.empty()) expected.md5_hex = target.md5_hex;
   auto begun = target.kind == Target::Kind::kPart
                    ? store_->BeginPart(target.id, target.number, target.part_length)
                    : store_->BeginBlob(target.id, target.size);

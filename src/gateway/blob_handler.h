@@ -25,7 +25,8 @@ class BlobHandler : public http::Handler {
     std::string id;
     enum class Kind { kWhole, kPart, kComplete } kind = Kind::kWhole;
     uint64_t number = 0, part_length = 0;
-    uint64_t size = 0;  // as announced and signed
+    uint64_t size = 0;    // as announced and signed
+    std::string md5_hex;  // likewise; empty: the client announced none
   };
   Result<Target> ParseAndVerify(const http::Request& request) const;
   Result<http::Response> Dispatch(http::Exchange& exchange);

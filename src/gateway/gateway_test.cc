@@ -102,6 +102,14 @@ TEST_F(BlobHandlerTest, PutsAndGets) {
   EXPECT_EQ(none.status, 404);
 }
 
+TEST_F(BlobHandlerTest, TakesNoOtherBodyThanTheAnnouncedOne) {
+  const std::string url = Url("PUT", "bl-one/md5/5d41402abc4b2a76b9719d911017c592", 5);
+  EXPECT_EQ(Do(FakeExchange("PUT", url, "jello")).status, 400);
+  EXPECT_EQ(Do({"GET", Url("GET", "bl-one", 5)}).status, 404);
+  EXPECT_EQ(Do(FakeExchange("PUT", url, "hello")).status, 200);
+  EXPECT_EQ(Do(FakeExchange("PUT", Url("PUT", "bl-one/md5/nonsense", 5), "hello")).status, 404);
+}
+
 TEST_F(BlobHandlerTest, Ranges) {
   ASSERT_TRUE(store_->PutBlob("bl-one", "0123456789").ok());
   const auto range = [&](const std::string& value) {
