@@ -8,6 +8,7 @@ EngineCore::EngineCore(EngineOptions options, Clock& clock)
 }
 
 EngineCore::~EngineCore() {
+  door_->Close();
   pool_.Stop();
   strand_.Stop();
   journal_.reset();
