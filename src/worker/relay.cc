@@ -55,7 +55,8 @@ class RelayCall : public std::enable_shared_from_this<RelayCall> {
       if (cancelled_) return;
     }
     response_.reset();
-    auto call = link_->channel().Start(method_, metadata_, std::move(callbacks), ctx_->deadline());
+    auto call = link_->StartCall(method_, metadata_, std::move(callbacks), ctx_->deadline());
+    if (!call) return;
     call->Write(*request_);
     call->WritesDone();
     std::unique_lock lock(mutex_);
