@@ -22,11 +22,16 @@ using google::protobuf::Empty;
 
 namespace {
 
+constexpr size_t kMostTagBytes = 64 << 10;
+constexpr size_t kMostMembers = 10'000;
+
 template <typename Map>
-std::string TagsJson(const Map& tags) {
+Result<std::string> TagsJson(const Map& tags) {
   nlohmann::json json = nlohmann::json::object();
   for (const auto& [key, value] : tags) json[key] = value;
-  return json.dump();
+  std::string text = json.dump();
+  if (text.size() > kMostTagBytes) return InvalidArgument("the tags of an app may have 64 KiB in all");
+  return text;
 }
 
 pb::AppLifecycle Lifecycle(const App& app) {
@@ -64,7 +69,9 @@ Result<pb::AppCreateResponse> Create(const pb::AppCreateRequest& request, Call& 
   }
   if (request.description().size() > 1024) return InvalidArgument("an app's description may have 1024 bytes at most");
   ASSIGN_OR_RETURN(auto environment, call.objects().environments().Resolve(call.scope, request.environment_name()));
-  ASSIGN_OR_RETURN(App app, call.objects().apps().Create(call.scope, environment.id, request.description(), state, TagsJson(request.tags())));
+  ASSIGN_OR_RETURN(std::string tags, TagsJson(request.tags()));
+  ASSIGN_OR_RETURN(App app, call.objects().apps().Create(call.scope, environment.id, request.description(), state, tags));
+  if (Status noted = call.objects().tokens().Flush(); !noted.ok()) LOG_WARN("could not note when tokens were used", {{"error", noted}});
   pb::AppCreateResponse response;
   response.set_app_id(app.id);
   response.set_app_page_url(PageUrl(call.services, *call.ctx, app.id));
@@ -124,7 +131,10 @@ Result<pb::AppPublishResponse> Publish(const pb::AppPublishRequest& request, Cal
     default: return InvalidArgument("an app is published as ephemeral, detached or deployed");
   }
   publication.client_version = request.client_version();
-  publication.tags = TagsJson(request.tags());
+  ASSIGN_OR_RETURN(publication.tags, TagsJson(request.tags()));
+  if (request.function_ids().size() + request.class_ids().size() > kMostMembers) {
+    return InvalidArgument("an app may have 10000 functions and classes");
+  }
   std::vector<std::string> changed;
   RETURN_IF_ERROR(CheckMembers(app, request, call, &publication, &changed));
   ASSIGN_OR_RETURN(app, call.objects().apps().Publish(app, publication));

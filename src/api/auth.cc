@@ -1,23 +1,10 @@
 #include "api/auth.h"
 
-#include <algorithm>
-#include <array>
-
 namespace lydian::api {
 
-namespace {
-
-// What a container with restrict_modal_access may ask for besides what its worker answers: its own inputs' payloads.
-constexpr std::array<std::string_view, 7> kOwnTask = {
-    "BlobCreate", "BlobGet", "FunctionCallGetDataIn", "FunctionCallPutDataOut", "FunctionGetDynamicConcurrency", "ContainerHello",
-    "TaskResult"};
-
-}  // namespace
-
-Result<rpc::Caller> ApiAuthenticator::Authenticate(const Headers& headers, std::string_view method, const rpc::MethodOptions& options) {
+Result<rpc::Caller> ApiAuthenticator::Authenticate(const Headers& headers, std::string_view, const rpc::MethodOptions& options) {
   std::string_view id = headers("x-modal-token-id"), secret = headers("x-modal-token-secret");
   if (options.anonymous && (id.empty() || secret.empty())) return rpc::Caller{};
-  if (options.task_only) return PermissionDenied(std::string(method) + " is a container's own call");
   auto token = tokens_->Authenticate(id, secret);
   if (!token.ok()) return token.status();
   rpc::Caller caller;
@@ -27,7 +14,7 @@ Result<rpc::Caller> ApiAuthenticator::Authenticate(const Headers& headers, std::
   return caller;
 }
 
-Result<rpc::Caller> LinkAuthenticator::Authenticate(const Headers& headers, std::string_view method, const rpc::MethodOptions&) {
+Result<rpc::Caller> LinkAuthenticator::Authenticate(const Headers& headers, std::string_view, const rpc::MethodOptions&) {
   std::string task_id(headers("x-lydian-task"));
   if (task_id.empty()) {
     rpc::Caller worker;
@@ -40,9 +27,6 @@ Result<rpc::Caller> LinkAuthenticator::Authenticate(const Headers& headers, std:
   caller->kind = rpc::Caller::Kind::kTask;
   caller->task_id = task_id;
   caller->unix_socket = true;
-  if (caller->restricted && std::find(kOwnTask.begin(), kOwnTask.end(), method) == kOwnTask.end()) {
-    return PermissionDenied(std::string(method) + " is not for this container: its function has restrict_modal_access=True");
-  }
   return caller;
 }
 

@@ -51,8 +51,9 @@ Result<pb::BlobGetResponse> Get(const pb::BlobGetRequest& request, Call& call) {
 }  // namespace
 
 void RegisterBlobs(rpc::Router& router, ServicesPtr services) {
-  OnObjects<pb::BlobCreateRequest, pb::BlobCreateResponse>(router, services, "BlobCreate", Who::kAnyone, Create, {.idempotent = true});
-  OnObjects<pb::BlobGetRequest, pb::BlobGetResponse>(router, services, "BlobGet", Who::kAnyone, Get);
+  OnObjects<pb::BlobCreateRequest, pb::BlobCreateResponse>(router, services, "BlobCreate", Who::kAnyone, Create,
+                                                           {.idempotent = true, .restricted_ok = true});
+  OnObjects<pb::BlobGetRequest, pb::BlobGetResponse>(router, services, "BlobGet", Who::kAnyone, Get, {.restricted_ok = true});
 }
 
 }  // namespace lydian::api

@@ -12,6 +12,8 @@ namespace pb = modal::client;
 
 namespace {
 
+constexpr size_t kMostPickled = 32 << 20;
+
 // The objects that a definition names must be there for this caller, before anything stands on them.
 Status CheckReferences(const pb::Function& function, Call& call) {
   ASSIGN_OR_RETURN(auto image, call.objects().images().Get(call.scope, function.image_id()));
@@ -52,6 +54,9 @@ Result<pb::FunctionCreateResponse> Create(const pb::FunctionCreateRequest& reque
   }
   RETURN_IF_ERROR(CheckSupported(definition));
   RETURN_IF_ERROR(CheckReferences(definition, call));
+  if (definition.function_serialized().size() + definition.class_serialized().size() > kMostPickled) {
+    return InvalidArgument("the pickled code of a function may have 32 MiB; load large data inside the function instead");
+  }
   bool deploys = app.state == control::AppState::kDeployed || app.state == control::AppState::kInitializing;
   bool scheduled = definition.schedule().schedule_oneof_case() != pb::Schedule::SCHEDULE_ONEOF_NOT_SET;
   if (scheduled && deploys) return Unimplemented("a schedule (schedule=) isn't built yet in this version of Lydian");

@@ -1,6 +1,7 @@
 #include "api/handlers.h"
 
 #include "api/log_pump.h"
+#include "base/log.h"
 
 namespace lydian::api {
 
@@ -24,6 +25,24 @@ Result<control::Scope> ScopeOf(Services& services, const rpc::Context& ctx, Who 
     default:
       return PermissionDenied(std::string(ctx.method()) + " needs a user's token");
   }
+}
+
+std::string AnswerKey(Call& call) {
+  std::string_view key = call.ctx->header("x-idempotency-key");
+  if (key.empty()) return "";
+  const rpc::Caller& caller = call.caller();
+  return control::Answers::KeyOf(caller.workspace_id, call.from_task() ? caller.task_id : caller.token_id, call.ctx->method(), key);
+}
+
+bool FindAnswer(Call& call, const std::string& key, google::protobuf::MessageLite* answer) {
+  auto found = call.objects().answers().Find(key);
+  if (!found.ok()) LOG_WARN("could not look for an earlier answer", {{"error", found.status()}});
+  return found.ok() && found->has_value() && answer->ParseFromString(**found);
+}
+
+void KeepAnswer(Call& call, const std::string& key, const google::protobuf::MessageLite& answer) {
+  Status kept = call.objects().answers().Keep(key, answer.SerializeAsString());
+  if (!kept.ok()) LOG_WARN("could not keep an answer", {{"method", call.ctx->method()}, {"error", kept}});
 }
 
 void RegisterObjects(rpc::Router& router, ServicesPtr services) {

@@ -5,6 +5,8 @@
 // Private to api/.
 #pragma once
 
+#include <google/protobuf/message_lite.h>
+
 #include <memory>
 #include <string>
 #include <string_view>
@@ -37,6 +39,11 @@ struct Call {
 // On the strand. PERMISSION_DENIED for those who may not.
 Result<control::Scope> ScopeOf(Services& services, const rpc::Context& ctx, Who who);
 
+// Of a call that creates: where its answer is kept over a restart (control/answers.h). "" without an idempotency key.
+std::string AnswerKey(Call& call);
+bool FindAnswer(Call& call, const std::string& key, google::protobuf::MessageLite* answer);
+void KeepAnswer(Call& call, const std::string& key, const google::protobuf::MessageLite& answer);
+
 // `fn(request, call, reply)`: may answer later.
 template <typename Request, typename Response, typename Fn>
 void OnObjectsAsync(rpc::Router& router, ServicesPtr services, std::string_view method, Who who, Fn fn, rpc::MethodOptions options = {}) {
@@ -59,8 +66,12 @@ template <typename Request, typename Response, typename Fn>
 void OnObjects(rpc::Router& router, ServicesPtr services, std::string_view method, Who who, Fn fn, rpc::MethodOptions options = {}) {
   OnObjectsAsync<Request, Response>(
       router, std::move(services), method, who,
-      [fn](const Request& request, Call& call, const rpc::Reply<Response>& reply) {
+      [fn, options](const Request& request, Call& call, const rpc::Reply<Response>& reply) {
+        const std::string key = options.idempotent ? AnswerKey(call) : "";
+        Response earlier;
+        if (!key.empty() && FindAnswer(call, key, &earlier)) return reply(earlier);
         Result<Response> result = fn(request, call);
+        if (!key.empty() && result.ok()) KeepAnswer(call, key, *result);
         reply(result);
       },
       options);

@@ -65,7 +65,8 @@ Result<control::ImageRequest> RequestOf(const pb::ImageGetOrCreateRequest& reque
   for (const auto& [key, value] : image.build_args()) (*spec.mutable_build_args())[key] = value;
   if (!image.context_mount_id().empty()) {
     ASSIGN_OR_RETURN(auto mount, call.objects().mounts().Get(call.scope, image.context_mount_id()));
-    for (const auto& file : mount.files) *spec.add_context() = file;
+    ASSIGN_OR_RETURN(auto files, call.objects().mounts().FilesOf(mount));
+    for (auto& file : files) *spec.add_context() = std::move(file);
   }
   for (const auto& file : image.context_files()) {
     ContextFile& entry = *spec.add_context();

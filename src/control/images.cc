@@ -187,7 +187,11 @@ Status Images::RunOnce(const std::string& image_id, const std::string& build_id)
   if (!spec.ParseFromString(rows[0].Text(0))) return DataLoss("the recipe of " + image_id + " is damaged");
   spec.set_build_id(build_id);
   auto ids = nlohmann::json::parse(rows[0].Text(1), nullptr, false);
-  ASSIGN_OR_RETURN(EnvMap env, secrets_->Values(ids.get<std::vector<std::string>>()));
+  std::vector<std::string> secret_ids;
+  for (const auto& id : ids) {
+    if (id.is_string()) secret_ids.push_back(id.get<std::string>());
+  }
+  ASSIGN_OR_RETURN(EnvMap env, secrets_->Values(secret_ids));
   for (const auto& [key, value] : env) (*spec.mutable_env())[key] = value;
   workers_->StartBuild(spec, [this, image_id, build_id](const BuildUpdate& update) {
     strand_->Post([this, image_id, build_id, update] { OnUpdate(image_id, build_id, update); });

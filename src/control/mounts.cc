@@ -62,7 +62,7 @@ Result<Mount> Mounts::Create(const Scope& scope, const std::string& environment_
     *stored.add_files() = file;
   }
   Mount mount{DigestId("mo", scope.workspace_id + '\0' + environment_id + '\0' + content), scope.workspace_id, environment_id, "",
-              Sha256Hex(content), std::move(files)};
+              Sha256Hex(content)};
   std::string bytes = stored.SerializeAsString();
   RETURN_IF_ERROR(db_->Execute(
       "INSERT INTO mount (id, workspace_id, environment_id, checksum, files, created_at) VALUES (?, ?, ?, ?, ?, ?) "
@@ -73,13 +73,16 @@ Result<Mount> Mounts::Create(const Scope& scope, const std::string& environment_
 
 Result<Mount> Mounts::ById(const std::string& mount_id) {
   ASSIGN_OR_RETURN(auto rows,
-                   db_->Query("SELECT workspace_id, environment_id, client_version, checksum, files FROM mount WHERE id = ?", {mount_id}));
+                   db_->Query("SELECT workspace_id, environment_id, client_version, checksum FROM mount WHERE id = ?", {mount_id}));
   if (rows.empty()) return NoSuch("mount", "mo", mount_id);
-  Mount mount{mount_id, rows[0].Text(0), rows[0].Text(1), rows[0].Text(2), rows[0].Text(3), {}};
+  return Mount{mount_id, rows[0].Text(0), rows[0].Text(1), rows[0].Text(2), rows[0].Text(3)};
+}
+
+Result<std::vector<ContextFile>> Mounts::FilesOf(const Mount& mount) {
+  ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT files FROM mount WHERE id = ?", {mount.id}));
   GetMountResponse stored;
-  if (!stored.ParseFromString(rows[0].Text(4))) return DataLoss("the file list of " + mount_id + " is damaged");
-  mount.files.assign(stored.files().begin(), stored.files().end());
-  return mount;
+  if (rows.empty() || !stored.ParseFromString(rows[0].Text(0))) return DataLoss("the file list of " + mount.id + " is damaged");
+  return std::vector<ContextFile>(stored.files().begin(), stored.files().end());
 }
 
 Result<Mount> Mounts::Get(const Scope& scope, const std::string& mount_id) {
@@ -91,7 +94,7 @@ Result<Mount> Mounts::Get(const Scope& scope, const std::string& mount_id) {
 }
 
 Result<Mount> Mounts::ClientMount(const std::string& version) {
-  Mount mount{DigestId("mo", "client mount " + version), "", "", version, Sha256Hex("client mount " + version), {}};
+  Mount mount{DigestId("mo", "client mount " + version), "", "", version, Sha256Hex("client mount " + version)};
   RETURN_IF_ERROR(db_->Execute(
       "INSERT INTO mount (id, workspace_id, environment_id, client_version, checksum, files, created_at) "
       "VALUES (?, '', '', ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
@@ -103,8 +106,10 @@ void Mounts::Files(const std::string& mount_id, std::function<void(Result<GetMou
   strand_->Post([this, mount_id, reply = std::move(reply)] {
     auto mount = ById(mount_id);
     if (!mount.ok()) return reply(mount.status());
+    auto files = FilesOf(*mount);
+    if (!files.ok()) return reply(files.status());
     GetMountResponse response;
-    for (const auto& file : mount->files) *response.add_files() = file;
+    for (auto& file : *files) *response.add_files() = std::move(file);
     reply(response);
   });
 }

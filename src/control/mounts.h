@@ -22,7 +22,6 @@ namespace lydian::control {
 
 struct Mount {
   std::string id, workspace_id, environment_id, client_version, checksum;
-  std::vector<ContextFile> files;  // by path
 };
 
 class Mounts {
@@ -34,8 +33,10 @@ class Mounts {
   Status NoteObject(const std::string& workspace_id, const std::string& sha256, uint64_t size);
   // FAILED_PRECONDITION when a file was not uploaded; INVALID_ARGUMENT for a path that isn't absolute and clean.
   Result<Mount> Create(const Scope& scope, const std::string& environment_id, std::vector<ContextFile> files);
+  // Without the list of files, which may be long.
   Result<Mount> Get(const Scope& scope, const std::string& mount_id);
   Result<Mount> ById(const std::string& mount_id);
+  Result<std::vector<ContextFile>> FilesOf(const Mount& mount);
   // The id of a client version's mount; a row is made for it.
   Result<Mount> ClientMount(const std::string& version);
 

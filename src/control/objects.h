@@ -13,6 +13,7 @@
 
 #include "base/clock.h"
 #include "base/executor.h"
+#include "control/answers.h"
 #include "control/apps.h"
 #include "control/blobs.h"
 #include "control/environments.h"
@@ -51,6 +52,7 @@ class Objects {
   Images& images() { return *images_; }
   Secrets& secrets() { return *secrets_; }
   Blobs& blobs() { return *blobs_; }
+  Answers& answers() { return *answers_; }
 
  private:
   Objects(ObjectsOptions options, Clock* clock, Key key, std::unique_ptr<store::Database> db);
@@ -68,6 +70,7 @@ class Objects {
   std::unique_ptr<Secrets> secrets_;
   std::unique_ptr<Images> images_;
   std::unique_ptr<Blobs> blobs_;
+  std::unique_ptr<Answers> answers_;
 };
 
 }  // namespace lydian::control

@@ -52,7 +52,9 @@ Secret FromRow(store::Row& row) {
   secret.created_at = row.Real(8), secret.last_used_at = row.Real(9);
   auto keys = nlohmann::json::parse(row.Text(6), nullptr, false);
   if (keys.is_array()) {
-    for (const auto& key : keys) secret.keys.push_back(key.get<std::string>());
+    for (const auto& key : keys) {
+      if (key.is_string()) secret.keys.push_back(key.get<std::string>());
+    }
   }
   return secret;
 }
@@ -171,7 +173,9 @@ Result<EnvMap> Secrets::Unseal(const std::string& id, const std::string& sealed)
   auto json = nlohmann::json::parse(plain, nullptr, false);
   if (!json.is_object()) return DataLoss("the secret " + id + " is damaged");
   EnvMap values;
-  for (const auto& [key, value] : json.items()) values[key] = value.get<std::string>();
+  for (const auto& [key, value] : json.items()) {
+    if (value.is_string()) values[key] = value.get<std::string>();
+  }
   return values;
 }
 

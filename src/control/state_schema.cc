@@ -52,10 +52,16 @@ CREATE INDEX secret_by_app ON secret (app_id);
 CREATE TABLE blob (id TEXT PRIMARY KEY, workspace_id TEXT NOT NULL, size INTEGER NOT NULL, created_at REAL NOT NULL);
 )sql";
 
+// Answers of creating calls, for a client that asks again after a restart.
+constexpr char kAnswers[] = R"sql(
+CREATE TABLE answer (key TEXT PRIMARY KEY, response BLOB NOT NULL, at REAL NOT NULL);
+CREATE INDEX answer_by_time ON answer (at);
+)sql";
+
 }  // namespace
 
 const std::vector<store::Migration>& StateMigrations() {
-  static const std::vector<store::Migration> migrations = {{1, kFirst}};
+  static const std::vector<store::Migration> migrations = {{1, kFirst}, {2, kAnswers}};
   return migrations;
 }
 
