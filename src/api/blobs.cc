@@ -52,8 +52,8 @@ Result<pb::BlobGetResponse> Get(const pb::BlobGetRequest& request, Call& call) {
 
 void RegisterBlobs(rpc::Router& router, ServicesPtr services) {
   OnObjects<pb::BlobCreateRequest, pb::BlobCreateResponse>(router, services, "BlobCreate", Who::kAnyone, Create,
-                                                           {.idempotent = true, .restricted_ok = true});
-  OnObjects<pb::BlobGetRequest, pb::BlobGetResponse>(router, services, "BlobGet", Who::kAnyone, Get, {.restricted_ok = true});
+                                                           {.idempotent = true});
+  OnObjects<pb::BlobGetRequest, pb::BlobGetResponse>(router, services, "BlobGet", Who::kAnyone, Get, {});
 }
 
 }  // namespace lydian::api
