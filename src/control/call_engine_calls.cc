@@ -222,7 +222,8 @@ void EngineCore::InputsCommitted(const std::string& call_id, const std::vector<u
   // Whoever calls again after a failure gets a new try at once; the back-off is for what keeps failing by itself.
   if (call->function->queue.size() <= fresh.size()) call->function->not_before = 0;
   Dispatch(call->function);
-  PostScale();
+  // What found a container at once changes nothing, unless spare ones are wanted while there is work.
+  if (!call->function->queue.empty() || call->function->info.buffer_containers > 0) PostScale();
 }
 
 // Keeps count of what a caller's input waits for.
@@ -246,10 +247,14 @@ void EngineCore::Enqueue(Input* input, bool front) {
   FunctionState* function = input->call->function;
   input->state = Input::State::kQueued;
   input->queued_nanos = NowNanos();
+  ++waiting_inputs_;
   input->queue_at = function->queue.insert(front ? function->queue.begin() : function->queue.end(), input);
 }
 
-void EngineCore::TakeFromQueue(Input* input) { input->call->function->queue.erase(input->queue_at); }
+void EngineCore::TakeFromQueue(Input* input) {
+  input->call->function->queue.erase(input->queue_at);
+  --waiting_inputs_;
+}
 
 void EngineCore::TakeFromTask(Input* input) {
   TaskState* task = input->task;
@@ -259,7 +264,9 @@ void EngineCore::TakeFromTask(Input* input) {
   input->task = nullptr;
   if (task->leases.empty()) task->idle_since = NowNanos();
   if (head) HeadChanged(task);
-  PostScale();
+  // With nothing waiting it can only mean a scale-down later, and a timer for something earlier will see to it.
+  int64_t due = NowNanos() + int64_t{task->function->info.scaledown_window_secs} * 1'000'000'000;
+  if (waiting_inputs_ > 0 || !scale_timer_ || scale_timer_->first > due) PostScale();
 }
 
 void EngineCore::Detach(Input* input) {

@@ -210,6 +210,7 @@ class EngineCore : public WorkerEvents {
   uint64_t next_batch_ = 1;
   double start_ms_ = 0;                            // of any function's containers, on average
   uint64_t queued_inputs_ = 0, queued_bytes_ = 0;  // unfinished ones
+  uint64_t waiting_inputs_ = 0;                    // in the queues
   struct Outbox {
     Leases leases;
     OutputAcks acks;
