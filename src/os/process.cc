@@ -117,11 +117,11 @@ Status SignalPidfd(int pidfd, int signal) {
   return ErrnoStatus("sending signal " + std::to_string(signal));
 }
 
-bool PidfdEnded(int pidfd) {
+bool PidfdEnded(int pidfd, int timeout_ms) {
   struct pollfd entry {
     pidfd, POLLIN, 0
   };
-  return ::poll(&entry, 1, 0) > 0;
+  return ::poll(&entry, 1, timeout_ms) > 0;
 }
 
 Result<int> WaitPidfd(int pidfd, int timeout_ms) {
@@ -148,6 +148,50 @@ std::string FindProgram(const std::string& name) {
     if (::access(path.c_str(), X_OK) == 0) return path;
   }
   return "";
+}
+
+namespace {
+
+struct CloserArgs {
+  int fd, ready;
+};
+
+// Keeps only `fd`, so that no pipe or socket of the parent stays open for longer, and waits to be killed.
+int HoldOne(void* argument) {
+  const auto& args = *static_cast<CloserArgs*>(argument);
+  unsigned low = static_cast<unsigned>(args.fd < args.ready ? args.fd : args.ready);
+  unsigned high = static_cast<unsigned>(args.fd < args.ready ? args.ready : args.fd);
+  if (low > 0) ::syscall(SYS_close_range, 0U, low - 1, 0U);
+  if (high > low + 1) ::syscall(SYS_close_range, low + 1, high - 1, 0U);
+  ::syscall(SYS_close_range, high + 1, ~0U, 0U);
+  if (::write(args.ready, "r", 1) != 1) return 1;
+  ::close(args.ready);
+  while (true) ::pause();
+}
+
+}  // namespace
+
+Result<UniqueFd> CloseElsewhere(UniqueFd fd, const Stack& stack) {
+  int pipe[2];
+  if (::pipe2(pipe, O_CLOEXEC) != 0) return ErrnoStatus("making a pipe");
+  UniqueFd read_end(pipe[0]), write_end(pipe[1]);
+  CloserArgs args{fd.get(), write_end.get()};
+  int raw = -1;
+  CloneSpec spec{.flags = CLONE_CLEAR_SIGHAND,
+                 .exit_signal = SIGCHLD,
+                 .pidfd = &raw,
+                 .stack = &stack,
+                 .run = HoldOne,
+                 .argument = &args};
+  if (RawClone(spec) < 0) return ErrnoStatus("making a process that closes a descriptor");
+  UniqueFd pidfd(raw);
+  write_end.reset();
+  char ready;
+  while (::read(read_end.get(), &ready, 1) < 0 && errno == EINTR) {
+  }
+  fd.reset();  // the other process has the last one now
+  RETURN_IF_ERROR(SignalPidfd(pidfd.get(), SIGKILL));
+  return pidfd;
 }
 
 namespace {

@@ -51,8 +51,12 @@ Status SignalPidfd(int pidfd, int signal);
 // Waits for a child by its pidfd, at most `timeout_ms` (-1 = for ever); the status as from waitpid.
 // DEADLINE_EXCEEDED.
 Result<int> WaitPidfd(int pidfd, int timeout_ms);
-// Whether the process has ended (without reaping it).
-bool PidfdEnded(int pidfd);
+// Whether the process has ended (without reaping it), or does within `timeout_ms`.
+bool PidfdEnded(int pidfd, int timeout_ms = 0);
+
+// Closes `fd` in a process of its own, whose pidfd it gives: the last use of a mount or device can take
+// seconds to end. The caller reaps it when it has ended.
+Result<UniqueFd> CloseElsewhere(UniqueFd fd, const Stack& stack);
 
 struct ProgramOutput {
   int status = 0;      // as from waitpid

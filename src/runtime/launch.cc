@@ -173,7 +173,7 @@ Result<Process> RuntimeImpl::Exec(Container& container, const lydian::Process& p
   Steps steps;
   auto& held = *container.held;
   std::erase_if(held.exec_pidfds, [](const UniqueFd& fd) { return os::PidfdEnded(fd.get()); });
-  std::erase_if(ending_, [](const auto& helper) { return os::PidfdEnded(helper->pidfd().get()); });
+  ReapEnded();
   Process out;
   auto start = [&]() -> Status {
     steps.Begin("job");

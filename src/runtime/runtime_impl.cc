@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "os/loop.h"
 #include "os/mount.h"
 #include "os/seccomp.h"
 
@@ -20,6 +21,7 @@ namespace lydian::runtime {
 namespace {
 
 constexpr int kRemoveTimeoutMs = 10'000;
+constexpr int kCloseMs = 10;
 uint64_t TotalMemory() {
   struct sysinfo info {};
   return ::sysinfo(&info) == 0 ? uint64_t{info.totalram} * info.mem_unit : 0;
@@ -103,6 +105,7 @@ Status RuntimeImpl::Open() {
 RuntimeImpl::~RuntimeImpl() {
   DrainPools();
   ending_.clear();
+  for (const auto& closer : closers_) (void)os::WaitPidfd(closer.get(), kRemoveTimeoutMs);
   if (live_ != 0 || networks_ == nullptr) return;
   if (Status status = networks_->Remove(); !status.ok())
     LOG_WARN("the bridge or firewall stays", {{"error", status}});
@@ -167,6 +170,8 @@ Status RuntimeImpl::Build(const Job& job, std::vector<UniqueFd> stdio, Container
   UniqueFd writable;
   if (plan.writable_dir.empty()) {
     ASSIGN_OR_RETURN(writable, quotas_->Take(plan.quota_bytes));
+    held.disk.reset(::openat(writable.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!held.disk.valid()) return ErrnoStatus("opening the writable layer");
   } else {
     ASSIGN_OR_RETURN(writable, OpenWritableDir(plan.writable_dir));
     held.writable_dir = plan.writable_dir;
@@ -349,10 +354,39 @@ Status RuntimeImpl::EndInit(Container* container) {
   return OkStatus();
 }
 
+// Unmounting writes back what is dirty, gigabytes perhaps: what is much is given up, and the rest is left to
+// another process.
+void RuntimeImpl::DiscardDisk(UniqueFd disk) {
+  constexpr uint64_t kMuch = uint64_t{16} << 20;
+  struct statvfs info {};
+  if (::fstatvfs(disk.get(), &info) == 0 && uint64_t{info.f_blocks - info.f_bfree} * info.f_frsize > kMuch) {
+    os::AbandonWrites(disk.get());
+  }
+  auto closer = os::CloseElsewhere(std::move(disk), helper_stack_);
+  if (closer.ok()) {
+    // On a quiet machine it is done by then, and nothing of the container is left when Remove returns.
+    (void)os::PidfdEnded(closer->get(), kCloseMs);
+    closers_.push_back(std::move(*closer));
+  } else {
+    LOG_WARN("a writable layer was taken down in place", {{"error", closer.status()}});
+  }
+}
+
+void RuntimeImpl::ReapEnded() {
+  std::erase_if(ending_, [](const auto& helper) { return os::PidfdEnded(helper->pidfd().get()); });
+  std::erase_if(closers_, [](const UniqueFd& pidfd) {
+    if (!os::PidfdEnded(pidfd.get())) return false;
+    (void)os::WaitPidfd(pidfd.get(), -1);  // reaps it, unless a wait for any child has
+    return true;
+  });
+}
+
 Status RuntimeImpl::Release(Container* container) {
   auto& held = *container->held;
   Status status = EndInit(container);
   ending_.clear();  // one of them may still be in the control group
+  if (held.disk.valid()) DiscardDisk(std::move(held.disk));
+  ReapEnded();
   if (held.cgroup != nullptr) {
     Status removed = held.cgroup->Remove();
     if (removed.error() == EBUSY) {
@@ -395,7 +429,7 @@ void RuntimeImpl::TidyWritableDir(const Container::Held& held) {
 }
 
 bool RuntimeImpl::Refill() {
-  std::erase_if(ending_, [](const auto& helper) { return os::PidfdEnded(helper->pidfd().get()); });
+  ReapEnded();
   std::erase_if(lingering_, [](const auto& group) { return group->Remove().ok(); });
   if (refill_broken_) return false;
   Status status;
@@ -416,6 +450,7 @@ bool RuntimeImpl::Refill() {
 }
 
 void RuntimeImpl::DrainPools() {
+  ReapEnded();
   refill_broken_ = false;
   for (auto& seat : seats_) {
     seat.helper.reset();

@@ -25,6 +25,7 @@ struct Container::Held {
   std::unique_ptr<os::Cgroup> cgroup;
   uint64_t memory_limit = 0;  // its own, or what all containers share
   int oom_score_adj = 0;
+  UniqueFd disk;                  // the quota file system, to be thrown away
   std::string writable_dir;       // kept
   std::vector<std::string> made;  // targets of mounts that were made in it: taken away again if still empty
   std::vector<UniqueFd> exec_pidfds;
@@ -71,6 +72,8 @@ class RuntimeImpl : public Runtime {
   Result<Stdio> MakeStdio(const lydian::Process& process, std::vector<UniqueFd> stdio, uint32_t base,
                           Process* out);
   Status EndInit(Container* container);
+  void DiscardDisk(UniqueFd disk);
+  void ReapEnded();
   Status Release(Container* container);
   void TidyWritableDir(const Container::Held& held);
 
@@ -90,6 +93,7 @@ class RuntimeImpl : public Runtime {
   uint64_t next_seat_ = 0;
   // Have said "done" and are about to end; reaped when there is time.
   std::vector<std::unique_ptr<Helper>> ending_;
+  std::vector<UniqueFd> closers_;  // processes that take a container's disk down
   UniqueFd self_pidfd_, null_fd_, init_fd_;
   std::string containers_dir_, overlay_anchor_, own_anchor_;
   uint64_t shared_memory_limit_ = 0;

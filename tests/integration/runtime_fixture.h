@@ -51,6 +51,7 @@ std::ostream& operator<<(std::ostream& out, const Census& census);
 Census Count(const std::string& instance);
 // Network namespaces and loop devices are taken down by kernel threads: waits, within reason, until none of
 // the instance is left and, with `expected`, until all is as it was.
-Census Settle(const std::string& instance, const Census* expected = nullptr);
+// `runtime` is given time to reap its helpers meanwhile.
+Census Settle(const std::string& instance, const Census* expected = nullptr, Runtime* runtime = nullptr);
 
 }  // namespace lydian::runtime

@@ -17,7 +17,7 @@ TEST_F(RuntimeTest, TwoHundredContainersLeaveNothing) {
   Run(Shell("true"));  // makes what is made once: the bridge, the template of the quota image
   runtime_->DrainPools();
   const std::string instance = Options().instance;
-  Census before = Settle(instance);
+  Census before = Settle(instance, nullptr, runtime_.get());
   for (int i = 0; i < 200; ++i) {
     Job job = Shell("echo x > /root/x; test -S /run/modal.sock");
     job.set_api_socket(true);
@@ -25,14 +25,14 @@ TEST_F(RuntimeTest, TwoHundredContainersLeaveNothing) {
     Outcome outcome = Run(job);
     ASSERT_TRUE(WIFEXITED(outcome.status) && WEXITSTATUS(outcome.status) == 0) << i << outcome.err;
   }
-  EXPECT_EQ(Settle(instance, &before), before);
+  EXPECT_EQ(Settle(instance, &before, runtime_.get()), before);
 }
 
 TEST_F(RuntimeTest, FortyContainersAtOnce) {
   const std::string instance = Options().instance;
   Run(Shell("true"));
   runtime_->DrainPools();
-  Census before = Settle(instance);
+  Census before = Settle(instance, nullptr, runtime_.get());
   std::vector<std::unique_ptr<Container>> containers;
   std::set<std::string> addresses;
   for (int i = 0; i < 40; ++i) {
@@ -49,7 +49,7 @@ TEST_F(RuntimeTest, FortyContainersAtOnce) {
   for (auto& container : containers) EXPECT_TRUE(runtime_->Remove(std::move(container)).ok());
   containers.clear();
   runtime_->DrainPools();
-  EXPECT_EQ(Settle(instance, &before), before);
+  EXPECT_EQ(Settle(instance, &before, runtime_.get()), before);
 }
 
 TEST_F(RuntimeTest, ReportsHowLongEachStepTakes) {

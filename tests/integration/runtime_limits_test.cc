@@ -2,6 +2,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
+
 #include "runtime_fixture.h"
 
 namespace lydian::runtime {
@@ -47,6 +49,17 @@ TEST_F(RuntimeTest, KeepsWritesToTheirQuota) {
                       "{ read a size b; test $size -gt 19000000 && echo twenty; }"))
                 .out,
             "100000000\ntwenty\n");
+}
+
+TEST_F(RuntimeTest, RemovingDoesNotWaitForWritesThatNobodyWants) {
+  auto container = Start(Shell("head -c 700000000 /dev/zero > /root/big; echo done; exec sleep 1000"));
+  ASSERT_NE(container, nullptr);
+  char text[8];
+  ASSERT_GT(::read(container->main.fds["stdout"].get(), text, sizeof text), 0);
+  auto begin = std::chrono::steady_clock::now();
+  EXPECT_TRUE(runtime_->Remove(std::move(container)).ok());
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(2));
+  EXPECT_EQ(Settle(Options().instance).loops, 0u);
 }
 
 TEST_F(RuntimeTest, LimitsCpu) {
@@ -122,7 +135,7 @@ TEST_F(RuntimeTest, AFailedStartNamesItsStepAndLeavesNothing) {
       {"too long a command", [](Job* job) { job->mutable_process()->add_argv(std::string(20 << 20, 'x')); },
        "exec", "Argument list too long"},
   };
-  Census before = Settle(instance);
+  Census before = Settle(instance, nullptr, runtime_.get());
   for (const auto& failure : failures) {
     Job job = Shell("true");
     job.set_api_socket(true);
@@ -133,7 +146,7 @@ TEST_F(RuntimeTest, AFailedStartNamesItsStepAndLeavesNothing) {
     EXPECT_EQ(error.step, failure.step) << failure.what << ": " << started.status();
     EXPECT_THAT(started.status().message(), HasSubstr(failure.message)) << failure.what;
   }
-  Census after = Settle(instance, &before);
+  Census after = Settle(instance, &before, runtime_.get());
   EXPECT_EQ(after, before);
   EXPECT_EQ(Run(Shell("echo fine")).out, "fine\n");
 }
