@@ -272,6 +272,12 @@ Status PackArchive(const std::string& folder, const std::string& archive_path, C
   return packed;
 }
 
+bool IsArchive(const std::string& path) {
+  auto reader = OpenReader(path);
+  archive_entry* entry = nullptr;
+  return reader.ok() && archive_read_next_header(reader->get(), &entry) >= ARCHIVE_WARN;
+}
+
 Result<std::string> ReadFromArchive(const std::string& archive_path, const std::string& name, size_t limit) {
   ASSIGN_OR_RETURN(Reader reader, OpenReader(archive_path));
   for (;;) {

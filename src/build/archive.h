@@ -21,6 +21,8 @@ struct ExtractOptions {
 Status ExtractArchive(const std::string& archive_path, const std::string& folder, const ExtractOptions& options);
 // All below `folder` as a pax archive, compressed by zstd, written under a temporary name and renamed.
 Status PackArchive(const std::string& folder, const std::string& archive_path, CancelToken* cancel);
+// Whether a file is a tar, compressed or not.
+bool IsArchive(const std::string& path);
 // One file of an archive by its exact name; NOT_FOUND.
 Result<std::string> ReadFromArchive(const std::string& archive_path, const std::string& name, size_t limit);
 // The names of an archive's entries, and where `wanted` says so, the entry as a file at the path that it gives.

@@ -341,6 +341,12 @@ std::vector<Builder::Base> BaseImages::List() {
     }
     list.push_back(std::move(base));
   }
+  // What clients ask for by default and nobody here can make.
+  for (const char* series : {"3.10", "3.11", "3.12", "3.13", "3.14", "3.15"}) {
+    std::string name = std::string("python:") + series + "-slim-bookworm";
+    if (OffersPython(series) || layers_->GetRecord("base/import/" + name).ok()) continue;
+    list.push_back({.name = name, .note = "no recipe: `lydian image import " + name + " ARCHIVE`, or add a recipe"});
+  }
   if (auto names = layers_->GetRecord("base/imports"); names.ok()) {
     for (size_t start = 0; start < names->size();) {
       size_t end = std::min(names->find('\n', start), names->size());

@@ -13,6 +13,7 @@
 #include <set>
 
 #include "base/ids.h"
+#include "build/archive.h"
 
 namespace lydian::build {
 namespace {
@@ -141,6 +142,12 @@ class Copier {
 
   Status Place(const Target& target, const std::string& host_path, unsigned mode) {
     return PlaceFile(target.folder.get(), target.name, host_path, Mode(mode), owner_.uid, owner_.gid).With(target.path);
+  }
+
+  // ADD of a tar: its content, into the destination as a folder.
+  Status Unpack(const std::string& archive) {
+    ASSIGN_OR_RETURN(UniqueFd folder, view_.MakeDir(step_.destination, owner_.uid, owner_.gid));
+    return ExtractArchive(archive, "/proc/self/fd/" + std::to_string(folder.get()), {});
   }
 
   Status PlaceText(const Target& target, const std::string& text) {
@@ -315,6 +322,8 @@ Status CopyFromContext(const OverlayView& view, const image::Step& step, const s
     if (match.in_folder) {
       ASSIGN_OR_RETURN(Target target, copier.At(JoinPath(step.destination, match.relative)));
       RETURN_IF_ERROR(copier.Place(target, content, mode));
+    } else if (step.unpack && IsArchive(content)) {
+      RETURN_IF_ERROR(copier.Unpack(content));
     } else {
       ASSIGN_OR_RETURN(Target target, copier.FileTarget(BaseName(match.source)));
       RETURN_IF_ERROR(copier.Place(target, content, mode));

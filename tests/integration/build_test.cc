@@ -338,6 +338,20 @@ TEST_F(BuildTest, ImportsArchivesSafely) {
   EXPECT_FALSE(world_->builder->ImportArchive("bad", tar).ok());
 }
 
+TEST_F(BuildTest, AddUnpacksArchivesAndCopyDoesNot) {
+  std::string dir = g_dir + "/add";
+  ASSERT_EQ(std::system(("mkdir -p " + dir + "/x && echo in > " + dir + "/x/f && tar -C " + dir + " -czf " + dir + ".tgz x").c_str()), 0);
+  auto spec = Spec({"FROM debian:bookworm-slim", "ADD a.tgz plain.txt /bin/", "COPY a.tgz /kept/"});
+  AddContext(spec, "/a.tgz", *ReadFile(dir + ".tgz"));
+  AddContext(spec, "/plain.txt", "text");
+  auto built = Build(spec);
+  ASSERT_TRUE(built.result.ok()) << built.result.error();
+  std::string added = Path(built.result.image().layer_ids(1));
+  EXPECT_EQ(*ReadFile(added + "/usr/bin/x/f"), "in\n");
+  EXPECT_EQ(*ReadFile(added + "/usr/bin/plain.txt"), "text");
+  EXPECT_TRUE(Exists(Path(built.result.image().layer_ids(2)) + "/kept/a.tgz"));
+}
+
 TEST_F(BuildTest, SecretsReachTheStepAndNoLogOrLayer) {
   auto spec = Spec({"FROM debian:bookworm-slim", "RUN echo ${#TOKEN} > /length"});
   (*spec.mutable_env())["TOKEN"] = "hush-hush";
