@@ -40,7 +40,9 @@ Status AddStored(Services& services, StatusResponse* response) {
   for (const auto& image : images) {
     ImageInfo& info = *response->add_images();
     info.set_image_id(image.id);
-    info.set_state(image.state == control::ImageState::kReady ? "ready" : image.state == control::ImageState::kFailed ? "failed" : "building");
+    info.set_state(image.state == control::ImageState::kReady    ? "ready"
+                   : image.state == control::ImageState::kFailed ? "failed"
+                                                                 : "building");
     info.set_created_at(image.created_at);
     info.set_layers(static_cast<uint32_t>(image.spec.layer_ids_size()));
   }
@@ -113,7 +115,8 @@ void AnswerStatus(const std::shared_ptr<AdminOptions>& options, const rpc::Reply
   own.set_pid(getpid());
   for (const auto& listener : options->listeners) response->add_listeners(listener);
   response->set_version(options->services->version);
-  response->set_uptime_secs(std::chrono::duration<double>(std::chrono::steady_clock::now() - options->started).count());
+  response->set_uptime_secs(
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - options->started).count());
   if (Status added = AddStored(*options->services, response.get()); !added.ok()) return reply(added);
   auto functions = LivingFunctions(*options->services);
   if (!functions.ok()) return reply(functions.status());
@@ -142,11 +145,14 @@ void RegisterAdmin(rpc::Router& router, AdminOptions given) {
     options->services->objects->strand().Post(std::move(fn));
   };
   router.Unary<StatusRequest, StatusResponse>(
-      kService, "Status", [options, on_strand](const StatusRequest&, rpc::Ctx ctx, rpc::Reply<StatusResponse> reply) {
+      kService, "Status",
+      [options, on_strand](const StatusRequest&, rpc::Ctx ctx, rpc::Reply<StatusResponse> reply) {
         on_strand(ctx, reply, [options, reply] { AnswerStatus(options, reply); });
       });
   router.Unary<TokenCreateRequest, TokenCreateResponse>(
-      kService, "TokenCreate", [options, on_strand](const TokenCreateRequest& request, rpc::Ctx ctx, rpc::Reply<TokenCreateResponse> reply) {
+      kService, "TokenCreate",
+      [options, on_strand](const TokenCreateRequest& request, rpc::Ctx ctx,
+                           rpc::Reply<TokenCreateResponse> reply) {
         on_strand(ctx, reply, [options, request, reply] {
           auto token = options->services->objects->tokens().Create(request.workspace(), request.name());
           if (!token.ok()) return reply(token.status());
@@ -158,7 +164,8 @@ void RegisterAdmin(rpc::Router& router, AdminOptions given) {
         });
       });
   router.Unary<TokenListRequest, TokenListResponse>(
-      kService, "TokenList", [options, on_strand](const TokenListRequest&, rpc::Ctx ctx, rpc::Reply<TokenListResponse> reply) {
+      kService, "TokenList",
+      [options, on_strand](const TokenListRequest&, rpc::Ctx ctx, rpc::Reply<TokenListResponse> reply) {
         on_strand(ctx, reply, [options, reply] {
           TokenListResponse response;
           for (const auto& token : options->services->objects->tokens().List()) {
@@ -174,9 +181,12 @@ void RegisterAdmin(rpc::Router& router, AdminOptions given) {
         });
       });
   router.Unary<TokenRevokeRequest, TokenRevokeResponse>(
-      kService, "TokenRevoke", [options, on_strand](const TokenRevokeRequest& request, rpc::Ctx ctx, rpc::Reply<TokenRevokeResponse> reply) {
+      kService, "TokenRevoke",
+      [options, on_strand](const TokenRevokeRequest& request, rpc::Ctx ctx,
+                           rpc::Reply<TokenRevokeResponse> reply) {
         on_strand(ctx, reply, [options, request, reply] {
-          if (Status revoked = options->services->objects->tokens().Revoke(request.token_id()); !revoked.ok()) return reply(revoked);
+          if (Status revoked = options->services->objects->tokens().Revoke(request.token_id()); !revoked.ok())
+            return reply(revoked);
           reply(TokenRevokeResponse());
         });
       });

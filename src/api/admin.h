@@ -12,7 +12,7 @@ namespace lydian::api {
 
 struct AdminOptions {
   ServicesPtr services;
-  std::vector<std::string> listeners;                                       // as people read them
+  std::vector<std::string> listeners;                                         // as people read them
   std::function<void(std::function<void(std::vector<WorkerInfo>)>)> workers;  // may be null
   SteadyTime started;
 };

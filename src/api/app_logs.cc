@@ -23,16 +23,19 @@ template <typename Request>
 control::LogFilter FilterOf(const Request& request, pb::FileDescriptor source) {
   control::LogFilter filter;
   filter.task_id = request.task_id();
-  filter.function_id = request.parametrized_function_id().empty() ? request.function_id() : request.parametrized_function_id();
+  filter.function_id =
+      request.parametrized_function_id().empty() ? request.function_id() : request.parametrized_function_id();
   filter.function_call_id = request.function_call_id();
   filter.file_descriptor = source;
   return filter;
 }
 
-int64_t Nanos(const google::protobuf::Timestamp& time) { return time.seconds() * 1'000'000'000 + time.nanos(); }
+int64_t Nanos(const google::protobuf::Timestamp& time) {
+  return time.seconds() * 1'000'000'000 + time.nanos();
+}
 
-void Follow(const ServicesPtr& services, const pb::AppGetLogsRequest& request, rpc::Ctx ctx, rpc::Stream<pb::TaskLogsBatch> stream,
-            const control::App& app) {
+void Follow(const ServicesPtr& services, const pb::AppGetLogsRequest& request, rpc::Ctx ctx,
+            rpc::Stream<pb::TaskLogsBatch> stream, const control::App& app) {
   auto cursor = ParseCursor(request.last_entry_id());
   if (!cursor.ok()) return stream.Finish(cursor.status());
   // An app that ended just before a crash may have an open log.
@@ -55,15 +58,19 @@ void Follow(const ServicesPtr& services, const pb::AppGetLogsRequest& request, r
     }
     stream.Finish();
   };
-  auto pump = LogPump::Start(&services->objects->strand(), services->logs, std::move(ctx), stream.raw(), std::move(options));
+  auto pump = LogPump::Start(&services->objects->strand(), services->logs, std::move(ctx), stream.raw(),
+                             std::move(options));
   // Those of the app's own client: the others asked for a part of the log.
-  if (request.timeout() > 0 && request.task_id().empty() && request.function_id().empty()) services->log_streams->Add(app.id, pump);
+  if (request.timeout() > 0 && request.task_id().empty() && request.function_id().empty())
+    services->log_streams->Add(app.id, pump);
 }
 
-void GetLogs(const ServicesPtr& services, const pb::AppGetLogsRequest& request, rpc::Ctx ctx, rpc::Stream<pb::TaskLogsBatch> stream) {
+void GetLogs(const ServicesPtr& services, const pb::AppGetLogsRequest& request, rpc::Ctx ctx,
+             rpc::Stream<pb::TaskLogsBatch> stream) {
   auto scope = ScopeOf(*services, *ctx, Who::kAnyone);
   if (!scope.ok()) return stream.Finish(scope.status());
-  if (!request.sandbox_id().empty()) return stream.Finish(NotFound("no sandbox " + request.sandbox_id().substr(0, 80)));
+  if (!request.sandbox_id().empty())
+    return stream.Finish(NotFound("no sandbox " + request.sandbox_id().substr(0, 80)));
   auto with_app = [services, request, ctx, stream, scope = *scope](const std::string& app_id) {
     auto app = services->objects->apps().Get(scope, app_id);
     if (!app.ok()) return stream.Finish(app.status());
@@ -91,9 +98,10 @@ struct Scan : std::enable_shared_from_this<Scan> {
 
   void Next() {
     auto self = shared_from_this();
-    question = services->logs->Read(stream, after, filter, 5000, 0, [self](Result<control::LogStore::Page> page) {
-      self->services->objects->strand().Post([self, page = std::move(page)] { self->OnPage(page); });
-    });
+    question =
+        services->logs->Read(stream, after, filter, 5000, 0, [self](Result<control::LogStore::Page> page) {
+          self->services->objects->strand().Post([self, page = std::move(page)] { self->OnPage(page); });
+        });
   }
   void OnPage(const Result<control::LogStore::Page>& page) {
     question.reset();
@@ -113,14 +121,16 @@ Result<std::shared_ptr<Scan>> MakeScan(const ServicesPtr& services, const Reques
   ASSIGN_OR_RETURN(auto app, call.objects().apps().Get(call.scope, request.app_id()));
   if (!request.sandbox_id().empty()) return NotFound("no sandbox " + request.sandbox_id().substr(0, 80));
   auto scan = std::make_shared<Scan>();
-  scan->services = services, scan->ctx = call.ctx, scan->stream = app.id, scan->search = request.search_text();
+  scan->services = services, scan->ctx = call.ctx, scan->stream = app.id,
+  scan->search = request.search_text();
   scan->filter = FilterOf(request, request.source());
   if (request.has_since()) scan->filter.since_nanos = Nanos(request.since());
   if (request.has_until()) scan->filter.until_nanos = Nanos(request.until());
   return scan;
 }
 
-void Fetch(const ServicesPtr& services, const pb::AppFetchLogsRequest& request, Call& call, const rpc::Reply<pb::AppFetchLogsResponse>& reply) {
+void Fetch(const ServicesPtr& services, const pb::AppFetchLogsRequest& request, Call& call,
+           const rpc::Reply<pb::AppFetchLogsResponse>& reply) {
   auto scan = MakeScan(services, request, call);
   if (!scan.ok()) return reply(scan.status());
   size_t limit = request.limit() == 0 ? kMostFetched : std::min(request.limit(), kMostFetched);
@@ -138,7 +148,8 @@ void Fetch(const ServicesPtr& services, const pb::AppFetchLogsRequest& request, 
   (*scan)->Next();
 }
 
-void Count(const ServicesPtr& services, const pb::AppCountLogsRequest& request, Call& call, const rpc::Reply<pb::AppCountLogsResponse>& reply) {
+void Count(const ServicesPtr& services, const pb::AppCountLogsRequest& request, Call& call,
+           const rpc::Reply<pb::AppCountLogsResponse>& reply) {
   auto scan = MakeScan(services, request, call);
   if (!scan.ok()) return reply(scan.status());
   int64_t bucket = int64_t{std::max<uint32_t>(1, request.bucket_secs())} * 1'000'000'000;
@@ -188,7 +199,8 @@ pb::TaskLogs LogItem(const LogRecord& record) {
 std::vector<pb::TaskLogsBatch> Batches(const std::vector<LogRecord>& records) {
   std::vector<pb::TaskLogsBatch> batches;
   for (const auto& record : records) {
-    bool joins = !batches.empty() && batches.back().task_id() == record.task_id && batches.back().function_id() == record.function_id &&
+    bool joins = !batches.empty() && batches.back().task_id() == record.task_id &&
+                 batches.back().function_id() == record.function_id &&
                  batches.back().input_id() == record.input_id;
     if (!joins) {
       auto& batch = batches.emplace_back();
@@ -207,14 +219,19 @@ void RegisterAppLogs(rpc::Router& router, ServicesPtr services) {
   router.ServerStream<pb::AppGetLogsRequest, pb::TaskLogsBatch>(
       kClientService, "AppGetLogs",
       [services](const pb::AppGetLogsRequest& request, rpc::Ctx ctx, rpc::Stream<pb::TaskLogsBatch> stream) {
-        services->objects->strand().Post([services, request, ctx, stream] { GetLogs(services, request, ctx, stream); });
+        services->objects->strand().Post(
+            [services, request, ctx, stream] { GetLogs(services, request, ctx, stream); });
       });
   OnObjectsAsync<pb::AppFetchLogsRequest, pb::AppFetchLogsResponse>(
       router, services, "AppFetchLogs", Who::kAnyone,
-      [services](const pb::AppFetchLogsRequest& request, Call& call, const auto& reply) { Fetch(services, request, call, reply); });
+      [services](const pb::AppFetchLogsRequest& request, Call& call, const auto& reply) {
+        Fetch(services, request, call, reply);
+      });
   OnObjectsAsync<pb::AppCountLogsRequest, pb::AppCountLogsResponse>(
       router, services, "AppCountLogs", Who::kAnyone,
-      [services](const pb::AppCountLogsRequest& request, Call& call, const auto& reply) { Count(services, request, call, reply); });
+      [services](const pb::AppCountLogsRequest& request, Call& call, const auto& reply) {
+        Count(services, request, call, reply);
+      });
 }
 
 }  // namespace lydian::api

@@ -62,16 +62,26 @@ Result<pb::AppCreateResponse> Create(const pb::AppCreateRequest& request, Call& 
   AppState state = AppState::kEphemeral;
   switch (request.app_state()) {
     case pb::APP_STATE_UNSPECIFIED:
-    case pb::APP_STATE_EPHEMERAL: break;
-    case pb::APP_STATE_DETACHED: state = AppState::kDetached; break;
-    case pb::APP_STATE_INITIALIZING: state = AppState::kInitializing; break;
-    default: return InvalidArgument("an app begins as ephemeral, detached or initializing");
+    case pb::APP_STATE_EPHEMERAL:
+      break;
+    case pb::APP_STATE_DETACHED:
+      state = AppState::kDetached;
+      break;
+    case pb::APP_STATE_INITIALIZING:
+      state = AppState::kInitializing;
+      break;
+    default:
+      return InvalidArgument("an app begins as ephemeral, detached or initializing");
   }
-  if (request.description().size() > 1024) return InvalidArgument("an app's description may have 1024 bytes at most");
-  ASSIGN_OR_RETURN(auto environment, call.objects().environments().Resolve(call.scope, request.environment_name()));
+  if (request.description().size() > 1024)
+    return InvalidArgument("an app's description may have 1024 bytes at most");
+  ASSIGN_OR_RETURN(auto environment,
+                   call.objects().environments().Resolve(call.scope, request.environment_name()));
   ASSIGN_OR_RETURN(std::string tags, TagsJson(request.tags()));
-  ASSIGN_OR_RETURN(App app, call.objects().apps().Create(call.scope, environment.id, request.description(), state, tags));
-  if (Status noted = call.objects().tokens().Flush(); !noted.ok()) LOG_WARN("could not note when tokens were used", {{"error", noted}});
+  ASSIGN_OR_RETURN(
+      App app, call.objects().apps().Create(call.scope, environment.id, request.description(), state, tags));
+  if (Status noted = call.objects().tokens().Flush(); !noted.ok())
+    LOG_WARN("could not note when tokens were used", {{"error", noted}});
   pb::AppCreateResponse response;
   response.set_app_id(app.id);
   response.set_app_page_url(PageUrl(call.services, *call.ctx, app.id));
@@ -80,23 +90,26 @@ Result<pb::AppCreateResponse> Create(const pb::AppCreateRequest& request, Call& 
 }
 
 // Everything that a publication names must be the app's own, and be defined.
-Status CheckMembers(const App& app, const pb::AppPublishRequest& request, Call& call, control::Apps::Publication* publication,
-                    std::vector<std::string>* changed) {
+Status CheckMembers(const App& app, const pb::AppPublishRequest& request, Call& call,
+                    control::Apps::Publication* publication, std::vector<std::string>* changed) {
   auto& functions = call.objects().functions();
   for (const auto& [tag, id] : request.function_ids()) {
     ASSIGN_OR_RETURN(auto function, functions.Get(call.scope, id));
-    if (function.app_id != app.id || !function.base_id.empty()) return NotFound("the function " + id + " isn't of the app " + app.id);
+    if (function.app_id != app.id || !function.base_id.empty())
+      return NotFound("the function " + id + " isn't of the app " + app.id);
     std::string definition = function.newest_definition;
     auto wanted = request.definition_ids().find(id);
     if (wanted != request.definition_ids().end() && !wanted->second.empty()) {
       control::Function pinned = function;
       pinned.active_definition = wanted->second;
       ASSIGN_OR_RETURN(auto found, functions.DefinitionOf(pinned));
-      if (found.function_id != id) return NotFound("the definition " + wanted->second.substr(0, 80) + " isn't one of " + id);
+      if (found.function_id != id)
+        return NotFound("the definition " + wanted->second.substr(0, 80) + " isn't one of " + id);
       definition = wanted->second;
     }
     if (definition.empty()) return FailedPrecondition("the function '" + tag + "' was never defined");
-    if (!function.active_definition.empty() && function.active_definition != definition) changed->push_back(id);
+    if (!function.active_definition.empty() && function.active_definition != definition)
+      changed->push_back(id);
     publication->members.emplace_back(tag, id);
     publication->definitions.emplace_back(id, definition);
   }
@@ -110,9 +123,11 @@ Status CheckMembers(const App& app, const pb::AppPublishRequest& request, Call& 
 
 Status CheckDeployName(const std::string& name) {
   bool good = !name.empty() && name.size() <= 64;
-  for (char c : name) good = good && (isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_' || c == '.');
+  for (char c : name)
+    good = good && (isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_' || c == '.');
   if (good && !(name.size() == 25 && name.rfind("ap-", 0) == 0)) return OkStatus();
-  return InvalidArgument("'" + name.substr(0, 80) + "' can't name an app: 1 to 64 letters, digits, '-', '_' and '.'");
+  return InvalidArgument("'" + name.substr(0, 80) +
+                         "' can't name an app: 1 to 64 letters, digits, '-', '_' and '.'");
 }
 
 Result<pb::AppPublishResponse> Publish(const pb::AppPublishRequest& request, Call& call) {
@@ -122,13 +137,15 @@ Result<pb::AppPublishResponse> Publish(const pb::AppPublishRequest& request, Cal
   switch (request.app_state()) {
     case pb::APP_STATE_UNSPECIFIED:
     case pb::APP_STATE_EPHEMERAL:
-    case pb::APP_STATE_DETACHED: break;  // as it was made
+    case pb::APP_STATE_DETACHED:
+      break;  // as it was made
     case pb::APP_STATE_DEPLOYED:
       publication.state = AppState::kDeployed;
       publication.name = request.name().empty() ? app.name : request.name();
       RETURN_IF_ERROR(CheckDeployName(publication.name));
       break;
-    default: return InvalidArgument("an app is published as ephemeral, detached or deployed");
+    default:
+      return InvalidArgument("an app is published as ephemeral, detached or deployed");
   }
   publication.client_version = request.client_version();
   ASSIGN_OR_RETURN(publication.tags, TagsJson(request.tags()));
@@ -147,12 +164,18 @@ Result<pb::AppPublishResponse> Publish(const pb::AppPublishRequest& request, Cal
 
 const char* ReasonText(pb::AppDisconnectReason reason) {
   switch (reason) {
-    case pb::APP_DISCONNECT_REASON_KEYBOARD_INTERRUPT: return "its client was interrupted";
-    case pb::APP_DISCONNECT_REASON_ENTRYPOINT_COMPLETED: return "its entrypoint has completed";
-    case pb::APP_DISCONNECT_REASON_DEPLOYMENT_EXCEPTION: return "its deployment failed";
-    case pb::APP_DISCONNECT_REASON_REMOTE_EXCEPTION: return "a function raised an exception";
-    case pb::APP_DISCONNECT_REASON_LOCAL_EXCEPTION: return "its client raised an exception";
-    default: return "its client has disconnected";
+    case pb::APP_DISCONNECT_REASON_KEYBOARD_INTERRUPT:
+      return "its client was interrupted";
+    case pb::APP_DISCONNECT_REASON_ENTRYPOINT_COMPLETED:
+      return "its entrypoint has completed";
+    case pb::APP_DISCONNECT_REASON_DEPLOYMENT_EXCEPTION:
+      return "its deployment failed";
+    case pb::APP_DISCONNECT_REASON_REMOTE_EXCEPTION:
+      return "a function raised an exception";
+    case pb::APP_DISCONNECT_REASON_LOCAL_EXCEPTION:
+      return "its client raised an exception";
+    default:
+      return "its client has disconnected";
   }
 }
 
@@ -192,7 +215,8 @@ void WhetherBusy(ServicesPtr services, const std::string& app_id, std::function<
   }
 }
 
-// A detached app outlives an interrupted client, and one whose calls still run; an idle one ends with its entrypoint.
+// A detached app outlives an interrupted client, and one whose calls still run; an idle one ends with its
+// entrypoint.
 void LeaveDetached(ServicesPtr services, const App& app, pb::AppDisconnectReason reason) {
   auto keep = [services, app] {
     services->objects->apps().ForgetHeartbeat(app.id);
@@ -210,15 +234,19 @@ void LeaveDetached(ServicesPtr services, const App& app, pb::AppDisconnectReason
   });
 }
 
-Result<Empty> Disconnect(const pb::AppClientDisconnectRequest& request, Call& call, const ServicesPtr& services) {
+Result<Empty> Disconnect(const pb::AppClientDisconnectRequest& request, Call& call,
+                         const ServicesPtr& services) {
   ASSIGN_OR_RETURN(App app, call.objects().apps().Get(call.scope, request.app_id()));
   switch (app.state) {
     case AppState::kEphemeral:
     case AppState::kInitializing:
       RETURN_IF_ERROR(call.objects().apps().Stop(app, ReasonText(request.reason())));
       break;
-    case AppState::kDetached: LeaveDetached(services, app, request.reason()); break;
-    default: break;  // deployed apps stay, stopped ones are stopped
+    case AppState::kDetached:
+      LeaveDetached(services, app, request.reason());
+      break;
+    default:
+      break;  // deployed apps stay, stopped ones are stopped
   }
   return Empty();
 }
@@ -246,16 +274,19 @@ void List(const pb::AppListRequest& request, Call& call, const rpc::Reply<pb::Ap
     auto handle = Handle(app, call);
     if (handle.ok()) *item.mutable_metadata() = *handle;
   }
-  call.services.engine->Tasks([response = std::move(response), reply](std::vector<control::TaskView> tasks) mutable {
-    std::map<std::string, int> running;
-    for (const auto& task : tasks) ++running[task.app_id];
-    for (auto& item : *response.mutable_apps()) item.set_n_running_tasks(running[item.app_id()]);
-    reply(response);
-  });
+  call.services.engine->Tasks(
+      [response = std::move(response), reply](std::vector<control::TaskView> tasks) mutable {
+        std::map<std::string, int> running;
+        for (const auto& task : tasks) ++running[task.app_id];
+        for (auto& item : *response.mutable_apps()) item.set_n_running_tasks(running[item.app_id()]);
+        reply(response);
+      });
 }
 
-Result<pb::AppGetByDeploymentNameResponse> GetByName(const pb::AppGetByDeploymentNameRequest& request, Call& call) {
-  ASSIGN_OR_RETURN(auto environment, call.objects().environments().Resolve(call.scope, request.environment_name()));
+Result<pb::AppGetByDeploymentNameResponse> GetByName(const pb::AppGetByDeploymentNameRequest& request,
+                                                     Call& call) {
+  ASSIGN_OR_RETURN(auto environment,
+                   call.objects().environments().Resolve(call.scope, request.environment_name()));
   pb::AppGetByDeploymentNameResponse response;
   response.set_environment_name(environment.name);
   auto app = call.objects().apps().ByName(environment.id, request.name());
@@ -276,14 +307,17 @@ Result<pb::AppGetOrCreateResponse> GetOrCreate(const pb::AppGetOrCreateRequest& 
   if (name.size() == 25 && name.rfind("ap-", 0) == 0) {
     app = apps.Get(call.scope, name);
   } else {
-    ASSIGN_OR_RETURN(auto environment, call.objects().environments().Resolve(call.scope, request.environment_name()));
+    ASSIGN_OR_RETURN(auto environment,
+                     call.objects().environments().Resolve(call.scope, request.environment_name()));
     app = apps.ByName(environment.id, name);
     if (!app.ok() && app.status().code() == Code::kNotFound) {
       if (request.object_creation_type() != pb::OBJECT_CREATION_TYPE_CREATE_IF_MISSING) {
-        return NotFound("no app '" + name.substr(0, 80) + "' is deployed in the environment '" + environment.name + "'");
+        return NotFound("no app '" + name.substr(0, 80) + "' is deployed in the environment '" +
+                        environment.name + "'");
       }
       RETURN_IF_ERROR(CheckDeployName(name));
-      ASSIGN_OR_RETURN(App made, apps.Create(call.scope, environment.id, name, AppState::kInitializing, "{}"));
+      ASSIGN_OR_RETURN(App made,
+                       apps.Create(call.scope, environment.id, name, AppState::kInitializing, "{}"));
       app = apps.Publish(made, {.state = AppState::kDeployed, .name = name, .tags = "{}"});
     }
   }
@@ -306,20 +340,25 @@ Result<pb::AppGetInfoResponse> GetInfo(const pb::AppGetInfoRequest& request, Cal
 
 void RegisterApps(rpc::Router& router, ServicesPtr services) {
   const rpc::MethodOptions creates = {.idempotent = true};
-  OnObjects<pb::AppCreateRequest, pb::AppCreateResponse>(router, services, "AppCreate", Who::kAnyone, Create, creates);
-  OnObjects<pb::AppHeartbeatRequest, Empty>(router, services, "AppHeartbeat", Who::kAnyone,
-                                            [](const pb::AppHeartbeatRequest& request, Call& call) -> Result<Empty> {
-                                              RETURN_IF_ERROR(call.objects().apps().Heartbeat(call.scope, request.app_id()));
-                                              return Empty();
-                                            });
-  OnObjects<pb::AppPublishRequest, pb::AppPublishResponse>(router, services, "AppPublish", Who::kAnyone, Publish, creates);
+  OnObjects<pb::AppCreateRequest, pb::AppCreateResponse>(router, services, "AppCreate", Who::kAnyone, Create,
+                                                         creates);
+  OnObjects<pb::AppHeartbeatRequest, Empty>(
+      router, services, "AppHeartbeat", Who::kAnyone,
+      [](const pb::AppHeartbeatRequest& request, Call& call) -> Result<Empty> {
+        RETURN_IF_ERROR(call.objects().apps().Heartbeat(call.scope, request.app_id()));
+        return Empty();
+      });
+  OnObjects<pb::AppPublishRequest, pb::AppPublishResponse>(router, services, "AppPublish", Who::kAnyone,
+                                                           Publish, creates);
   OnObjects<pb::AppClientDisconnectRequest, Empty>(
       router, services, "AppClientDisconnect", Who::kAnyone,
-      [services](const pb::AppClientDisconnectRequest& request, Call& call) { return Disconnect(request, call, services); });
+      [services](const pb::AppClientDisconnectRequest& request, Call& call) {
+        return Disconnect(request, call, services);
+      });
   OnObjects<pb::AppStopRequest, Empty>(router, services, "AppStop", Who::kAnyone, StopApp);
   OnObjectsAsync<pb::AppListRequest, pb::AppListResponse>(router, services, "AppList", Who::kAnyone, List);
-  OnObjects<pb::AppGetByDeploymentNameRequest, pb::AppGetByDeploymentNameResponse>(router, services, "AppGetByDeploymentName",
-                                                                                   Who::kAnyone, GetByName);
+  OnObjects<pb::AppGetByDeploymentNameRequest, pb::AppGetByDeploymentNameResponse>(
+      router, services, "AppGetByDeploymentName", Who::kAnyone, GetByName);
   OnObjects<pb::AppGetLayoutRequest, pb::AppGetLayoutResponse>(
       router, services, "AppGetLayout", Who::kAnyone,
       [](const pb::AppGetLayoutRequest& request, Call& call) -> Result<pb::AppGetLayoutResponse> {
@@ -336,8 +375,10 @@ void RegisterApps(rpc::Router& router, ServicesPtr services) {
         *response.mutable_lifecycle() = Lifecycle(app);
         return response;
       });
-  OnObjects<pb::AppGetOrCreateRequest, pb::AppGetOrCreateResponse>(router, services, "AppGetOrCreate", Who::kAnyone, GetOrCreate, creates);
-  OnObjects<pb::AppGetInfoRequest, pb::AppGetInfoResponse>(router, services, "AppGetInfo", Who::kAnyone, GetInfo);
+  OnObjects<pb::AppGetOrCreateRequest, pb::AppGetOrCreateResponse>(router, services, "AppGetOrCreate",
+                                                                   Who::kAnyone, GetOrCreate, creates);
+  OnObjects<pb::AppGetInfoRequest, pb::AppGetInfoResponse>(router, services, "AppGetInfo", Who::kAnyone,
+                                                           GetInfo);
 }
 
 }  // namespace lydian::api

@@ -16,13 +16,14 @@ constexpr int64_t kLargest = int64_t{64} << 30;
 
 Result<pb::BlobCreateResponse> Create(const pb::BlobCreateRequest& request, Call& call) {
   if (request.content_length() < 0 || request.content_length() > kLargest) {
-    return InvalidArgument("a blob may have 0 bytes to 64 GiB, not " + std::to_string(request.content_length()));
+    return InvalidArgument("a blob may have 0 bytes to 64 GiB, not " +
+                           std::to_string(request.content_length()));
   }
   auto size = static_cast<uint64_t>(request.content_length());
   std::string blob_id = NewId("bl");
   RETURN_IF_ERROR(call.objects().blobs().Note(call.scope, blob_id, size));
-  auto plan = blob::PlanUpload(*call.services.signer, call.objects().clock(), BaseUrl(call.services, *call.ctx), blob_id, size,
-                               request.content_md5());
+  auto plan = blob::PlanUpload(*call.services.signer, call.objects().clock(),
+                               BaseUrl(call.services, *call.ctx), blob_id, size, request.content_md5());
   pb::BlobCreateResponse response;
   response.set_blob_id(blob_id);
   response.add_blob_ids(blob_id);
@@ -43,17 +44,17 @@ Result<pb::BlobCreateResponse> Create(const pb::BlobCreateRequest& request, Call
 Result<pb::BlobGetResponse> Get(const pb::BlobGetRequest& request, Call& call) {
   ASSIGN_OR_RETURN(uint64_t size, call.objects().blobs().Get(call.scope, request.blob_id()));
   pb::BlobGetResponse response;
-  response.set_download_url(blob::DownloadUrl(*call.services.signer, call.objects().clock(), BaseUrl(call.services, *call.ctx),
-                                              request.blob_id(), size));
+  response.set_download_url(blob::DownloadUrl(*call.services.signer, call.objects().clock(),
+                                              BaseUrl(call.services, *call.ctx), request.blob_id(), size));
   return response;
 }
 
 }  // namespace
 
 void RegisterBlobs(rpc::Router& router, ServicesPtr services) {
-  OnObjects<pb::BlobCreateRequest, pb::BlobCreateResponse>(router, services, "BlobCreate", Who::kAnyone, Create,
-                                                           {.idempotent = true});
-  OnObjects<pb::BlobGetRequest, pb::BlobGetResponse>(router, services, "BlobGet", Who::kAnyone, Get, {});
+  OnObjects<pb::BlobCreateRequest, pb::BlobCreateResponse>(router, services, "BlobCreate", Who::kAnyone,
+                                                           Create, {.idempotent = true});
+  OnObjects<pb::BlobGetRequest, pb::BlobGetResponse>(router, services, "BlobGet", Who::kAnyone, Get);
 }
 
 }  // namespace lydian::api

@@ -10,7 +10,9 @@ namespace pb = modal::client;
 
 namespace {
 
-Status NotBuilt(const std::string& what) { return Unimplemented(what + " isn't built yet in this version of Lydian"); }
+Status NotBuilt(const std::string& what) {
+  return Unimplemented(what + " isn't built yet in this version of Lydian");
+}
 
 Status CheckWebhook(const pb::WebhookConfig& config) {
   if (config.type() == pb::WEBHOOK_TYPE_UNSPECIFIED) return OkStatus();
@@ -33,18 +35,22 @@ Status CheckResources(const pb::Resources& resources) {
 
 Status CheckParts(const pb::Function& function) {
   RETURN_IF_ERROR(CheckWebhook(function.webhook_config()));
-  for (const auto& [name, method] : function.method_definitions()) RETURN_IF_ERROR(CheckWebhook(method.webhook_config()));
+  for (const auto& [name, method] : function.method_definitions())
+    RETURN_IF_ERROR(CheckWebhook(method.webhook_config()));
   RETURN_IF_ERROR(CheckResources(function.resources()));
   if (function.is_server() || function.has_http_config()) return NotBuilt("a server (@app.server)");
   if (!function.proxy_id().empty()) return NotBuilt("a proxy (proxy=)");
   if (function.volume_mounts_size() > 0) return NotBuilt("a Volume (volumes=)");
-  if (function.cloud_bucket_mounts_size() > 0 || function.s3_mounts_size() > 0) return NotBuilt("a CloudBucketMount (volumes=)");
-  if (function.shared_volume_mounts_size() > 0) return NotBuilt("a NetworkFileSystem (network_file_systems=)");
+  if (function.cloud_bucket_mounts_size() > 0 || function.s3_mounts_size() > 0)
+    return NotBuilt("a CloudBucketMount (volumes=)");
+  if (function.shared_volume_mounts_size() > 0)
+    return NotBuilt("a NetworkFileSystem (network_file_systems=)");
   if (function.i6pn_enabled()) return NotBuilt("the private network between containers (i6pn)");
   if (function._experimental_group_size() > 1) return NotBuilt("a clustered function (@clustered)");
   if (function.block_network()) return NotBuilt("block_network=True");
   const auto access = function.network_access().network_access_type();
-  if (access != pb::NetworkAccess::UNSPECIFIED && access != pb::NetworkAccess::OPEN) return NotBuilt("restricted network access");
+  if (access != pb::NetworkAccess::UNSPECIFIED && access != pb::NetworkAccess::OPEN)
+    return NotBuilt("restricted network access");
   if (function.rate_limit().limit() > 0) return NotBuilt("a rate limit");
   if (function.pty_info().enabled()) return NotBuilt("an interactive run (-i)");
   return OkStatus();
@@ -74,15 +80,16 @@ pb::FunctionHandleMetadata HandleOf(const pb::FunctionPrecreateRequest& request)
   return HandleOf(function, request.function_name(), request.app_id(), "");
 }
 
-pb::FunctionHandleMetadata HandleOf(const pb::Function& function, const std::string& tag, const std::string& app_id,
-                                    const std::string& definition_id) {
+pb::FunctionHandleMetadata HandleOf(const pb::Function& function, const std::string& tag,
+                                    const std::string& app_id, const std::string& definition_id) {
   pb::FunctionHandleMetadata handle;
   handle.set_function_name(tag);
   handle.set_function_type(function.function_type());
   handle.set_definition_id(definition_id);
   handle.set_app_id(app_id);
   if (function.has_function_schema()) *handle.mutable_function_schema() = function.function_schema();
-  if (function.has_class_parameter_info()) *handle.mutable_class_parameter_info() = function.class_parameter_info();
+  if (function.has_class_parameter_info())
+    *handle.mutable_class_parameter_info() = function.class_parameter_info();
   *handle.mutable_supported_input_formats() = function.supported_input_formats();
   *handle.mutable_supported_output_formats() = function.supported_output_formats();
   for (const auto& [name, method] : function.method_definitions()) {
@@ -119,9 +126,11 @@ pb::FunctionData DataOf(const pb::Function& function) {
   data.set_is_method(function.is_method());
   data.set_untrusted(function.untrusted());
   data.set_routing_region(function.routing_region());
-  if (function.has_class_parameter_info()) *data.mutable_class_parameter_info() = function.class_parameter_info();
+  if (function.has_class_parameter_info())
+    *data.mutable_class_parameter_info() = function.class_parameter_info();
   if (function.has_schedule()) *data.mutable_schedule() = function.schedule();
-  if (function.has_autoscaler_settings()) *data.mutable_autoscaler_settings() = function.autoscaler_settings();
+  if (function.has_autoscaler_settings())
+    *data.mutable_autoscaler_settings() = function.autoscaler_settings();
   if (function.has_function_schema()) *data.mutable_function_schema() = function.function_schema();
   *data.mutable_experimental_options() = function.experimental_options();
   *data.mutable_supported_input_formats() = function.supported_input_formats();
@@ -158,11 +167,14 @@ void ApplyOptions(const pb::FunctionOptions& options, pb::Function* function) {
     scaler.set_scaledown_window(options.task_idle_timeout_secs());
   }
   if (options.has_timeout_secs()) function->set_timeout_secs(options.timeout_secs());
-  if (options.has_max_concurrent_inputs()) function->set_max_concurrent_inputs(options.max_concurrent_inputs());
-  if (options.has_target_concurrent_inputs()) function->set_target_concurrent_inputs(options.target_concurrent_inputs());
+  if (options.has_max_concurrent_inputs())
+    function->set_max_concurrent_inputs(options.max_concurrent_inputs());
+  if (options.has_target_concurrent_inputs())
+    function->set_target_concurrent_inputs(options.target_concurrent_inputs());
   if (options.has_batch_max_size()) function->set_batch_max_size(options.batch_max_size());
   if (options.has_batch_linger_ms()) function->set_batch_linger_ms(options.batch_linger_ms());
-  if (options.has_scheduler_placement()) *function->mutable_scheduler_placement() = options.scheduler_placement();
+  if (options.has_scheduler_placement())
+    *function->mutable_scheduler_placement() = options.scheduler_placement();
   if (options.has_cloud_provider_str()) function->set_cloud_provider_str(options.cloud_provider_str());
   if (options.has_routing_region()) function->set_routing_region(options.routing_region());
 }
@@ -188,7 +200,8 @@ TaskLimits LimitsOf(const pb::Function& definition) {
   return limits;
 }
 
-control::FunctionInfo InfoOf(const control::Function& function, const pb::Function& definition, const std::string& environment) {
+control::FunctionInfo InfoOf(const control::Function& function, const pb::Function& definition,
+                             const std::string& environment) {
   control::FunctionInfo info;
   info.function_id = function.id;
   info.app_id = function.app_id;
@@ -209,12 +222,16 @@ control::FunctionInfo InfoOf(const control::Function& function, const pb::Functi
     if (policy.max_delay_ms() != 0) info.retry.max_delay_ms = policy.max_delay_ms();
   }
   if (definition.timeout_secs() != 0) info.timeout_secs = definition.timeout_secs();
-  info.startup_timeout_secs = definition.startup_timeout_secs() != 0 ? definition.startup_timeout_secs() : info.timeout_secs;
+  info.startup_timeout_secs =
+      definition.startup_timeout_secs() != 0 ? definition.startup_timeout_secs() : info.timeout_secs;
   const auto& scaler = definition.autoscaler_settings();
   info.min_containers = scaler.has_min_containers() ? scaler.min_containers() : definition.warm_pool_size();
-  info.max_containers = scaler.has_max_containers() ? scaler.max_containers() : definition.concurrency_limit();
-  info.buffer_containers = scaler.has_buffer_containers() ? scaler.buffer_containers() : definition._experimental_buffer_containers();
-  uint32_t window = scaler.has_scaledown_window() ? scaler.scaledown_window() : definition.task_idle_timeout_secs();
+  info.max_containers =
+      scaler.has_max_containers() ? scaler.max_containers() : definition.concurrency_limit();
+  info.buffer_containers = scaler.has_buffer_containers() ? scaler.buffer_containers()
+                                                          : definition._experimental_buffer_containers();
+  uint32_t window =
+      scaler.has_scaledown_window() ? scaler.scaledown_window() : definition.task_idle_timeout_secs();
   if (window != 0) info.scaledown_window_secs = window;
   info.single_use = definition.single_use_containers() || definition.max_inputs() == 1;
   info.generator = definition.function_type() == pb::Function::FUNCTION_TYPE_GENERATOR;

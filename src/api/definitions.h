@@ -1,5 +1,5 @@
-// Reading the client's definition of a function: what we refuse, what the call engine needs, what the client wants back.
-// Pure; thread-safe. Private to api/ (the client's messages are only declared here).
+// Reading the client's definition of a function: what we refuse, what the call engine needs, what the client
+// wants back. Pure; thread-safe. Private to api/ (the client's messages are only declared here).
 #pragma once
 
 #include <string>
@@ -20,15 +20,16 @@ class AppLayout;
 
 namespace lydian::api {
 
-// UNIMPLEMENTED with the name of the first feature that isn't built. What only places or speeds up (region, cloud, memory
-// snapshots) is let through.
+// UNIMPLEMENTED with the name of the first feature that isn't built. What only places or speeds up (region,
+// cloud, memory snapshots) is let through.
 Status CheckSupported(const modal::client::Function& function);
 Status CheckSupported(const modal::client::FunctionOptions& options);
 
 // As precreated, and as defined.
 modal::client::FunctionHandleMetadata HandleOf(const modal::client::FunctionPrecreateRequest& request);
-modal::client::FunctionHandleMetadata HandleOf(const modal::client::Function& function, const std::string& tag,
-                                               const std::string& app_id, const std::string& definition_id);
+modal::client::FunctionHandleMetadata HandleOf(const modal::client::Function& function,
+                                               const std::string& tag, const std::string& app_id,
+                                               const std::string& definition_id);
 // The client refuses an answer without ranked_functions.
 modal::client::FunctionData DataOf(const modal::client::Function& function);
 
@@ -36,7 +37,8 @@ modal::client::FunctionData DataOf(const modal::client::Function& function);
 void ApplyOptions(const modal::client::FunctionOptions& options, modal::client::Function* function);
 
 // A definition with the options of a bound function applied. DATA_LOSS for bytes that don't parse.
-Result<modal::client::Function> Effective(const control::Function& function, const control::Definition& definition);
+Result<modal::client::Function> Effective(const control::Function& function,
+                                          const control::Definition& definition);
 
 control::FunctionInfo InfoOf(const control::Function& function, const modal::client::Function& definition,
                              const std::string& environment);

@@ -1,9 +1,10 @@
 // Environments, workspace, tokens: who am I, where do my objects live.
+#include "control/environments.h"
+
 #include <modal_proto/api.pb.h>
 
 #include "api/handlers.h"
 #include "base/ids.h"
-#include "control/environments.h"
 
 namespace lydian::api {
 
@@ -26,11 +27,13 @@ pb::EnvironmentListItem Item(const control::Environment& environment) {
   return item;
 }
 
-Result<pb::EnvironmentGetOrCreateResponse> GetOrCreate(const pb::EnvironmentGetOrCreateRequest& request, Call& call) {
+Result<pb::EnvironmentGetOrCreateResponse> GetOrCreate(const pb::EnvironmentGetOrCreateRequest& request,
+                                                       Call& call) {
   const std::string& name = request.deployment_name();
   auto& environments = call.objects().environments();
   Result<control::Environment> found = environments.Resolve(call.scope, name);
-  if (request.object_creation_type() == pb::OBJECT_CREATION_TYPE_CREATE_IF_MISSING && found.status().code() == Code::kNotFound) {
+  if (request.object_creation_type() == pb::OBJECT_CREATION_TYPE_CREATE_IF_MISSING &&
+      found.status().code() == Code::kNotFound) {
     if (call.from_task()) return PermissionDenied("a container can't make environments");
     found = environments.Create(call.scope.workspace_id, name, name, "");
   }
@@ -47,7 +50,8 @@ Result<pb::EnvironmentGetOrCreateResponse> GetOrCreate(const pb::EnvironmentGetO
 
 Result<pb::EnvironmentListItem> Update(const pb::EnvironmentUpdateRequest& request, Call& call) {
   if (request.has_max_concurrent_tasks() || request.has_max_concurrent_gpus()) {
-    return Unimplemented("limits of an environment (max_concurrent_tasks, max_concurrent_gpus) aren't built yet");
+    return Unimplemented(
+        "limits of an environment (max_concurrent_tasks, max_concurrent_gpus) aren't built yet");
   }
   if (request.has_block_unauthenticated_resources()) {
     return Unimplemented("block_unauthenticated_resources isn't built yet");
@@ -56,7 +60,8 @@ Result<pb::EnvironmentListItem> Update(const pb::EnvironmentUpdateRequest& reque
   if (request.has_name()) change.name = request.name().value();
   if (request.has_web_suffix()) change.webhook_suffix = request.web_suffix().value();
   if (request.has_image_builder_version()) change.builder_version = request.image_builder_version();
-  ASSIGN_OR_RETURN(auto changed, call.objects().environments().Update(call.scope.workspace_id, request.current_name(), change));
+  ASSIGN_OR_RETURN(auto changed, call.objects().environments().Update(call.scope.workspace_id,
+                                                                      request.current_name(), change));
   return Item(changed);
 }
 
@@ -73,7 +78,8 @@ Result<pb::TokenInfoGetResponse> TokenInfo(const pb::TokenInfoGetRequest&, Call&
   return response;
 }
 
-// Three parts with an `exp`, as the client reads it; signed with the installation's key so that a later use can check it.
+// Three parts with an `exp`, as the client reads it; signed with the installation's key so that a later use
+// can check it.
 Result<pb::AuthTokenGetResponse> AuthToken(const pb::AuthTokenGetRequest&, Call& call) {
   int64_t expires = call.objects().clock().UnixNanos() / 1'000'000'000 + kAuthTokenSeconds;
   std::string subject = call.from_task() ? call.caller().task_id : call.caller().token_id;
@@ -87,42 +93,51 @@ Result<pb::AuthTokenGetResponse> AuthToken(const pb::AuthTokenGetRequest&, Call&
 }  // namespace
 
 void RegisterEnvironments(rpc::Router& router, ServicesPtr services) {
-  OnObjects<pb::EnvironmentGetOrCreateRequest, pb::EnvironmentGetOrCreateResponse>(router, services, "EnvironmentGetOrCreate",
-                                                                                   Who::kAnyone, GetOrCreate);
+  OnObjects<pb::EnvironmentGetOrCreateRequest, pb::EnvironmentGetOrCreateResponse>(
+      router, services, "EnvironmentGetOrCreate", Who::kAnyone, GetOrCreate);
   OnObjects<Empty, pb::EnvironmentListResponse>(
-      router, services, "EnvironmentList", Who::kUser, [](const Empty&, Call& call) -> Result<pb::EnvironmentListResponse> {
+      router, services, "EnvironmentList", Who::kUser,
+      [](const Empty&, Call& call) -> Result<pb::EnvironmentListResponse> {
         ASSIGN_OR_RETURN(auto all, call.objects().environments().List(call.scope.workspace_id));
         pb::EnvironmentListResponse response;
         for (const auto& environment : all) *response.add_items() = Item(environment);
         return response;
       });
   OnObjects<pb::EnvironmentCreateRequest, Empty>(
-      router, services, "EnvironmentCreate", Who::kUser, [](const pb::EnvironmentCreateRequest& request, Call& call) -> Result<Empty> {
+      router, services, "EnvironmentCreate", Who::kUser,
+      [](const pb::EnvironmentCreateRequest& request, Call& call) -> Result<Empty> {
         const auto& settings = request.settings();
         std::string suffix = settings.webhook_suffix().empty() ? request.name() : settings.webhook_suffix();
-        auto made = call.objects().environments().Create(call.scope.workspace_id, request.name(), suffix, settings.image_builder_version());
+        auto made = call.objects().environments().Create(call.scope.workspace_id, request.name(), suffix,
+                                                         settings.image_builder_version());
         if (!made.ok()) return made.status();
         return Empty();
       },
       {.idempotent = true});
-  OnObjects<pb::EnvironmentUpdateRequest, pb::EnvironmentListItem>(router, services, "EnvironmentUpdate", Who::kUser, Update);
+  OnObjects<pb::EnvironmentUpdateRequest, pb::EnvironmentListItem>(router, services, "EnvironmentUpdate",
+                                                                   Who::kUser, Update);
   OnObjects<pb::EnvironmentDeleteRequest, Empty>(
-      router, services, "EnvironmentDelete", Who::kUser, [](const pb::EnvironmentDeleteRequest& request, Call& call) -> Result<Empty> {
+      router, services, "EnvironmentDelete", Who::kUser,
+      [](const pb::EnvironmentDeleteRequest& request, Call& call) -> Result<Empty> {
         RETURN_IF_ERROR(call.objects().environments().Delete(call.scope.workspace_id, request.name()));
         return Empty();
       },
       {.idempotent = true});
   OnObjects<Empty, pb::ClientHelloResponse>(
-      router, services, "ClientHello", Who::kAnyone, [](const Empty&, Call& call) -> Result<pb::ClientHelloResponse> {
+      router, services, "ClientHello", Who::kAnyone,
+      [](const Empty&, Call& call) -> Result<pb::ClientHelloResponse> {
         ASSIGN_OR_RETURN(auto environment, call.objects().environments().Resolve(call.scope, ""));
         pb::ClientHelloResponse response;
         response.set_image_builder_version(environment.builder_version);
         return response;
       });
-  OnObjects<pb::AuthTokenGetRequest, pb::AuthTokenGetResponse>(router, services, "AuthTokenGet", Who::kAnyone, AuthToken);
-  OnObjects<pb::TokenInfoGetRequest, pb::TokenInfoGetResponse>(router, services, "TokenInfoGet", Who::kUser, TokenInfo);
+  OnObjects<pb::AuthTokenGetRequest, pb::AuthTokenGetResponse>(router, services, "AuthTokenGet", Who::kAnyone,
+                                                               AuthToken);
+  OnObjects<pb::TokenInfoGetRequest, pb::TokenInfoGetResponse>(router, services, "TokenInfoGet", Who::kUser,
+                                                               TokenInfo);
   OnObjects<Empty, pb::WorkspaceNameLookupResponse>(
-      router, services, "WorkspaceNameLookup", Who::kAnyone, [](const Empty&, Call& call) -> Result<pb::WorkspaceNameLookupResponse> {
+      router, services, "WorkspaceNameLookup", Who::kAnyone,
+      [](const Empty&, Call& call) -> Result<pb::WorkspaceNameLookupResponse> {
         ASSIGN_OR_RETURN(std::string name, call.objects().tokens().WorkspaceName(call.scope.workspace_id));
         pb::WorkspaceNameLookupResponse response;
         response.set_username(name);
@@ -131,7 +146,7 @@ void RegisterEnvironments(rpc::Router& router, ServicesPtr services) {
   OnObjects<pb::WorkspaceDashboardUrlRequest, pb::WorkspaceDashboardUrlResponse>(
       router, services, "WorkspaceDashboardUrlGet", Who::kUser,
       [](const pb::WorkspaceDashboardUrlRequest&, Call&) -> Result<pb::WorkspaceDashboardUrlResponse> {
-        return Unimplemented("WorkspaceDashboardUrlGet: there is no dashboard yet; each run prints the address of its own page");
+        return Unimplemented("there is no dashboard yet; each run prints the address of its own page");
       });
 }
 

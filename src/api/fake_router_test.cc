@@ -9,7 +9,8 @@ Router::~Router() = default;
 void Router::AddUnary(std::string_view, std::string_view method, RawUnary handler, MethodOptions) {
   api::CapturedHandlers().unary[std::string(method)] = std::move(handler);
 }
-void Router::AddServerStream(std::string_view, std::string_view method, RawServerStream handler, MethodOptions) {
+void Router::AddServerStream(std::string_view, std::string_view method, RawServerStream handler,
+                             MethodOptions) {
   api::CapturedHandlers().streams[std::string(method)] = std::move(handler);
 }
 

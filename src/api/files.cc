@@ -4,7 +4,8 @@
 
 namespace lydian::api {
 
-void StoreFiles(ServicesPtr services, const std::string& workspace_id, std::vector<NewFile> files, std::function<void(Status)> done) {
+void StoreFiles(ServicesPtr services, const std::string& workspace_id, std::vector<NewFile> files,
+                std::function<void(Status)> done) {
   auto kept = std::make_shared<std::vector<NewFile>>(std::move(files));
   services->files->Post([services, workspace_id, kept, done = std::move(done)] {
     Status status;
@@ -13,13 +14,15 @@ void StoreFiles(ServicesPtr services, const std::string& workspace_id, std::vect
       if (!stored.ok()) {
         status = stored.status();
       } else if (*stored != file.sha256) {
-        status = InvalidArgument("the content has the SHA-256 " + *stored + ", not " + file.sha256.substr(0, 64) + " as announced");
+        status = InvalidArgument("the content has the SHA-256 " + *stored + ", not " +
+                                 file.sha256.substr(0, 64) + " as announced");
       }
       if (!status.ok()) break;
     }
     services->objects->strand().Post([services, workspace_id, kept, done, status]() mutable {
       for (const auto& file : *kept) {
-        if (status.ok()) status = services->objects->mounts().NoteObject(workspace_id, file.sha256, file.data.size());
+        if (status.ok())
+          status = services->objects->mounts().NoteObject(workspace_id, file.sha256, file.data.size());
       }
       done(status);
     });

@@ -13,7 +13,9 @@ struct NewFile {
   std::string sha256, data;
 };
 
-// Stores contents on the files pool and notes on the strand that the workspace has them; `done` comes on the strand.
-void StoreFiles(ServicesPtr services, const std::string& workspace_id, std::vector<NewFile> files, std::function<void(Status)> done);
+// Stores contents on the files pool and notes on the strand that the workspace has them; `done` comes on the
+// strand.
+void StoreFiles(ServicesPtr services, const std::string& workspace_id, std::vector<NewFile> files,
+                std::function<void(Status)> done);
 
 }  // namespace lydian::api

@@ -17,9 +17,12 @@ constexpr size_t kMostPickled = 32 << 20;
 // The objects that a definition names must be there for this caller, before anything stands on them.
 Status CheckReferences(const pb::Function& function, Call& call) {
   ASSIGN_OR_RETURN(auto image, call.objects().images().Get(call.scope, function.image_id()));
-  if (image.state != control::ImageState::kReady) return FailedPrecondition("the image " + image.id + " isn't built");
-  for (const auto& id : function.mount_ids()) RETURN_IF_ERROR(call.objects().mounts().Get(call.scope, id).status());
-  for (const auto& id : function.secret_ids()) RETURN_IF_ERROR(call.objects().secrets().Get(call.scope, id).status());
+  if (image.state != control::ImageState::kReady)
+    return FailedPrecondition("the image " + image.id + " isn't built");
+  for (const auto& id : function.mount_ids())
+    RETURN_IF_ERROR(call.objects().mounts().Get(call.scope, id).status());
+  for (const auto& id : function.secret_ids())
+    RETURN_IF_ERROR(call.objects().secrets().Get(call.scope, id).status());
   return OkStatus();
 }
 
@@ -37,7 +40,8 @@ Result<pb::FunctionPrecreateResponse> Precreate(const pb::FunctionPrecreateReque
   *probe.mutable_method_definitions() = request.method_definitions();
   RETURN_IF_ERROR(CheckSupported(probe));
   pb::FunctionHandleMetadata handle = HandleOf(request);
-  ASSIGN_OR_RETURN(auto function, call.objects().functions().Precreate(app.id, request.function_name(), request.existing_function_id(),
+  ASSIGN_OR_RETURN(auto function, call.objects().functions().Precreate(app.id, request.function_name(),
+                                                                       request.existing_function_id(),
                                                                        handle.SerializeAsString()));
   pb::FunctionPrecreateResponse response;
   response.set_function_id(function.id);
@@ -49,21 +53,25 @@ Result<pb::FunctionCreateResponse> Create(const pb::FunctionCreateRequest& reque
   ASSIGN_OR_RETURN(auto app, call.objects().apps().GetAlive(call.scope, request.app_id()));
   pb::Function definition = request.function();
   if (!request.has_function()) {
-    if (request.function_data().ranked_functions().empty()) return InvalidArgument("the request defines no function");
+    if (request.function_data().ranked_functions().empty())
+      return InvalidArgument("the request defines no function");
     definition = request.function_data().ranked_functions(0).function();
   }
   RETURN_IF_ERROR(CheckSupported(definition));
   RETURN_IF_ERROR(CheckReferences(definition, call));
   if (definition.function_serialized().size() + definition.class_serialized().size() > kMostPickled) {
-    return InvalidArgument("the pickled code of a function may have 32 MiB; load large data inside the function instead");
+    return InvalidArgument(
+        "the pickled code of a function may have 32 MiB; load large data inside the function instead");
   }
   bool deploys = app.state == control::AppState::kDeployed || app.state == control::AppState::kInitializing;
   bool scheduled = definition.schedule().schedule_oneof_case() != pb::Schedule::SCHEDULE_ONEOF_NOT_SET;
-  if (scheduled && deploys) return Unimplemented("a schedule (schedule=) isn't built yet in this version of Lydian");
+  if (scheduled && deploys)
+    return Unimplemented("a schedule (schedule=) isn't built yet in this version of Lydian");
 
   auto& functions = call.objects().functions();
   RETURN_IF_ERROR(CheckTag(definition.function_name()));
-  ASSIGN_OR_RETURN(auto function, functions.Precreate(app.id, definition.function_name(), request.existing_function_id(), ""));
+  ASSIGN_OR_RETURN(auto function, functions.Precreate(app.id, definition.function_name(),
+                                                      request.existing_function_id(), ""));
   control::Definition added;
   added.id = NewId("de");
   pb::FunctionHandleMetadata handle = HandleOf(definition, function.tag, app.id, added.id);
@@ -83,7 +91,8 @@ Result<pb::FunctionCreateResponse> Create(const pb::FunctionCreateRequest& reque
   if (scheduled) {
     auto& warning = *response.add_server_warnings();
     warning.set_type(pb::Warning::WARNING_TYPE_FUNCTION_CONFIGURATION);
-    warning.set_message("The schedule of " + function.tag + " doesn't fire: schedules aren't built yet in this version of Lydian.");
+    warning.set_message("The schedule of " + function.tag +
+                        " doesn't fire: schedules aren't built yet in this version of Lydian.");
   }
   return response;
 }
@@ -109,14 +118,17 @@ Result<Found> Describe(const control::Function& function, Call& call) {
 }
 
 // The app that is deployed under a name, with an error for people.
-Result<control::App> Deployed(const std::string& name, const std::string& environment_name, int version, Call& call) {
+Result<control::App> Deployed(const std::string& name, const std::string& environment_name, int version,
+                              Call& call) {
   ASSIGN_OR_RETURN(auto environment, call.objects().environments().Resolve(call.scope, environment_name));
   auto app = call.objects().apps().ByName(environment.id, name);
   if (!app.ok()) {
-    return NotFound("no app '" + name.substr(0, 80) + "' is deployed in the environment '" + environment.name + "'");
+    return NotFound("no app '" + name.substr(0, 80) + "' is deployed in the environment '" +
+                    environment.name + "'");
   }
   if (version != 0 && static_cast<uint32_t>(version) != app->version) {
-    return Unimplemented("older versions of an app can't be called yet; '" + app->name + "' is at version " + std::to_string(app->version));
+    return Unimplemented("older versions of an app can't be called yet; '" + app->name + "' is at version " +
+                         std::to_string(app->version));
   }
   return app;
 }
@@ -124,15 +136,18 @@ Result<control::App> Deployed(const std::string& name, const std::string& enviro
 Result<std::string> MemberOf(const control::App& app, const std::string& tag, Call& call) {
   auto id = call.objects().functions().MemberId(app.id, tag);
   if (!id.ok()) {
-    return NotFound("the app '" + app.name + "' in the environment '" + app.environment + "' has no '" + tag.substr(0, 80) + "'");
+    return NotFound("the app '" + app.name + "' in the environment '" + app.environment + "' has no '" +
+                    tag.substr(0, 80) + "'");
   }
   return id;
 }
 
 Result<pb::FunctionGetResponse> Get(const pb::FunctionGetRequest& request, Call& call) {
-  ASSIGN_OR_RETURN(auto app, Deployed(request.app_name(), request.environment_name(), request.app_version(), call));
+  ASSIGN_OR_RETURN(auto app,
+                   Deployed(request.app_name(), request.environment_name(), request.app_version(), call));
   ASSIGN_OR_RETURN(std::string id, MemberOf(app, request.object_tag(), call));
-  if (IdPrefix(id) != "fu") return NotFound("'" + request.object_tag().substr(0, 80) + "' is a class; look it up with Cls.from_name");
+  if (IdPrefix(id) != "fu")
+    return NotFound("'" + request.object_tag().substr(0, 80) + "' is a class; look it up with Cls.from_name");
   ASSIGN_OR_RETURN(auto function, call.objects().functions().Get(call.scope, id));
   ASSIGN_OR_RETURN(Found found, Describe(function, call));
   pb::FunctionGetResponse response;
@@ -156,12 +171,17 @@ Result<pb::FunctionBindParamsResponse> Bind(const pb::FunctionBindParamsRequest&
   ASSIGN_OR_RETURN(auto base, functions.Get(call.scope, request.function_id()));
   const auto& options = request.function_options();
   RETURN_IF_ERROR(CheckSupported(options));
-  for (const auto& id : options.mount_ids()) RETURN_IF_ERROR(call.objects().mounts().Get(call.scope, id).status());
-  for (const auto& id : options.secret_ids()) RETURN_IF_ERROR(call.objects().secrets().Get(call.scope, id).status());
-  if (request.serialized_params().size() > (size_t{16} << 20)) return InvalidArgument("parameters of a class may be 16 MiB at most");
+  for (const auto& id : options.mount_ids())
+    RETURN_IF_ERROR(call.objects().mounts().Get(call.scope, id).status());
+  for (const auto& id : options.secret_ids())
+    RETURN_IF_ERROR(call.objects().secrets().Get(call.scope, id).status());
+  if (request.serialized_params().size() > (size_t{16} << 20))
+    return InvalidArgument("parameters of a class may be 16 MiB at most");
   ASSIGN_OR_RETURN(auto app, call.objects().apps().GetAlive(call.scope, base.app_id));
-  // Fields come in the order of their numbers and there is no map among them, so equal options have equal bytes.
-  ASSIGN_OR_RETURN(auto bound, functions.Bind(base, request.serialized_params(), options.SerializeAsString()));
+  // Fields come in the order of their numbers and there is no map among them, so equal options have equal
+  // bytes.
+  ASSIGN_OR_RETURN(auto bound,
+                   functions.Bind(base, request.serialized_params(), options.SerializeAsString()));
   ASSIGN_OR_RETURN(Found found, Describe(bound, call));
   RETURN_IF_ERROR(PutFunction(call.services, bound.id, app.environment, false));
   pb::FunctionBindParamsResponse response;
@@ -173,7 +193,8 @@ Result<pb::FunctionBindParamsResponse> Bind(const pb::FunctionBindParamsRequest&
 Result<pb::ClassCreateResponse> CreateClass(const pb::ClassCreateRequest& request, Call& call) {
   ASSIGN_OR_RETURN(auto app, call.objects().apps().GetAlive(call.scope, request.app_id()));
   if (!request.only_class_function() && request.methods_size() > 0) {
-    return Unimplemented("classes with a function for each method came from clients before 1.6; use modal 1.6");
+    return Unimplemented(
+        "classes with a function for each method came from clients before 1.6; use modal 1.6");
   }
   ASSIGN_OR_RETURN(auto made, call.objects().functions().CreateClass(app.id, request.existing_class_id()));
   pb::ClassCreateResponse response;
@@ -183,9 +204,11 @@ Result<pb::ClassCreateResponse> CreateClass(const pb::ClassCreateRequest& reques
 }
 
 Result<pb::ClassGetResponse> GetClass(const pb::ClassGetRequest& request, Call& call) {
-  ASSIGN_OR_RETURN(auto app, Deployed(request.app_name(), request.environment_name(), request.app_version(), call));
+  ASSIGN_OR_RETURN(auto app,
+                   Deployed(request.app_name(), request.environment_name(), request.app_version(), call));
   ASSIGN_OR_RETURN(std::string id, MemberOf(app, request.object_tag(), call));
-  if (IdPrefix(id) != "cs") return NotFound("'" + request.object_tag().substr(0, 80) + "' is a function, not a class");
+  if (IdPrefix(id) != "cs")
+    return NotFound("'" + request.object_tag().substr(0, 80) + "' is a function, not a class");
   pb::ClassGetResponse response;
   response.set_class_id(id);
   response.mutable_handle_metadata();
@@ -196,12 +219,18 @@ Result<pb::ClassGetResponse> GetClass(const pb::ClassGetRequest& request, Call& 
 
 void RegisterFunctions(rpc::Router& router, ServicesPtr services) {
   const rpc::MethodOptions creates = {.idempotent = true};
-  OnObjects<pb::FunctionPrecreateRequest, pb::FunctionPrecreateResponse>(router, services, "FunctionPrecreate", Who::kAnyone, Precreate, creates);
-  OnObjects<pb::FunctionCreateRequest, pb::FunctionCreateResponse>(router, services, "FunctionCreate", Who::kAnyone, Create, creates);
-  OnObjects<pb::FunctionGetRequest, pb::FunctionGetResponse>(router, services, "FunctionGet", Who::kAnyone, Get);
-  OnObjects<pb::FunctionGetByIdRequest, pb::FunctionGetByIdResponse>(router, services, "FunctionGetById", Who::kAnyone, GetById);
-  OnObjects<pb::FunctionBindParamsRequest, pb::FunctionBindParamsResponse>(router, services, "FunctionBindParams", Who::kAnyone, Bind);
-  OnObjects<pb::ClassCreateRequest, pb::ClassCreateResponse>(router, services, "ClassCreate", Who::kAnyone, CreateClass, creates);
+  OnObjects<pb::FunctionPrecreateRequest, pb::FunctionPrecreateResponse>(
+      router, services, "FunctionPrecreate", Who::kAnyone, Precreate, creates);
+  OnObjects<pb::FunctionCreateRequest, pb::FunctionCreateResponse>(router, services, "FunctionCreate",
+                                                                   Who::kAnyone, Create, creates);
+  OnObjects<pb::FunctionGetRequest, pb::FunctionGetResponse>(router, services, "FunctionGet", Who::kAnyone,
+                                                             Get);
+  OnObjects<pb::FunctionGetByIdRequest, pb::FunctionGetByIdResponse>(router, services, "FunctionGetById",
+                                                                     Who::kAnyone, GetById);
+  OnObjects<pb::FunctionBindParamsRequest, pb::FunctionBindParamsResponse>(
+      router, services, "FunctionBindParams", Who::kAnyone, Bind);
+  OnObjects<pb::ClassCreateRequest, pb::ClassCreateResponse>(router, services, "ClassCreate", Who::kAnyone,
+                                                             CreateClass, creates);
   OnObjects<pb::ClassGetRequest, pb::ClassGetResponse>(router, services, "ClassGet", Who::kAnyone, GetClass);
 }
 

@@ -17,7 +17,8 @@ Result<control::Scope> ScopeOf(Services& services, const rpc::Context& ctx, Who 
     }
     case rpc::Caller::Kind::kTask: {
       if (who == Who::kUser) return PermissionDenied(std::string(ctx.method()) + " is not for containers");
-      ASSIGN_OR_RETURN(control::Environment own, services.objects->environments().ByName(caller.workspace_id, caller.environment));
+      ASSIGN_OR_RETURN(control::Environment own,
+                       services.objects->environments().ByName(caller.workspace_id, caller.environment));
       scope.environment_id = own.id;
       scope.who = caller.task_id;
       return scope;
@@ -31,7 +32,8 @@ std::string AnswerKey(Call& call) {
   std::string_view key = call.ctx->header("x-idempotency-key");
   if (key.empty()) return "";
   const rpc::Caller& caller = call.caller();
-  return control::Answers::KeyOf(caller.workspace_id, call.from_task() ? caller.task_id : caller.token_id, call.ctx->method(), key);
+  return control::Answers::KeyOf(caller.workspace_id, call.from_task() ? caller.task_id : caller.token_id,
+                                 call.ctx->method(), key);
 }
 
 bool FindAnswer(Call& call, const std::string& key, google::protobuf::MessageLite* answer) {

@@ -1,6 +1,8 @@
-// How a handler of an object is written: a function from request and caller to an answer, run on the objects strand.
+// How a handler of an object is written: a function from request and caller to an answer, run on the objects
+// strand.
 //
-//   OnObjects<AppStopRequest, Empty>(router, services, "AppStop", Who::kAnyone, [](const AppStopRequest& request, Call& call) -> Result<Empty> {...});
+//   OnObjects<AppStopRequest, Empty>(router, services, "AppStop", Who::kAnyone, [](const AppStopRequest&
+//   request, Call& call) -> Result<Empty> {...});
 //
 // Private to api/.
 #pragma once
@@ -39,14 +41,16 @@ struct Call {
 // On the strand. PERMISSION_DENIED for those who may not.
 Result<control::Scope> ScopeOf(Services& services, const rpc::Context& ctx, Who who);
 
-// Of a call that creates: where its answer is kept over a restart (control/answers.h). "" without an idempotency key.
+// Of a call that creates: where its answer is kept over a restart (control/answers.h). "" without an
+// idempotency key.
 std::string AnswerKey(Call& call);
 bool FindAnswer(Call& call, const std::string& key, google::protobuf::MessageLite* answer);
 void KeepAnswer(Call& call, const std::string& key, const google::protobuf::MessageLite& answer);
 
 // `fn(request, call, reply)`: may answer later.
 template <typename Request, typename Response, typename Fn>
-void OnObjectsAsync(rpc::Router& router, ServicesPtr services, std::string_view method, Who who, Fn fn, rpc::MethodOptions options = {}) {
+void OnObjectsAsync(rpc::Router& router, ServicesPtr services, std::string_view method, Who who, Fn fn,
+                    rpc::MethodOptions options = {}) {
   router.Unary<Request, Response>(
       kClientService, method,
       [services, who, fn](const Request& request, rpc::Ctx ctx, rpc::Reply<Response> reply) {
@@ -63,7 +67,8 @@ void OnObjectsAsync(rpc::Router& router, ServicesPtr services, std::string_view 
 
 // `fn(request, call) -> Result<Response>`.
 template <typename Request, typename Response, typename Fn>
-void OnObjects(rpc::Router& router, ServicesPtr services, std::string_view method, Who who, Fn fn, rpc::MethodOptions options = {}) {
+void OnObjects(rpc::Router& router, ServicesPtr services, std::string_view method, Who who, Fn fn,
+               rpc::MethodOptions options = {}) {
   OnObjectsAsync<Request, Response>(
       router, std::move(services), method, who,
       [fn, options](const Request& request, Call& call, const rpc::Reply<Response>& reply) {

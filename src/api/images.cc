@@ -21,7 +21,8 @@ pb::ImageMetadata Metadata(const Image& image) {
   pb::ImageMetadata metadata;
   metadata.set_image_builder_version(image.builder_version);
   if (!image.spec.config().workdir().empty()) metadata.set_workdir(image.spec.config().workdir());
-  if (!image.spec.python_version().empty()) metadata.set_python_version_info("Python " + image.spec.python_version());
+  if (!image.spec.python_version().empty())
+    metadata.set_python_version_info("Python " + image.spec.python_version());
   if (!image.libc_version.empty()) metadata.set_libc_version_info(image.libc_version);
   return metadata;
 }
@@ -37,14 +38,19 @@ pb::GenericResult ResultOf(const Image& image) {
 }
 
 Status CheckSupported(const pb::Image& image) {
-  if (image.gpu_config().count() > 0) return Unimplemented("a GPU in an image build isn't built yet in this version of Lydian");
-  if (image.volume_mounts_size() > 0) return Unimplemented("a Volume in an image build isn't built yet in this version of Lydian");
+  if (image.gpu_config().count() > 0)
+    return Unimplemented("a GPU in an image build isn't built yet in this version of Lydian");
+  if (image.volume_mounts_size() > 0)
+    return Unimplemented("a Volume in an image build isn't built yet in this version of Lydian");
   const auto& registry = image.image_registry_config();
   if (!registry.secret_id().empty() || registry.registry_auth_type() == pb::REGISTRY_AUTH_TYPE_AWS ||
       registry.registry_auth_type() == pb::REGISTRY_AUTH_TYPE_GCP) {
-    return Unimplemented("a base image from a registry that wants credentials isn't built yet; `lydian image import` takes an archive");
+    return Unimplemented(
+        "a base image from a registry that wants credentials isn't built yet; `lydian image import` takes an "
+        "archive");
   }
-  if (image.dockerfile_commands_size() > kMostCommands) return InvalidArgument("an image may have 10000 commands in one step");
+  if (image.dockerfile_commands_size() > kMostCommands)
+    return InvalidArgument("an image may have 10000 commands in one step");
   for (const auto& file : image.context_files()) RETURN_IF_ERROR(control::CheckAbsolutePath(file.filename()));
   return OkStatus();
 }
@@ -61,7 +67,8 @@ Result<control::ImageRequest> RequestOf(const pb::ImageGetOrCreateRequest& reque
   }
   BuildSpec& spec = wanted.spec;
   spec.set_builder_version(request.builder_version());
-  *spec.mutable_dockerfile_commands() = {image.dockerfile_commands().begin(), image.dockerfile_commands().end()};
+  *spec.mutable_dockerfile_commands() = {image.dockerfile_commands().begin(),
+                                         image.dockerfile_commands().end()};
   for (const auto& [key, value] : image.build_args()) (*spec.mutable_build_args())[key] = value;
   if (!image.context_mount_id().empty()) {
     ASSIGN_OR_RETURN(auto mount, call.objects().mounts().Get(call.scope, image.context_mount_id()));
@@ -84,7 +91,8 @@ Result<control::ImageRequest> RequestOf(const pb::ImageGetOrCreateRequest& reque
     ASSIGN_OR_RETURN(auto function, call.objects().functions().Get(call.scope, request.build_function_id()));
     if (!function.builder) return InvalidArgument(function.id + " isn't a build function");
     wanted.build_function_id = function.id;
-    wanted.build_function_digest = Sha256Hex(image.build_function().definition() + '\0' + image.build_function().globals());
+    wanted.build_function_digest =
+        Sha256Hex(image.build_function().definition() + '\0' + image.build_function().globals());
     wanted.build_input = image.build_function().input().SerializeAsString();
   } else if (image.dockerfile_commands().empty()) {
     return InvalidArgument("the image has neither commands nor a build function");
@@ -109,7 +117,8 @@ void GetOrCreate(const ServicesPtr& services, const pb::ImageGetOrCreateRequest&
   if (Status supported = CheckSupported(request.image()); !supported.ok()) return reply(supported);
   if (request.image().context_files().empty()) return reply(Build(request, call));
   std::vector<NewFile> files;
-  for (const auto& file : request.image().context_files()) files.push_back({Sha256Hex(file.data()), file.data()});
+  for (const auto& file : request.image().context_files())
+    files.push_back({Sha256Hex(file.data()), file.data()});
   StoreFiles(services, call.scope.workspace_id, std::move(files),
              [services, request, reply, ctx = call.ctx, scope = call.scope](Status stored) {
                if (!stored.ok()) return reply(stored);
@@ -118,7 +127,8 @@ void GetOrCreate(const ServicesPtr& services, const pb::ImageGetOrCreateRequest&
              });
 }
 
-void SendEnd(const ServicesPtr& services, const rpc::Stream<pb::ImageJoinStreamingResponse>& stream, const std::string& image_id) {
+void SendEnd(const ServicesPtr& services, const rpc::Stream<pb::ImageJoinStreamingResponse>& stream,
+             const std::string& image_id) {
   auto image = services->objects->images().ById(image_id);
   if (!image.ok()) return stream.Finish(image.status());
   pb::ImageJoinStreamingResponse last;
@@ -140,7 +150,8 @@ void Join(const ServicesPtr& services, const pb::ImageJoinStreamingRequest& requ
   services->objects->images().Ensure(*image);
   bool finished = image->state != ImageState::kBuilding;
   // Someone who has begun to read gets the rest, whatever it asked for.
-  if (finished && !request.include_logs_for_finished() && *cursor == 0) return SendEnd(services, stream, image->id);
+  if (finished && !request.include_logs_for_finished() && *cursor == 0)
+    return SendEnd(services, stream, image->id);
   if (finished) services->logs->MarkDone(image->id);
   LogPump::Options options;
   options.stream = image->id;
@@ -157,12 +168,14 @@ void Join(const ServicesPtr& services, const pb::ImageJoinStreamingRequest& requ
     if (!*done) return stream.Finish();
     SendEnd(services, stream, image_id);
   };
-  LogPump::Start(&services->objects->strand(), services->logs, std::move(ctx), stream.raw(), std::move(options));
+  LogPump::Start(&services->objects->strand(), services->logs, std::move(ctx), stream.raw(),
+                 std::move(options));
 }
 
 Result<pb::ImageFromIdResponse> FromId(const pb::ImageFromIdRequest& request, Call& call) {
   ASSIGN_OR_RETURN(Image image, call.objects().images().Get(call.scope, request.image_id()));
-  if (image.state != ImageState::kReady) return NotFound("the image " + image.id + " was never built to its end");
+  if (image.state != ImageState::kReady)
+    return NotFound("the image " + image.id + " was never built to its end");
   pb::ImageFromIdResponse response;
   response.set_image_id(image.id);
   *response.mutable_metadata() = Metadata(image);
@@ -174,14 +187,19 @@ Result<pb::ImageFromIdResponse> FromId(const pb::ImageFromIdRequest& request, Ca
 void RegisterImages(rpc::Router& router, ServicesPtr services) {
   OnObjectsAsync<pb::ImageGetOrCreateRequest, pb::ImageGetOrCreateResponse>(
       router, services, "ImageGetOrCreate", Who::kAnyone,
-      [services](const pb::ImageGetOrCreateRequest& request, Call& call, const auto& reply) { GetOrCreate(services, request, call, reply); },
+      [services](const pb::ImageGetOrCreateRequest& request, Call& call, const auto& reply) {
+        GetOrCreate(services, request, call, reply);
+      },
       {.idempotent = true});
   router.ServerStream<pb::ImageJoinStreamingRequest, pb::ImageJoinStreamingResponse>(
       kClientService, "ImageJoinStreaming",
-      [services](const pb::ImageJoinStreamingRequest& request, rpc::Ctx ctx, rpc::Stream<pb::ImageJoinStreamingResponse> stream) {
-        services->objects->strand().Post([services, request, ctx, stream] { Join(services, request, ctx, stream); });
+      [services](const pb::ImageJoinStreamingRequest& request, rpc::Ctx ctx,
+                 rpc::Stream<pb::ImageJoinStreamingResponse> stream) {
+        services->objects->strand().Post(
+            [services, request, ctx, stream] { Join(services, request, ctx, stream); });
       });
-  OnObjects<pb::ImageFromIdRequest, pb::ImageFromIdResponse>(router, services, "ImageFromId", Who::kAnyone, FromId);
+  OnObjects<pb::ImageFromIdRequest, pb::ImageFromIdResponse>(router, services, "ImageFromId", Who::kAnyone,
+                                                             FromId);
 }
 
 }  // namespace lydian::api

@@ -9,20 +9,21 @@ namespace lydian::api {
 namespace {
 
 constexpr size_t kPage = 1000;
-constexpr size_t kHigh = 4 << 20, kLow = 1 << 20;        // bytes that a slow client may leave unread
+constexpr size_t kHigh = 4 << 20, kLow = 1 << 20;  // bytes that a slow client may leave unread
 constexpr std::chrono::seconds kKeepAlive{15};
 constexpr double kLongest = 600;
 
 }  // namespace
 
-LogPump::LogPump(Strand* strand, control::LogStore* logs, std::shared_ptr<rpc::RawStream> out, Options options)
+LogPump::LogPump(Strand* strand, control::LogStore* logs, std::shared_ptr<rpc::RawStream> out,
+                 Options options)
     : strand_(strand), logs_(logs), out_(std::move(out)), options_(std::move(options)) {
   double timeout = std::clamp(options_.timeout_secs, 0.0, kLongest);
   until_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(static_cast<int64_t>(timeout * 1000));
 }
 
-std::shared_ptr<LogPump> LogPump::Start(Strand* strand, control::LogStore* logs, rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out,
-                                        Options options) {
+std::shared_ptr<LogPump> LogPump::Start(Strand* strand, control::LogStore* logs, rpc::Ctx ctx,
+                                        std::shared_ptr<rpc::RawStream> out, Options options) {
   std::shared_ptr<LogPump> pump(new LogPump(strand, logs, std::move(out), std::move(options)));
   ctx->OnCancel([pump] { pump->strand_->Post([pump] { pump->Stop(false, false); }); });
   pump->Next();
@@ -39,12 +40,16 @@ void LogPump::Next() {
   auto now = std::chrono::steady_clock::now();
   int64_t wait = 0;
   if (until_ > now && !end_soon_) {
-    wait = std::chrono::duration_cast<Millis>(std::min<SteadyTime::duration>(until_ - now, kKeepAlive)).count() + 1;
+    wait =
+        std::chrono::duration_cast<Millis>(std::min<SteadyTime::duration>(until_ - now, kKeepAlive)).count() +
+        1;
   }
   uint64_t turn = ++turn_;
-  question_ = logs_->Read(options_.stream, options_.after, options_.filter, kPage, wait, [self, turn](Result<control::LogStore::Page> page) {
-    self->strand_->Post([self, turn, page = std::move(page)] { self->OnPage(turn, page); });
-  });
+  question_ =
+      logs_->Read(options_.stream, options_.after, options_.filter, kPage, wait,
+                  [self, turn](Result<control::LogStore::Page> page) {
+                    self->strand_->Post([self, turn, page = std::move(page)] { self->OnPage(turn, page); });
+                  });
 }
 
 void LogPump::OnPage(uint64_t turn, Result<control::LogStore::Page> page) {
@@ -82,7 +87,8 @@ void LogStreams::Add(const std::string& app_id, const std::shared_ptr<LogPump>& 
   std::erase_if(list, [](const auto& weak) { return weak.expired(); });
   list.push_back(pump);
   std::erase_if(pumps_, [](auto& entry) {
-    return std::all_of(entry.second.begin(), entry.second.end(), [](const auto& weak) { return weak.expired(); });
+    return std::all_of(entry.second.begin(), entry.second.end(),
+                       [](const auto& weak) { return weak.expired(); });
   });
 }
 

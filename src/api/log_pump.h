@@ -1,6 +1,6 @@
-// From a stream of the LogStore to a client that follows it: page by page, with back-pressure, until its end, the client's
-// timeout or the client is gone. Private to api/.
-// Thread-safety: everything on the objects strand; the store's callbacks are brought there.
+// From a stream of the LogStore to a client that follows it: page by page, with back-pressure, until its end,
+// the client's timeout or the client is gone. Private to api/. Thread-safety: everything on the objects
+// strand; the store's callbacks are brought there.
 #pragma once
 
 #include <functional>
@@ -21,14 +21,14 @@ class LogPump : public std::enable_shared_from_this<LogPump> {
     std::string stream;
     uint64_t after = 0;
     control::LogFilter filter;
-    double timeout_secs = 0;                    // 0: what there is, then the end
+    double timeout_secs = 0;  // 0: what there is, then the end
     std::function<void(const std::vector<control::LogRecord>&)> write;
-    std::function<void()> keep_alive;           // may be null
+    std::function<void()> keep_alive;  // may be null
     // Last: `done` when the stream is closed and all of it was written; else the time is over.
     std::function<void(Result<bool> done)> end;
   };
-  static std::shared_ptr<LogPump> Start(Strand* strand, control::LogStore* logs, rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out,
-                                        Options options);
+  static std::shared_ptr<LogPump> Start(Strand* strand, control::LogStore* logs, rpc::Ctx ctx,
+                                        std::shared_ptr<rpc::RawStream> out, Options options);
   // Writes what there is, then ends as if the stream were done.
   void EndSoon();
 
@@ -43,7 +43,7 @@ class LogPump : public std::enable_shared_from_this<LogPump> {
   std::shared_ptr<rpc::RawStream> out_;
   Options options_;
   SteadyTime until_;
-  uint64_t turn_ = 0;                           // answers of an earlier question are ignored
+  uint64_t turn_ = 0;  // answers of an earlier question are ignored
   bool over_ = false, end_soon_ = false;
   std::shared_ptr<void> question_;
 };

@@ -1,4 +1,5 @@
-// Mounts: which contents are missing, their upload, and lists of files. The client's own mount comes from workers.
+// Mounts: which contents are missing, their upload, and lists of files. The client's own mount comes from
+// workers.
 #include <modal_proto/api.pb.h>
 
 #include <map>
@@ -17,10 +18,13 @@ namespace {
 constexpr int kMostHashes = 10'000, kMostFiles = 200'000;
 constexpr std::string_view kClientPrefix = "modal-client-mount-";
 
-Result<pb::MountBatchedCheckExistenceResponse> CheckExistence(const pb::MountBatchedCheckExistenceRequest& request, Call& call) {
-  if (request.sha256_hex_hashes_size() > kMostHashes) return InvalidArgument("at most 10000 hashes can be asked for at once");
-  ASSIGN_OR_RETURN(auto missing, call.objects().mounts().Missing(
-                                     call.scope.workspace_id, {request.sha256_hex_hashes().begin(), request.sha256_hex_hashes().end()}));
+Result<pb::MountBatchedCheckExistenceResponse> CheckExistence(
+    const pb::MountBatchedCheckExistenceRequest& request, Call& call) {
+  if (request.sha256_hex_hashes_size() > kMostHashes)
+    return InvalidArgument("at most 10000 hashes can be asked for at once");
+  ASSIGN_OR_RETURN(auto missing, call.objects().mounts().Missing(call.scope.workspace_id,
+                                                                 {request.sha256_hex_hashes().begin(),
+                                                                  request.sha256_hex_hashes().end()}));
   pb::MountBatchedCheckExistenceResponse response;
   for (auto& hash : missing) response.add_missing_sha256_hex_hashes(std::move(hash));
   return response;
@@ -32,7 +36,8 @@ pb::MountPutFileResponse Exists(bool exists) {
   return response;
 }
 
-void PutBlob(const ServicesPtr& services, const pb::MountPutFileRequest& request, Call& call, const rpc::Reply<pb::MountPutFileResponse>& reply) {
+void PutBlob(const ServicesPtr& services, const pb::MountPutFileRequest& request, Call& call,
+             const rpc::Reply<pb::MountPutFileResponse>& reply) {
   auto size = call.objects().blobs().Get(call.scope, request.data_blob_id());
   if (!size.ok()) return reply(size.status());
   services->files->Post([services, reply, workspace = call.scope.workspace_id, blob = request.data_blob_id(),
@@ -51,15 +56,18 @@ void PutBlob(const ServicesPtr& services, const pb::MountPutFileRequest& request
   });
 }
 
-void PutFile(const ServicesPtr& services, const pb::MountPutFileRequest& request, Call& call, const rpc::Reply<pb::MountPutFileResponse>& reply) {
+void PutFile(const ServicesPtr& services, const pb::MountPutFileRequest& request, Call& call,
+             const rpc::Reply<pb::MountPutFileResponse>& reply) {
   auto missing = call.objects().mounts().Missing(call.scope.workspace_id, {request.sha256_hex()});
   if (!missing.ok()) return reply(missing.status());
-  if (missing->empty() || request.data_oneof_case() == pb::MountPutFileRequest::DATA_ONEOF_NOT_SET) return reply(Exists(missing->empty()));
+  if (missing->empty() || request.data_oneof_case() == pb::MountPutFileRequest::DATA_ONEOF_NOT_SET)
+    return reply(Exists(missing->empty()));
   if (request.has_data_blob_id()) return PutBlob(services, request, call, reply);
-  StoreFiles(services, call.scope.workspace_id, {{request.sha256_hex(), request.data()}}, [reply](Status stored) {
-    if (!stored.ok()) return reply(stored);
-    reply(Exists(true));
-  });
+  StoreFiles(services, call.scope.workspace_id, {{request.sha256_hex(), request.data()}},
+             [reply](Status stored) {
+               if (!stored.ok()) return reply(stored);
+               reply(Exists(true));
+             });
 }
 
 pb::MountGetOrCreateResponse Answer(const control::Mount& mount) {
@@ -75,7 +83,8 @@ Result<pb::MountGetOrCreateResponse> Create(const pb::MountGetOrCreateRequest& r
     ASSIGN_OR_RETURN(auto app, call.objects().apps().GetAlive(call.scope, request.app_id()));
     environment_id = app.environment_id;
   } else {
-    ASSIGN_OR_RETURN(auto environment, call.objects().environments().Resolve(call.scope, request.environment_name()));
+    ASSIGN_OR_RETURN(auto environment,
+                     call.objects().environments().Resolve(call.scope, request.environment_name()));
     environment_id = environment.id;
   }
   if (request.files_size() > kMostFiles) return InvalidArgument("a mount may have 200000 files");
@@ -109,17 +118,20 @@ class ClientMounts : public std::enable_shared_from_this<ClientMounts> {
     auto& waiting = waiting_[version];
     waiting.push_back(reply);
     if (waiting.size() > 1) return;
-    services->workers->Ensure(EnsureAsset::CLIENT, version, [self = shared_from_this(), services, version](Status status) {
-      services->objects->strand().Post([self, services, version, status] {
-        if (status.ok()) self->known_.insert(version);
-        auto waiting = self->waiting_.extract(version);
-        for (const auto& reply : waiting.mapped()) self->Finish(services, version, status, reply);
-      });
-    });
+    services->workers->Ensure(EnsureAsset::CLIENT, version,
+                              [self = shared_from_this(), services, version](Status status) {
+                                services->objects->strand().Post([self, services, version, status] {
+                                  if (status.ok()) self->known_.insert(version);
+                                  auto waiting = self->waiting_.extract(version);
+                                  for (const auto& reply : waiting.mapped())
+                                    self->Finish(services, version, status, reply);
+                                });
+                              });
   }
 
  private:
-  void Finish(const ServicesPtr& services, const std::string& version, const Status& status, const Answered& reply) {
+  void Finish(const ServicesPtr& services, const std::string& version, const Status& status,
+              const Answered& reply) {
     if (!status.ok()) return reply(status);
     auto mount = services->objects->mounts().ClientMount(version);
     if (!mount.ok()) return reply(mount.status());
@@ -136,21 +148,28 @@ Status UnknownGlobal(const std::string& name) {
                     "'); use an image with a Python of its own, such as debian_slim");
   }
   return NotFound("no global mount '" + name.substr(0, 80) +
-                  "'; add the files with add_local_dir or add_local_python_source instead (MODAL_SYNC_ENTRYPOINT=1 brings the "
+                  "'; add the files with add_local_dir or add_local_python_source instead "
+                  "(MODAL_SYNC_ENTRYPOINT=1 brings the "
                   "client's own)");
 }
 
-void GetOrCreate(const ServicesPtr& services, const std::shared_ptr<ClientMounts>& clients, const pb::MountGetOrCreateRequest& request,
-                 Call& call, const rpc::Reply<pb::MountGetOrCreateResponse>& reply) {
+void GetOrCreate(const ServicesPtr& services, const std::shared_ptr<ClientMounts>& clients,
+                 const pb::MountGetOrCreateRequest& request, Call& call,
+                 const rpc::Reply<pb::MountGetOrCreateResponse>& reply) {
   const std::string& name = request.deployment_name();
   switch (request.object_creation_type()) {
     case pb::OBJECT_CREATION_TYPE_ANONYMOUS_OWNED_BY_APP:
-    case pb::OBJECT_CREATION_TYPE_EPHEMERAL: return reply(Create(request, call));
-    case pb::OBJECT_CREATION_TYPE_UNSPECIFIED: break;
-    default: return reply(Unimplemented("named mounts aren't built; add the files with add_local_dir or add_local_python_source"));
+    case pb::OBJECT_CREATION_TYPE_EPHEMERAL:
+      return reply(Create(request, call));
+    case pb::OBJECT_CREATION_TYPE_UNSPECIFIED:
+      break;
+    default:
+      return reply(Unimplemented(
+          "named mounts aren't built; add the files with add_local_dir or add_local_python_source"));
   }
   if (request.namespace_() != pb::DEPLOYMENT_NAMESPACE_GLOBAL) {
-    return reply(NotFound("no mount '" + name.substr(0, 80) + "'; add the files with add_local_dir or add_local_python_source instead"));
+    return reply(NotFound("no mount '" + name.substr(0, 80) +
+                          "'; add the files with add_local_dir or add_local_python_source instead"));
   }
   std::string_view version = name;
   if (version.substr(0, kClientPrefix.size()) != kClientPrefix) return reply(UnknownGlobal(name));
@@ -164,11 +183,13 @@ void GetOrCreate(const ServicesPtr& services, const std::shared_ptr<ClientMounts
 
 void RegisterMounts(rpc::Router& router, ServicesPtr services) {
   auto clients = std::make_shared<ClientMounts>();
-  OnObjects<pb::MountBatchedCheckExistenceRequest, pb::MountBatchedCheckExistenceResponse>(router, services, "MountBatchedCheckExistence",
-                                                                                           Who::kAnyone, CheckExistence);
+  OnObjects<pb::MountBatchedCheckExistenceRequest, pb::MountBatchedCheckExistenceResponse>(
+      router, services, "MountBatchedCheckExistence", Who::kAnyone, CheckExistence);
   OnObjectsAsync<pb::MountPutFileRequest, pb::MountPutFileResponse>(
       router, services, "MountPutFile", Who::kAnyone,
-      [services](const pb::MountPutFileRequest& request, Call& call, const auto& reply) { PutFile(services, request, call, reply); });
+      [services](const pb::MountPutFileRequest& request, Call& call, const auto& reply) {
+        PutFile(services, request, call, reply);
+      });
   OnObjectsAsync<pb::MountGetOrCreateRequest, pb::MountGetOrCreateResponse>(
       router, services, "MountGetOrCreate", Who::kAnyone,
       [services, clients](const pb::MountGetOrCreateRequest& request, Call& call, const auto& reply) {

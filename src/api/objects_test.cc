@@ -22,7 +22,8 @@ class RunTest : public ApiTest {
     return response.ok() ? response->app_id() : "";
   }
 
-  pb::ImageGetOrCreateRequest ImageRequest(const std::string& app_id, const std::string& line = "FROM python:3.11.12-slim-bookworm") {
+  pb::ImageGetOrCreateRequest ImageRequest(const std::string& app_id,
+                                           const std::string& line = "FROM python:3.11.12-slim-bookworm") {
     pb::ImageGetOrCreateRequest request;
     request.set_app_id(app_id);
     request.set_builder_version("2025.06");
@@ -92,7 +93,8 @@ class RunTest : public ApiTest {
     return function;
   }
 
-  Result<pb::FunctionCreateResponse> Create(const std::string& app_id, const pb::Function& definition, const std::string& existing = "") {
+  Result<pb::FunctionCreateResponse> Create(const std::string& app_id, const pb::Function& definition,
+                                            const std::string& existing = "") {
     std::string id = existing;
     if (id.empty()) {
       pb::FunctionPrecreateRequest pre;
@@ -110,8 +112,10 @@ class RunTest : public ApiTest {
     return Ask<pb::FunctionCreateResponse>("FunctionCreate", request);
   }
 
-  Result<pb::AppPublishResponse> Publish(const std::string& app_id, const pb::FunctionCreateResponse& function,
-                                         pb::AppState state = pb::APP_STATE_EPHEMERAL, const std::string& name = "") {
+  Result<pb::AppPublishResponse> Publish(const std::string& app_id,
+                                         const pb::FunctionCreateResponse& function,
+                                         pb::AppState state = pb::APP_STATE_EPHEMERAL,
+                                         const std::string& name = "") {
     pb::AppPublishRequest request;
     request.set_app_id(app_id);
     request.set_app_state(state);
@@ -197,14 +201,17 @@ TEST_F(RunTest, AMountNeedsItsContents) {
   request.set_app_id(app_id);
   request.add_files()->set_filename("/root/x.py");
   request.mutable_files(0)->set_sha256_hex(Sha256Hex("never sent"));
-  EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(), Code::kFailedPrecondition);
+  EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(),
+            Code::kFailedPrecondition);
   auto mount = SourceMount(app_id, "a");
   ASSERT_TRUE(mount.ok());
   EXPECT_EQ(*mount, *SourceMount(app_id, "a"));
   for (const char* bad : {"root/x.py", "/root/../x", "/root//x", "/root/", "/"}) {
     request.mutable_files(0)->set_filename(bad);
     request.mutable_files(0)->set_sha256_hex(Sha256Hex("a"));
-    EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(), Code::kInvalidArgument) << bad;
+    EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(),
+              Code::kInvalidArgument)
+        << bad;
   }
   pb::MountPutFileRequest put;
   put.set_sha256_hex(Sha256Hex("one"));
@@ -305,16 +312,19 @@ TEST_F(RunTest, AnImageDependsOnEveryInput) {
   secret.set_object_creation_type(pb::OBJECT_CREATION_TYPE_ANONYMOUS_OWNED_BY_APP);
   secret.set_app_id(app_id);
   (*secret.mutable_env_dict())["TOKEN"] = "x";
-  request.mutable_image()->add_secret_ids(Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", secret)->secret_id());
+  request.mutable_image()->add_secret_ids(
+      Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", secret)->secret_id());
   std::string with_secret = id(request);
   ids.insert(with_secret);
   EXPECT_EQ(ids.size(), 6u);
   EXPECT_EQ(workers_.Build(5).first.env().at("TOKEN"), "x");
   // The same content in another secret is the same input.
-  request.mutable_image()->set_secret_ids(0, Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", secret)->secret_id());
+  request.mutable_image()->set_secret_ids(
+      0, Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", secret)->secret_id());
   EXPECT_EQ(id(request), with_secret);
   request.set_builder_version("2026.10");
-  EXPECT_EQ(Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request).status().code(), Code::kUnimplemented);
+  EXPECT_EQ(Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request).status().code(),
+            Code::kUnimplemented);
 }
 
 TEST_F(RunTest, ARunFunctionStepAddsItsLayer) {
@@ -353,7 +363,8 @@ TEST_F(RunTest, RefusesWhatIsNotBuiltByName) {
     EXPECT_EQ(status.code(), Code::kUnimplemented) << word;
     EXPECT_NE(status.message().find(word), std::string::npos) << status.message();
   };
-  refused([](pb::Function& f) { f.mutable_webhook_config()->set_type(pb::WEBHOOK_TYPE_ASGI_APP); }, "web endpoint");
+  refused([](pb::Function& f) { f.mutable_webhook_config()->set_type(pb::WEBHOOK_TYPE_ASGI_APP); },
+          "web endpoint");
   refused([](pb::Function& f) { f.mutable_resources()->mutable_gpu_config()->set_count(1); }, "GPU");
   refused([](pb::Function& f) { f.add_volume_mounts(); }, "Volume");
   refused([](pb::Function& f) { f.set_block_network(true); }, "block_network");
@@ -377,10 +388,12 @@ TEST_F(RunTest, ObjectsOfOthersAreNotFound) {
   stranger.token_id = info->token_id;
   pb::AppGetLifecycleRequest lifecycle;
   lifecycle.set_app_id(app_id);
-  EXPECT_EQ((CallAs<pb::AppGetLifecycleResponse>(stranger, "AppGetLifecycle", lifecycle)).status().code(), Code::kNotFound);
+  EXPECT_EQ((CallAs<pb::AppGetLifecycleResponse>(stranger, "AppGetLifecycle", lifecycle)).status().code(),
+            Code::kNotFound);
   pb::FunctionGetByIdRequest by_id;
   by_id.set_function_id(function->function_id());
-  EXPECT_EQ((CallAs<pb::FunctionGetByIdResponse>(stranger, "FunctionGetById", by_id)).status().code(), Code::kNotFound);
+  EXPECT_EQ((CallAs<pb::FunctionGetByIdResponse>(stranger, "FunctionGetById", by_id)).status().code(),
+            Code::kNotFound);
   by_id.set_function_id(app_id);  // another kind
   EXPECT_EQ(Ask<pb::FunctionGetByIdResponse>("FunctionGetById", by_id).status().code(), Code::kNotFound);
 
@@ -390,13 +403,17 @@ TEST_F(RunTest, ObjectsOfOthersAreNotFound) {
   std::string dev_app = NewApp(pb::APP_STATE_EPHEMERAL, "dev");
   lifecycle.set_app_id(dev_app);
   EXPECT_TRUE(Ask<pb::AppGetLifecycleResponse>("AppGetLifecycle", lifecycle).ok());
-  EXPECT_EQ((CallAs<pb::AppGetLifecycleResponse>(task_, "AppGetLifecycle", lifecycle)).status().code(), Code::kNotFound);
+  EXPECT_EQ((CallAs<pb::AppGetLifecycleResponse>(task_, "AppGetLifecycle", lifecycle)).status().code(),
+            Code::kNotFound);
   lifecycle.set_app_id(app_id);
   EXPECT_TRUE((CallAs<pb::AppGetLifecycleResponse>(task_, "AppGetLifecycle", lifecycle)).ok());
   EXPECT_EQ((CallAs<Empty>(task_, "EnvironmentCreate", create)).status().code(), Code::kPermissionDenied);
   pb::EnvironmentGetOrCreateRequest elsewhere;
   elsewhere.set_deployment_name("dev");
-  EXPECT_EQ((CallAs<pb::EnvironmentGetOrCreateResponse>(task_, "EnvironmentGetOrCreate", elsewhere)).status().code(), Code::kPermissionDenied);
+  EXPECT_EQ((CallAs<pb::EnvironmentGetOrCreateResponse>(task_, "EnvironmentGetOrCreate", elsewhere))
+                .status()
+                .code(),
+            Code::kPermissionDenied);
 }
 
 TEST_F(RunTest, SecretsSayWhatIsWrong) {
@@ -416,7 +433,8 @@ TEST_F(RunTest, SecretsSayWhatIsWrong) {
   EXPECT_NE(missing.message().find("PASSWORD"), std::string::npos);
   request.set_deployment_name("nothing");
   missing = Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", request).status();
-  EXPECT_NE(missing.message().find("'nothing' in the environment 'main'"), std::string::npos) << missing.message();
+  EXPECT_NE(missing.message().find("'nothing' in the environment 'main'"), std::string::npos)
+      << missing.message();
 
   request.set_deployment_name("db");
   request.clear_required_keys();
@@ -461,7 +479,8 @@ TEST_F(RunTest, DeployKeepsIdsAndReplacesWhatChanged) {
   bind.mutable_function_options()->set_timeout_secs(7);
   auto bound = Ask<pb::FunctionBindParamsResponse>("FunctionBindParams", bind);
   ASSERT_TRUE(bound.ok()) << bound.status();
-  EXPECT_EQ(bound->bound_function_id(), Ask<pb::FunctionBindParamsResponse>("FunctionBindParams", bind)->bound_function_id());
+  EXPECT_EQ(bound->bound_function_id(),
+            Ask<pb::FunctionBindParamsResponse>("FunctionBindParams", bind)->bound_function_id());
   EXPECT_EQ(engine_.functions.at(bound->bound_function_id()).timeout_secs, 7u);
 
   definition.set_module_name("newer");
@@ -528,13 +547,16 @@ TEST_F(RunTest, ACreatingCallIsAnsweredTheSameAfterARestart) {
   request.set_deployment_name("db");
   request.set_object_creation_type(pb::OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS);
   (*request.mutable_env_dict())["A"] = "1";
-  auto first = CallAs<pb::SecretGetOrCreateResponse>(user_, "SecretGetOrCreate", request, {{"x-idempotency-key", "k1"}});
+  auto first = CallAs<pb::SecretGetOrCreateResponse>(user_, "SecretGetOrCreate", request,
+                                                     {{"x-idempotency-key", "k1"}});
   ASSERT_TRUE(first.ok());
   Boot();
-  auto again = CallAs<pb::SecretGetOrCreateResponse>(user_, "SecretGetOrCreate", request, {{"x-idempotency-key", "k1"}});
+  auto again = CallAs<pb::SecretGetOrCreateResponse>(user_, "SecretGetOrCreate", request,
+                                                     {{"x-idempotency-key", "k1"}});
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(again->secret_id(), first->secret_id());
-  auto other = CallAs<pb::SecretGetOrCreateResponse>(user_, "SecretGetOrCreate", request, {{"x-idempotency-key", "k2"}});
+  auto other = CallAs<pb::SecretGetOrCreateResponse>(user_, "SecretGetOrCreate", request,
+                                                     {{"x-idempotency-key", "k2"}});
   EXPECT_EQ(other.status().code(), Code::kAlreadyExists);
 }
 
@@ -543,7 +565,8 @@ TEST_F(RunTest, StrangeRequestsGetAClearAnswer) {
   std::vector<std::string> requests = {"", "\xff\xff\xff", std::string(70'000, 'x')};
   std::string all;
   for (int field = 1; field <= 30; ++field) {
-    for (std::string value : {std::string("ap-nothing"), std::string("x"), std::string("\n\x01x\x12\x01y"), std::string("\0", 1), std::string(300, 'a')}) {
+    for (std::string value : {std::string("ap-nothing"), std::string("x"), std::string("\n\x01x\x12\x01y"),
+                              std::string("\0", 1), std::string(300, 'a')}) {
       std::string bytes;
       int tag = field << 3 | 2;
       while (tag > 127) bytes.push_back(static_cast<char>((tag & 127) | 128)), tag >>= 7;
@@ -566,7 +589,8 @@ TEST_F(RunTest, StrangeRequestsGetAClearAnswer) {
   for (const auto& [method, handler] : CapturedHandlers().unary) {
     for (const auto& bytes : requests) {
       std::promise<Status> promise;
-      handler(bytes, std::make_shared<FakeContext>(method, user_), [&](Result<std::string> result) { promise.set_value(result.status()); });
+      handler(bytes, std::make_shared<FakeContext>(method, user_),
+              [&](Result<std::string> result) { promise.set_value(result.status()); });
       auto answer = promise.get_future();
       ASSERT_EQ(answer.wait_for(std::chrono::seconds(10)), std::future_status::ready) << method;
       Status status = answer.get();
@@ -649,7 +673,8 @@ TEST_F(RunTest, BlobUrlsFollowTheCaller) {
   auto mine = CallAs<pb::BlobCreateResponse>(user_, "BlobCreate", create, {{"x-modal-host", "localhost"}});
   ASSERT_TRUE(mine.ok()) << mine.status();
   ASSERT_EQ(mine->blob_ids_size(), 1);
-  EXPECT_EQ(mine->upload_urls().items(0).rfind("http://localhost:7070/", 0), 0u) << mine->upload_urls().items(0);
+  EXPECT_EQ(mine->upload_urls().items(0).rfind("http://localhost:7070/", 0), 0u)
+      << mine->upload_urls().items(0);
   auto in_container = CallAs<pb::BlobCreateResponse>(task_, "BlobCreate", create);
   EXPECT_EQ(in_container->upload_urls().items(0).rfind("http://169.254.77.1/", 0), 0u);
   pb::BlobGetRequest get;
@@ -661,7 +686,8 @@ TEST_F(RunTest, TokensOpenAndClose) {
   ApiAuthenticator authenticator(&objects_->tokens());
   auto token = objects_->tokens().Create("main", "test");
   ASSERT_TRUE(token.ok());
-  std::map<std::string, std::string> headers = {{"x-modal-token-id", token->token_id}, {"x-modal-token-secret", token->token_secret}};
+  std::map<std::string, std::string> headers = {{"x-modal-token-id", token->token_id},
+                                                {"x-modal-token-secret", token->token_secret}};
   auto get = [&](std::string_view name) { return std::string_view(headers[std::string(name)]); };
   EXPECT_TRUE(authenticator.Authenticate(get, "AppCreate", {}).ok());
   headers["x-modal-token-secret"] = "as-wrong";
@@ -684,7 +710,7 @@ TEST_F(RunTest, TokensOpenAndClose) {
   });
   headers = {{"x-lydian-task", "ta-1"}};
   EXPECT_EQ(link.Authenticate(get, "BlobGet", {})->kind, rpc::Caller::Kind::kTask);
-  EXPECT_TRUE(link.Authenticate(get, "BlobGet", {})->restricted);
+  EXPECT_EQ(link.Authenticate(get, "AppCreate", {}).status().code(), Code::kPermissionDenied);
   headers = {{"x-lydian-task", "ta-2"}};
   EXPECT_EQ(link.Authenticate(get, "BlobGet", {}).status().code(), Code::kNotFound);
   headers.clear();

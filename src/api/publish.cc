@@ -16,7 +16,8 @@ namespace pb = modal::client;
 
 namespace {
 
-Result<control::FunctionInfo> Info(Services& services, const control::Function& function, const std::string& environment) {
+Result<control::FunctionInfo> Info(Services& services, const control::Function& function,
+                                   const std::string& environment) {
   ASSIGN_OR_RETURN(auto definition, services.objects->functions().DefinitionOf(function));
   ASSIGN_OR_RETURN(pb::Function effective, Effective(function, definition));
   return InfoOf(function, effective, environment);
@@ -44,7 +45,8 @@ Status Restore(Services& services) {
 
 }  // namespace
 
-Status PutFunction(Services& services, const std::string& function_id, const std::string& environment, bool replace_tasks) {
+Status PutFunction(Services& services, const std::string& function_id, const std::string& environment,
+                   bool replace_tasks) {
   ASSIGN_OR_RETURN(auto function, services.objects->functions().ById(function_id));
   ASSIGN_OR_RETURN(auto info, Info(services, function, environment));
   services.engine->PutFunction(info, replace_tasks);
@@ -61,7 +63,8 @@ Status PutApp(Services& services, const control::App& app, const std::vector<std
     bool changed = std::find(replace.begin(), replace.end(), member.id) != replace.end();
     RETURN_IF_ERROR(PutFunction(services, member.id, app.environment, changed));
     ASSIGN_OR_RETURN(auto bound, functions.BoundTo(member.id));
-    for (const auto& variant : bound) RETURN_IF_ERROR(PutFunction(services, variant.id, app.environment, changed));
+    for (const auto& variant : bound)
+      RETURN_IF_ERROR(PutFunction(services, variant.id, app.environment, changed));
   }
   ASSIGN_OR_RETURN(auto all, functions.OfApp(app.id));
   for (const auto& function : all) {

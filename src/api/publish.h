@@ -9,9 +9,10 @@
 namespace lydian::api {
 
 // Tells the engine the effective definition of one function (base or bound).
-Status PutFunction(Services& services, const std::string& function_id, const std::string& environment, bool replace_tasks);
-// All published functions of an app and what is bound to them, then the app itself. `replace`: ids of bases whose definition
-// has changed. Functions that are no longer published keep no containers.
+Status PutFunction(Services& services, const std::string& function_id, const std::string& environment,
+                   bool replace_tasks);
+// All published functions of an app and what is bound to them, then the app itself. `replace`: ids of bases
+// whose definition has changed. Functions that are no longer published keep no containers.
 Status PutApp(Services& services, const control::App& app, const std::vector<std::string>& replace);
 
 }  // namespace lydian::api

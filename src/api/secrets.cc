@@ -1,4 +1,5 @@
-// Secrets: made, found by name, listed, changed. Values come in here and go out only to containers and builds.
+// Secrets: made, found by name, listed, changed. Values come in here and go out only to containers and
+// builds.
 #include <modal_proto/api.pb.h>
 
 #include "api/handlers.h"
@@ -33,14 +34,17 @@ Result<control::Secret> FindOrCreate(const pb::SecretGetOrCreateRequest& request
         ASSIGN_OR_RETURN(auto app, call.objects().apps().GetAlive(call.scope, request.app_id()));
         environment_id = app.environment_id;
       } else {
-        ASSIGN_OR_RETURN(auto environment, call.objects().environments().Resolve(call.scope, request.environment_name()));
+        ASSIGN_OR_RETURN(auto environment,
+                         call.objects().environments().Resolve(call.scope, request.environment_name()));
         environment_id = environment.id;
       }
       return secrets.CreateAnonymous(call.scope, environment_id, request.app_id(), values);
     }
-    default: break;
+    default:
+      break;
   }
-  ASSIGN_OR_RETURN(auto environment, call.objects().environments().Resolve(call.scope, request.environment_name()));
+  ASSIGN_OR_RETURN(auto environment,
+                   call.objects().environments().Resolve(call.scope, request.environment_name()));
   const std::string& name = request.deployment_name();
   switch (request.object_creation_type()) {
     case pb::OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS:
@@ -52,7 +56,8 @@ Result<control::Secret> FindOrCreate(const pb::SecretGetOrCreateRequest& request
     case pb::OBJECT_CREATION_TYPE_UNSPECIFIED:
       return secrets.Find(call.scope, environment.id, environment.name, name,
                           {request.required_keys().begin(), request.required_keys().end()});
-    default: return InvalidArgument("unknown object_creation_type");
+    default:
+      return InvalidArgument("unknown object_creation_type");
   }
 }
 
@@ -65,9 +70,11 @@ Result<pb::SecretGetOrCreateResponse> GetOrCreate(const pb::SecretGetOrCreateReq
 }
 
 Result<pb::SecretListResponse> List(const pb::SecretListRequest& request, Call& call) {
-  ASSIGN_OR_RETURN(auto environment, call.objects().environments().Resolve(call.scope, request.environment_name()));
-  ASSIGN_OR_RETURN(auto secrets, call.objects().secrets().List(environment.id, request.pagination().created_before(),
-                                                               request.pagination().max_objects()));
+  ASSIGN_OR_RETURN(auto environment,
+                   call.objects().environments().Resolve(call.scope, request.environment_name()));
+  ASSIGN_OR_RETURN(auto secrets,
+                   call.objects().secrets().List(environment.id, request.pagination().created_before(),
+                                                 request.pagination().max_objects()));
   pb::SecretListResponse response;
   response.set_environment_name(environment.name);
   for (const auto& secret : secrets) {
@@ -85,7 +92,8 @@ Result<pb::SecretListResponse> List(const pb::SecretListRequest& request, Call& 
 Result<Empty> Update(const pb::SecretUpdateRequest& request, Call& call) {
   std::vector<std::pair<std::string, std::optional<std::string>>> changes;
   for (const auto& update : request.updates()) {
-    changes.emplace_back(update.key(), update.has_value() ? std::optional<std::string>(update.value()) : std::nullopt);
+    changes.emplace_back(update.key(),
+                         update.has_value() ? std::optional<std::string>(update.value()) : std::nullopt);
   }
   RETURN_IF_ERROR(call.objects().secrets().Update(call.scope, request.secret_id(), changes));
   return Empty();
@@ -94,15 +102,17 @@ Result<Empty> Update(const pb::SecretUpdateRequest& request, Call& call) {
 }  // namespace
 
 void RegisterSecrets(rpc::Router& router, ServicesPtr services) {
-  OnObjects<pb::SecretGetOrCreateRequest, pb::SecretGetOrCreateResponse>(router, services, "SecretGetOrCreate", Who::kAnyone, GetOrCreate,
-                                                                         {.idempotent = true});
-  OnObjects<pb::SecretListRequest, pb::SecretListResponse>(router, services, "SecretList", Who::kAnyone, List);
-  OnObjects<pb::SecretDeleteRequest, Empty>(router, services, "SecretDelete", Who::kAnyone,
-                                            [](const pb::SecretDeleteRequest& request, Call& call) -> Result<Empty> {
-                                              RETURN_IF_ERROR(call.objects().secrets().Delete(call.scope, request.secret_id()));
-                                              return Empty();
-                                            },
-                                            {.idempotent = true});
+  OnObjects<pb::SecretGetOrCreateRequest, pb::SecretGetOrCreateResponse>(
+      router, services, "SecretGetOrCreate", Who::kAnyone, GetOrCreate, {.idempotent = true});
+  OnObjects<pb::SecretListRequest, pb::SecretListResponse>(router, services, "SecretList", Who::kAnyone,
+                                                           List);
+  OnObjects<pb::SecretDeleteRequest, Empty>(
+      router, services, "SecretDelete", Who::kAnyone,
+      [](const pb::SecretDeleteRequest& request, Call& call) -> Result<Empty> {
+        RETURN_IF_ERROR(call.objects().secrets().Delete(call.scope, request.secret_id()));
+        return Empty();
+      },
+      {.idempotent = true});
   OnObjects<pb::SecretUpdateRequest, Empty>(router, services, "SecretUpdate", Who::kAnyone, Update);
   OnObjects<pb::SecretGetInfoRequest, pb::SecretGetInfoResponse>(
       router, services, "SecretGetInfo", Who::kAnyone,

@@ -24,20 +24,20 @@ struct Services {
   control::LogStore* logs = nullptr;
   blob::BlobStore* blobs = nullptr;
   blob::UrlSigner* signer = nullptr;
-  std::string public_url = "http://127.0.0.1:7070";      // of pages and blobs, for users that name no host
-  std::string task_url = "http://169.254.77.1";           // of blobs, for containers
+  std::string public_url = "http://127.0.0.1:7070";  // of pages and blobs, for users that name no host
+  std::string task_url = "http://169.254.77.1";      // of blobs, for containers
   std::string version = "0.1.0";
   // Made by RegisterObjects.
   std::shared_ptr<LogStreams> log_streams;
-  std::shared_ptr<Pool> files;                           // reads, writes and hashes contents
+  std::shared_ptr<Pool> files;  // reads, writes and hashes contents
 };
 using ServicesPtr = std::shared_ptr<Services>;
 
 // All handlers of modal.client.ModalClient that are not the call engine's.
 void RegisterObjects(rpc::Router& router, ServicesPtr services);
 
-// Once before serving, with everything attached: functions of living apps go to the engine, builds and stops that a restart
-// cut go on. Blocks until done.
+// Once before serving, with everything attached: functions of living apps go to the engine, builds and stops
+// that a restart cut go on. Blocks until done.
 Status Start(const ServicesPtr& services);
 
 }  // namespace lydian::api

@@ -40,7 +40,8 @@ Status AddDependencies(control::Objects& objects, const pb::Function& definition
 
 }  // namespace
 
-Result<pb::AppLayout> LayoutOf(control::Objects& objects, const control::App& app, const pb::Function* definition) {
+Result<pb::AppLayout> LayoutOf(control::Objects& objects, const control::App& app,
+                               const pb::Function* definition) {
   pb::AppLayout layout;
   ASSIGN_OR_RETURN(auto members, objects.functions().Members(app.id, app.published));
   for (const auto& member : members) {
@@ -88,7 +89,8 @@ Result<TaskSpec> TaskSpecs::Make(const std::string& function_id) {
   }
   ASSIGN_OR_RETURN(pb::AppLayout layout, LayoutOf(*objects_, app, &definition));
   ASSIGN_OR_RETURN(auto image, objects_->images().ById(definition.image_id()));
-  if (image.state != control::ImageState::kReady) return FailedPrecondition("the image " + image.id + " isn't built");
+  if (image.state != control::ImageState::kReady)
+    return FailedPrecondition("the image " + image.id + " isn't built");
   control::FunctionInfo info = InfoOf(function, definition, app.environment);
 
   TaskSpec spec;

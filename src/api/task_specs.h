@@ -1,5 +1,5 @@
-// What a task is made of: definition, layout of its app, image, mounts, secrets. Implements the call engine's TaskSpecSource.
-// Thread-safety: every method from any thread; MakeTaskSpec waits for the objects strand.
+// What a task is made of: definition, layout of its app, image, mounts, secrets. Implements the call engine's
+// TaskSpecSource. Thread-safety: every method from any thread; MakeTaskSpec waits for the objects strand.
 #pragma once
 
 #include <string>
@@ -24,7 +24,9 @@ class TaskSpecs : public control::TaskSpecSource {
   control::Objects* objects_;
 };
 
-// On the strand. Every function and class of the app, and every object that `definition` (may be null) depends on.
-Result<modal::client::AppLayout> LayoutOf(control::Objects& objects, const control::App& app, const modal::client::Function* definition);
+// On the strand. Every function and class of the app, and every object that `definition` (may be null)
+// depends on.
+Result<modal::client::AppLayout> LayoutOf(control::Objects& objects, const control::App& app,
+                                          const modal::client::Function* definition);
 
 }  // namespace lydian::api

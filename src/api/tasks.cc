@@ -1,4 +1,5 @@
-// Containers as people see them: `modal container list`, `stop`, and what logs and redeployments ask about them.
+// Containers as people see them: `modal container list`, `stop`, and what logs and redeployments ask about
+// them.
 #include <modal_proto/api.pb.h>
 
 #include "api/handlers.h"
@@ -19,7 +20,8 @@ Result<control::App> AppOf(const control::TaskView& task, Services& services, co
 using Then = std::function<void(const control::TaskView&)>;
 
 // Looks a task up and goes on on the strand; `fail` gets NOT_FOUND.
-void WithTask(const ServicesPtr& services, const std::string& task_id, const control::Scope& scope, std::function<void(Status)> fail, Then then) {
+void WithTask(const ServicesPtr& services, const std::string& task_id, const control::Scope& scope,
+              std::function<void(Status)> fail, Then then) {
   services->engine->TaskById(task_id, [services, scope, fail, then](Result<control::TaskView> task) {
     services->objects->strand().Post([services, scope, fail, then, task = std::move(task)] {
       if (!task.ok()) return fail(task.status());
@@ -29,30 +31,33 @@ void WithTask(const ServicesPtr& services, const std::string& task_id, const con
   });
 }
 
-void List(const ServicesPtr& services, const pb::TaskListRequest& request, Call& call, const rpc::Reply<pb::TaskListResponse>& reply) {
+void List(const ServicesPtr& services, const pb::TaskListRequest& request, Call& call,
+          const rpc::Reply<pb::TaskListResponse>& reply) {
   auto environment = call.objects().environments().Resolve(call.scope, request.environment_name());
   if (!environment.ok()) return reply(environment.status());
   services->engine->Tasks([services, scope = call.scope, reply, app_id = request.app_id(),
                            environment_id = environment->id](std::vector<control::TaskView> tasks) {
-    services->objects->strand().Post([services, scope, reply, app_id, environment_id, tasks = std::move(tasks)] {
-      pb::TaskListResponse response;
-      for (const auto& task : tasks) {
-        if (!app_id.empty() && task.app_id != app_id) continue;
-        auto app = AppOf(task, *services, scope);
-        if (!app.ok() || (app_id.empty() && app->environment_id != environment_id)) continue;
-        auto& item = *response.add_tasks();
-        item.set_task_id(task.task_id);
-        item.set_app_id(task.app_id);
-        item.set_app_description(app->title());
-        item.set_started_at(task.started_at);
-        item.set_enqueued_at(task.enqueued_at);
-      }
-      reply(response);
-    });
+    services->objects->strand().Post(
+        [services, scope, reply, app_id, environment_id, tasks = std::move(tasks)] {
+          pb::TaskListResponse response;
+          for (const auto& task : tasks) {
+            if (!app_id.empty() && task.app_id != app_id) continue;
+            auto app = AppOf(task, *services, scope);
+            if (!app.ok() || (app_id.empty() && app->environment_id != environment_id)) continue;
+            auto& item = *response.add_tasks();
+            item.set_task_id(task.task_id);
+            item.set_app_id(task.app_id);
+            item.set_app_description(app->title());
+            item.set_started_at(task.started_at);
+            item.set_enqueued_at(task.enqueued_at);
+          }
+          reply(response);
+        });
   });
 }
 
-void GetInfo(const ServicesPtr& services, const pb::TaskGetInfoRequest& request, Call& call, const rpc::Reply<pb::TaskGetInfoResponse>& reply) {
+void GetInfo(const ServicesPtr& services, const pb::TaskGetInfoRequest& request, Call& call,
+             const rpc::Reply<pb::TaskGetInfoResponse>& reply) {
   WithTask(services, request.task_id(), call.scope, reply, [reply](const control::TaskView& task) {
     pb::TaskGetInfoResponse response;
     response.set_app_id(task.app_id);
@@ -65,14 +70,16 @@ void GetInfo(const ServicesPtr& services, const pb::TaskGetInfoRequest& request,
   });
 }
 
-void Stop(const ServicesPtr& services, const pb::ContainerStopRequest& request, Call& call, const rpc::Reply<pb::ContainerStopResponse>& reply) {
-  WithTask(services, request.task_id(), call.scope, reply, [services, reply, who = call.scope.who](const control::TaskView& task) {
-    if (task.finished_at > 0) return reply(pb::ContainerStopResponse());
-    services->engine->StopTask(task.task_id, "it was stopped by " + who, [reply](Status status) {
-      if (!status.ok()) return reply(status);
-      reply(pb::ContainerStopResponse());
-    });
-  });
+void Stop(const ServicesPtr& services, const pb::ContainerStopRequest& request, Call& call,
+          const rpc::Reply<pb::ContainerStopResponse>& reply) {
+  WithTask(services, request.task_id(), call.scope, reply,
+           [services, reply, who = call.scope.who](const control::TaskView& task) {
+             if (task.finished_at > 0) return reply(pb::ContainerStopResponse());
+             services->engine->StopTask(task.task_id, "it was stopped by " + who, [reply](Status status) {
+               if (!status.ok()) return reply(status);
+               reply(pb::ContainerStopResponse());
+             });
+           });
 }
 
 }  // namespace
@@ -80,13 +87,19 @@ void Stop(const ServicesPtr& services, const pb::ContainerStopRequest& request, 
 void RegisterTasks(rpc::Router& router, ServicesPtr services) {
   OnObjectsAsync<pb::TaskListRequest, pb::TaskListResponse>(
       router, services, "TaskList", Who::kAnyone,
-      [services](const pb::TaskListRequest& request, Call& call, const auto& reply) { List(services, request, call, reply); });
+      [services](const pb::TaskListRequest& request, Call& call, const auto& reply) {
+        List(services, request, call, reply);
+      });
   OnObjectsAsync<pb::TaskGetInfoRequest, pb::TaskGetInfoResponse>(
       router, services, "TaskGetInfo", Who::kAnyone,
-      [services](const pb::TaskGetInfoRequest& request, Call& call, const auto& reply) { GetInfo(services, request, call, reply); });
+      [services](const pb::TaskGetInfoRequest& request, Call& call, const auto& reply) {
+        GetInfo(services, request, call, reply);
+      });
   OnObjectsAsync<pb::ContainerStopRequest, pb::ContainerStopResponse>(
       router, services, "ContainerStop", Who::kAnyone,
-      [services](const pb::ContainerStopRequest& request, Call& call, const auto& reply) { Stop(services, request, call, reply); });
+      [services](const pb::ContainerStopRequest& request, Call& call, const auto& reply) {
+        Stop(services, request, call, reply);
+      });
 }
 
 }  // namespace lydian::api

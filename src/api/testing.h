@@ -1,4 +1,5 @@
-// A whole api over fakes: a router that only keeps the handlers, an engine, workers and logs that do what a test says. No gRPC.
+// A whole api over fakes: a router that only keeps the handlers, an engine, workers and logs that do what a
+// test says. No gRPC.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -25,7 +26,8 @@ Handlers& CapturedHandlers();
 
 class FakeContext : public rpc::Context {
  public:
-  explicit FakeContext(std::string method, rpc::Caller caller) : method_(std::move(method)), caller_(std::move(caller)) {}
+  explicit FakeContext(std::string method, rpc::Caller caller)
+      : method_(std::move(method)), caller_(std::move(caller)) {}
   std::string_view method() const override { return method_; }
   std::string_view header(std::string_view name) const override {
     auto it = headers.find(std::string(name));
@@ -69,13 +71,15 @@ class FakeStream : public rpc::RawStream {
   // All messages once the stream has ended.
   std::vector<std::string> WaitEnd(Status* status = nullptr) {
     std::unique_lock lock(mutex_);
-    EXPECT_TRUE(changed_.wait_for(lock, std::chrono::seconds(10), [&] { return finished_; })) << "the stream did not end";
+    EXPECT_TRUE(changed_.wait_for(lock, std::chrono::seconds(10), [&] { return finished_; }))
+        << "the stream did not end";
     if (status != nullptr) *status = status_;
     return messages_;
   }
   std::string WaitMessage(size_t index) {
     std::unique_lock lock(mutex_);
-    EXPECT_TRUE(changed_.wait_for(lock, std::chrono::seconds(10), [&] { return messages_.size() > index; })) << "no message " << index;
+    EXPECT_TRUE(changed_.wait_for(lock, std::chrono::seconds(10), [&] { return messages_.size() > index; }))
+        << "no message " << index;
     return messages_.size() > index ? messages_[index] : "";
   }
   bool finished() {
@@ -102,7 +106,8 @@ class FakeEngine : public control::Engine {
     std::lock_guard lock(mutex);
     activated.push_back(app_id);
   }
-  void StopApp(const std::string& app_id, const std::string& reason, uint32_t, std::function<void()> done) override {
+  void StopApp(const std::string& app_id, const std::string& reason, uint32_t,
+               std::function<void()> done) override {
     {
       std::lock_guard lock(mutex);
       stopped[app_id] = reason;
@@ -120,7 +125,8 @@ class FakeEngine : public control::Engine {
     }
     done(OkStatus());
   }
-  void RunBuilder(const std::string& function_id, const std::string& input, std::function<void(control::BuilderOutcome)> done) override {
+  void RunBuilder(const std::string& function_id, const std::string& input,
+                  std::function<void(control::BuilderOutcome)> done) override {
     {
       std::lock_guard lock(mutex);
       built[function_id] = input;
@@ -189,7 +195,8 @@ class FakeWorkers : public control::Workers {
 
 class FakeLogs : public control::LogStore {
  public:
-  void Append(const std::string& stream, std::vector<control::LogRecord> records, std::function<void()> stored) override {
+  void Append(const std::string& stream, std::vector<control::LogRecord> records,
+              std::function<void()> stored) override {
     {
       std::lock_guard lock(mutex_);
       for (auto& record : records) {
@@ -211,8 +218,8 @@ class FakeLogs : public control::LogStore {
     std::lock_guard lock(mutex_);
     streams_[stream].done = false;
   }
-  std::shared_ptr<void> Read(const std::string& stream, uint64_t after, const control::LogFilter& filter, size_t most, int64_t wait,
-                             std::function<void(Result<Page>)> reply) override {
+  std::shared_ptr<void> Read(const std::string& stream, uint64_t after, const control::LogFilter& filter,
+                             size_t most, int64_t wait, std::function<void(Result<Page>)> reply) override {
     {
       std::unique_lock lock(mutex_);
       Page page = Get(stream, after, filter, most);
@@ -336,7 +343,8 @@ class ApiTest : public ::testing::Test {
     });
     auto future = promise->get_future();
     promise.reset();
-    if (future.wait_for(std::chrono::seconds(10)) != std::future_status::ready) return DeadlineExceeded(method + " was not answered");
+    if (future.wait_for(std::chrono::seconds(10)) != std::future_status::ready)
+      return DeadlineExceeded(method + " was not answered");
     auto bytes = future.get();
     if (!bytes.ok()) return bytes.status();
     Response response;
@@ -348,7 +356,8 @@ class ApiTest : public ::testing::Test {
     return CallAs<Response>(user_, method, request);
   }
   template <typename Request>
-  std::shared_ptr<FakeStream> Open(const std::string& method, const Request& request, std::shared_ptr<FakeContext>* context = nullptr) {
+  std::shared_ptr<FakeStream> Open(const std::string& method, const Request& request,
+                                   std::shared_ptr<FakeContext>* context = nullptr) {
     auto stream = std::make_shared<FakeStream>();
     auto ctx = std::make_shared<FakeContext>(method, user_);
     if (context != nullptr) *context = ctx;

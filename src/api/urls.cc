@@ -28,8 +28,9 @@ std::string BaseUrl(const Services& services, const rpc::Context& ctx) {
 
 std::string PageUrl(const Services& services, const rpc::Context& ctx, const std::string& app_id) {
   // A page is for people: a container's own address would lead nowhere.
-  const std::string base = ctx.caller().kind == rpc::Caller::Kind::kTask ? services.public_url : BaseUrl(services, ctx);
-  return base + "/app/" + app_id + "?key=" + services.signer->PageKey(app_id);
+  const std::string base =
+      ctx.caller().kind == rpc::Caller::Kind::kTask ? services.public_url : BaseUrl(services, ctx);
+  return base + "/apps/" + app_id + "?key=" + services.signer->PageKey(app_id);
 }
 
 }  // namespace lydian::api

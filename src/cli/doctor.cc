@@ -42,7 +42,7 @@ std::string FindTool(const std::string& name) {
 
 void Row(bool ok, bool required, const std::string& name, const std::string& found, const std::string& what_for,
          const std::string& instead) {
-  std::printf("%-8s %-28s %-36s %s%s\n", ok ? "ok" : required ? "MISSING" : "-", name.c_str(), found.c_str(), what_for.c_str(),
+  std::printf("%-8s %-26s %-34s %s%s\n", ok ? "ok" : required ? "MISSING" : "-", name.c_str(), found.c_str(), what_for.c_str(),
               ok || instead.empty() ? "" : ("; instead: " + instead).c_str());
 }
 
@@ -69,7 +69,7 @@ int Doctor(const std::string& state, const std::string& address_range) {
   options.state_dir = paths.ok() ? paths->worker_dir() : state + "/worker";
   options.instance = InstanceName(paths.ok() ? paths->root : state);
   options.address_range = address_range;
-  std::printf("%-8s %-28s %-36s %s\n", "", "KERNEL, RIGHTS", "FOUND", "WHAT FOR");
+  std::printf("%-8s %-26s %-34s %s\n", "", "KERNEL, RIGHTS", "FOUND", "WHAT FOR");
   bool root = ::geteuid() == 0;
   Row(root, true, "root", root ? "yes" : "uid " + std::to_string(::geteuid()), "containers; run this as root to see the rest", "");
   fine &= root;
@@ -77,7 +77,7 @@ int Doctor(const std::string& state, const std::string& address_range) {
     Row(feature.ok, feature.required, feature.name, feature.found, feature.what_for, feature.instead);
     fine &= feature.ok || !feature.required;
   }
-  std::printf("\n%-8s %-28s %-36s %s\n", "", "TOOLS", "FOUND", "WHAT FOR");
+  std::printf("\n%-8s %-26s %-34s %s\n", "", "TOOLS", "FOUND", "WHAT FOR");
   for (const Tool& tool : kTools) {
     std::string found = FindTool(tool.name);
     Row(!found.empty(), tool.required, tool.name, found.empty() ? "not there" : found, tool.what_for, tool.without);

@@ -1,6 +1,6 @@
-// Answers of calls that create something, kept under the client's idempotency key: a client whose connection broke with a
-// killed control asks the next one again, and must get the first answer. (While control lives, the router replays them from memory.)
-// Thread-safety: the objects strand only.
+// Answers of calls that create something, kept under the client's idempotency key: a client whose connection
+// broke with a killed control asks the next one again, and must get the first answer. (While control lives,
+// the router replays them from memory.) Thread-safety: the objects strand only.
 #pragma once
 
 #include <optional>
@@ -18,7 +18,8 @@ class Answers {
   Answers(store::Database* db, Clock* clock) : db_(db), clock_(clock) {}
 
   // One key for each caller, method and key of its.
-  static std::string KeyOf(const std::string& workspace_id, const std::string& caller_id, std::string_view method, std::string_view key) {
+  static std::string KeyOf(const std::string& workspace_id, const std::string& caller_id,
+                           std::string_view method, std::string_view key) {
     return Sha256Hex(workspace_id + '\n' + caller_id + '\n' + std::string(method) + '\n' + std::string(key));
   }
   Result<std::optional<std::string>> Find(const std::string& key) {
@@ -29,8 +30,9 @@ class Answers {
   Status Keep(const std::string& key, const std::string& response) {
     double now = clock_->UnixSeconds();
     RETURN_IF_ERROR(db_->Execute("DELETE FROM answer WHERE at < ?", {now - kKeepSeconds}));
-    return db_->Execute("INSERT INTO answer (key, response, at) VALUES (?, ?, ?) ON CONFLICT (key) DO NOTHING",
-                        {key, store::Blob{response}, now});
+    return db_->Execute(
+        "INSERT INTO answer (key, response, at) VALUES (?, ?, ?) ON CONFLICT (key) DO NOTHING",
+        {key, store::Blob{response}, now});
   }
 
  private:

@@ -10,16 +10,20 @@ namespace lydian::control {
 namespace {
 
 constexpr char kColumns[] =
-    "SELECT app.id, app.workspace_id, app.environment_id, environment.name, app.description, app.name, app.state, app.version, "
-    "app.published, app.created_at, app.created_by, app.deployed_at, app.stopped_at, app.stop_reason, app.tags "
+    "SELECT app.id, app.workspace_id, app.environment_id, environment.name, app.description, app.name, "
+    "app.state, app.version, "
+    "app.published, app.created_at, app.created_by, app.deployed_at, app.stopped_at, app.stop_reason, "
+    "app.tags "
     "FROM app JOIN environment ON environment.id = app.environment_id ";
 
 App FromRow(store::Row& row) {
   App app;
-  app.id = row.Text(0), app.workspace_id = row.Text(1), app.environment_id = row.Text(2), app.environment = row.Text(3);
+  app.id = row.Text(0), app.workspace_id = row.Text(1), app.environment_id = row.Text(2),
+  app.environment = row.Text(3);
   app.description = row.Text(4), app.name = row.Text(5), app.state = static_cast<AppState>(row.Int(6));
   app.version = static_cast<uint32_t>(row.Int(7)), app.published = row.Int(8) != 0;
-  app.created_at = row.Real(9), app.created_by = row.Text(10), app.deployed_at = row.Real(11), app.stopped_at = row.Real(12);
+  app.created_at = row.Real(9), app.created_by = row.Text(10), app.deployed_at = row.Real(11),
+  app.stopped_at = row.Real(12);
   app.stop_reason = row.Text(13), app.tags = row.Text(14);
   return app;
 }
@@ -38,14 +42,22 @@ bool HasClient(AppState state) {
 
 const char* AppStateName(AppState state) {
   switch (state) {
-    case AppState::kEphemeral: return "ephemeral";
-    case AppState::kDetached: return "detached";
-    case AppState::kDeployed: return "deployed";
-    case AppState::kStopping: return "stopping";
-    case AppState::kStopped: return "stopped";
-    case AppState::kInitializing: return "initializing";
-    case AppState::kDetachedDisconnected: return "detached, client gone";
-    case AppState::kUnspecified: break;
+    case AppState::kEphemeral:
+      return "ephemeral";
+    case AppState::kDetached:
+      return "detached";
+    case AppState::kDeployed:
+      return "deployed";
+    case AppState::kStopping:
+      return "stopping";
+    case AppState::kStopped:
+      return "stopped";
+    case AppState::kInitializing:
+      return "initializing";
+    case AppState::kDetachedDisconnected:
+      return "detached, client gone";
+    case AppState::kUnspecified:
+      break;
   }
   return "unknown";
 }
@@ -69,8 +81,8 @@ Status Apps::Resume() {
   return OkStatus();
 }
 
-Result<App> Apps::Create(const Scope& scope, const std::string& environment_id, const std::string& description, AppState state,
-                         const std::string& tags) {
+Result<App> Apps::Create(const Scope& scope, const std::string& environment_id,
+                         const std::string& description, AppState state, const std::string& tags) {
   std::string id = NewId("ap");
   RETURN_IF_ERROR(db_->Execute(
       "INSERT INTO app (id, workspace_id, environment_id, description, state, created_at, created_by, tags) "
@@ -95,28 +107,36 @@ Result<App> Apps::Get(const Scope& scope, const std::string& app_id) {
 Result<App> Apps::GetAlive(const Scope& scope, const std::string& app_id) {
   ASSIGN_OR_RETURN(App app, Get(scope, app_id));
   if (!app.alive()) {
-    return FailedPrecondition("the app " + app_id + " is stopped" + (app.stop_reason.empty() ? "" : ": " + app.stop_reason));
+    return FailedPrecondition("the app " + app_id + " is stopped" +
+                              (app.stop_reason.empty() ? "" : ": " + app.stop_reason));
   }
   return app;
 }
 
 Result<std::vector<App>> Apps::List(const std::string& environment_id) {
   // Recently stopped ones too, so that their logs can be found.
-  ASSIGN_OR_RETURN(auto apps, Select("WHERE app.environment_id = ? AND app.state != 5 ORDER BY app.created_at DESC", {environment_id}));
-  ASSIGN_OR_RETURN(auto stopped, Select("WHERE app.environment_id = ? AND app.state = 5 AND app.stopped_at > ? "
-                                        "ORDER BY app.created_at DESC LIMIT ?",
-                                        {environment_id, clock_->UnixSeconds() - kListStoppedFor, kMostStopped}));
+  ASSIGN_OR_RETURN(auto apps,
+                   Select("WHERE app.environment_id = ? AND app.state != 5 ORDER BY app.created_at DESC",
+                          {environment_id}));
+  ASSIGN_OR_RETURN(auto stopped,
+                   Select("WHERE app.environment_id = ? AND app.state = 5 AND app.stopped_at > ? "
+                          "ORDER BY app.created_at DESC LIMIT ?",
+                          {environment_id, clock_->UnixSeconds() - kListStoppedFor, kMostStopped}));
   apps.insert(apps.end(), std::make_move_iterator(stopped.begin()), std::make_move_iterator(stopped.end()));
   return apps;
 }
 
-Result<std::vector<App>> Apps::Alive() { return Select("WHERE app.state NOT IN (4, 5) ORDER BY app.created_at", {}); }
+Result<std::vector<App>> Apps::Alive() {
+  return Select("WHERE app.state NOT IN (4, 5) ORDER BY app.created_at", {});
+}
 
 Result<App> Apps::ByName(const std::string& environment_id, const std::string& name, bool stopped) {
-  ASSIGN_OR_RETURN(auto found,
-                   stopped ? Select("WHERE app.environment_id = ? AND app.name = ? AND app.state IN (4, 5) ORDER BY app.stopped_at DESC LIMIT 1",
-                                    {environment_id, name})
-                           : Select("WHERE app.environment_id = ? AND app.name = ? AND app.state = 3", {environment_id, name}));
+  ASSIGN_OR_RETURN(auto found, stopped
+                                   ? Select("WHERE app.environment_id = ? AND app.name = ? AND app.state IN "
+                                            "(4, 5) ORDER BY app.stopped_at DESC LIMIT 1",
+                                            {environment_id, name})
+                                   : Select("WHERE app.environment_id = ? AND app.name = ? AND app.state = 3",
+                                            {environment_id, name}));
   if (found.empty() || name.empty()) return NotFound("no app is deployed as '" + name.substr(0, 80) + "'");
   return found[0];
 }
@@ -187,28 +207,33 @@ Result<App> Apps::Publish(const App& app, const Publication& publication) {
   bool deploys = state == AppState::kDeployed;
   std::vector<App> displaced;
   if (deploys && !publication.name.empty()) {
-    ASSIGN_OR_RETURN(displaced, Select("WHERE app.environment_id = ? AND app.name = ? AND app.id != ? AND app.state = 3",
-                                       {app.environment_id, publication.name, app.id}));
+    ASSIGN_OR_RETURN(displaced,
+                     Select("WHERE app.environment_id = ? AND app.name = ? AND app.id != ? AND app.state = 3",
+                            {app.environment_id, publication.name, app.id}));
   }
   double now = clock_->UnixSeconds();
   RETURN_IF_ERROR(db_->Transaction([&](store::Session& session) -> Status {
     RETURN_IF_ERROR(session.Execute("DELETE FROM app_member WHERE app_id = ?", {app.id}));
     for (const auto& [tag, id] : publication.members) {
-      RETURN_IF_ERROR(session.Execute("INSERT INTO app_member (app_id, tag, object_id) VALUES (?, ?, ?)", {app.id, tag, id}));
+      RETURN_IF_ERROR(session.Execute("INSERT INTO app_member (app_id, tag, object_id) VALUES (?, ?, ?)",
+                                      {app.id, tag, id}));
     }
     for (const auto& [function_id, definition_id] : publication.definitions) {
       RETURN_IF_ERROR(session.Execute("UPDATE function SET active_definition = ? WHERE id = ? AND app_id = ?",
                                       {definition_id, function_id, app.id}));
     }
     return session.Execute(
-        "UPDATE app SET state = ?, published = 1, name = ?, version = version + ?, deployed_at = ?, client_version = ?, tags = ? WHERE id = ?",
-        {state, deploys ? publication.name : app.name, deploys ? 1 : 0, deploys ? now : app.deployed_at, publication.client_version,
-         publication.tags, app.id});
+        "UPDATE app SET state = ?, published = 1, name = ?, version = version + ?, deployed_at = ?, "
+        "client_version = ?, tags = ? WHERE id = ?",
+        {state, deploys ? publication.name : app.name, deploys ? 1 : 0, deploys ? now : app.deployed_at,
+         publication.client_version, publication.tags, app.id});
   }));
   if (deploys) ForgetHeartbeat(app.id);
-  DropDefinitions("id NOT IN (SELECT active_definition FROM function WHERE app_id = ?) AND id NOT IN "
-                  "(SELECT newest_definition FROM function WHERE app_id = ?) AND function_id IN (SELECT id FROM function WHERE app_id = ?)",
-                  {app.id, app.id, app.id});
+  DropDefinitions(
+      "id NOT IN (SELECT active_definition FROM function WHERE app_id = ?) AND id NOT IN "
+      "(SELECT newest_definition FROM function WHERE app_id = ?) AND function_id IN (SELECT id FROM function "
+      "WHERE app_id = ?)",
+      {app.id, app.id, app.id});
   for (const App& other : displaced) {
     if (Status stopped = Stop(other, "another app was deployed under its name"); !stopped.ok()) {
       LOG_WARN("could not stop a displaced app", {{"app_id", other.id}, {"error", stopped}});
@@ -250,7 +275,8 @@ void Apps::DropDefinitions(const std::string& where, const store::Params& params
 void Apps::Stopped(const std::string& app_id) {
   Status stored = db_->Execute("UPDATE app SET state = ?, stopped_at = ? WHERE id = ?",
                                {AppState::kStopped, clock_->UnixSeconds(), app_id});
-  if (!stored.ok()) LOG_ERROR("could not note that an app has ended", {{"app_id", app_id}, {"error", stored}});
+  if (!stored.ok())
+    LOG_ERROR("could not note that an app has ended", {{"app_id", app_id}, {"error", stored}});
   DropDefinitions("function_id IN (SELECT id FROM function WHERE app_id = ?)", {app_id});
   logs_->MarkDone(app_id);
   if (on_stopped_) on_stopped_(app_id);

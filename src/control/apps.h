@@ -1,8 +1,9 @@
-// Apps: created by a client, alive while it beats, published, stopped. Stopping is the call engine's work; this keeps the state
-// and closes the app's log once the engine says that everything has ended.
+// Apps: created by a client, alive while it beats, published, stopped. Stopping is the call engine's work;
+// this keeps the state and closes the app's log once the engine says that everything has ended.
 //
-// Thread-safety: the objects strand only, except that timers and the engine's callbacks come back to it by themselves.
-// Durability: every change is in state.db before the method returns; Resume() goes on with what a restart interrupted.
+// Thread-safety: the objects strand only, except that timers and the engine's callbacks come back to it by
+// themselves. Durability: every change is in state.db before the method returns; Resume() goes on with what a
+// restart interrupted.
 #pragma once
 
 #include <functional>
@@ -55,14 +56,16 @@ struct AppOptions {
 
 class Apps {
  public:
-  Apps(store::Database* db, Clock* clock, Strand* strand, AppOptions options) : db_(db), clock_(clock), strand_(strand), options_(options) {}
+  Apps(store::Database* db, Clock* clock, Strand* strand, AppOptions options)
+      : db_(db), clock_(clock), strand_(strand), options_(options) {}
   // Once, before the first request.
   void Attach(Engine* engine, LogStore* logs) { engine_ = engine, logs_ = logs; }
-  // After a start: living apps get a whole timeout for their next beat, apps that were stopping go on stopping.
+  // After a start: living apps get a whole timeout for their next beat, apps that were stopping go on
+  // stopping.
   Status Resume();
 
-  Result<App> Create(const Scope& scope, const std::string& environment_id, const std::string& description, AppState state,
-                     const std::string& tags);
+  Result<App> Create(const Scope& scope, const std::string& environment_id, const std::string& description,
+                     AppState state, const std::string& tags);
   Result<App> Get(const Scope& scope, const std::string& app_id);
   // NOT_FOUND, or FAILED_PRECONDITION for one that is stopped.
   Result<App> GetAlive(const Scope& scope, const std::string& app_id);
@@ -107,7 +110,7 @@ class Apps {
   Engine* engine_ = nullptr;
   LogStore* logs_ = nullptr;
   std::function<void(const std::string&)> on_stopped_;
-  std::map<std::string, SteadyTime> last_beat_;                             // of watched apps
+  std::map<std::string, SteadyTime> last_beat_;  // of watched apps
   std::map<std::string, std::vector<std::function<void()>>> stop_waiters_;
 };
 

@@ -19,10 +19,11 @@ class Blobs {
     return db_->Execute("INSERT INTO blob (id, workspace_id, size, created_at) VALUES (?, ?, ?, ?)",
                         {blob_id, scope.workspace_id, size, clock_->UnixSeconds()});
   }
-  // The announced size. Ids are random and not guessable; a container sees those of its workspace, since arguments come as blobs of users.
+  // The announced size. Ids are random and not guessable; a container sees those of its workspace, since
+  // arguments come as blobs of users.
   Result<uint64_t> Get(const Scope& scope, const std::string& blob_id) {
-    ASSIGN_OR_RETURN(auto rows,
-                     db_->Query("SELECT size FROM blob WHERE id = ? AND workspace_id = ?", {blob_id, scope.workspace_id}));
+    ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT size FROM blob WHERE id = ? AND workspace_id = ?",
+                                           {blob_id, scope.workspace_id}));
     if (rows.empty()) return NoSuch("blob", "bl", blob_id);
     return static_cast<uint64_t>(rows[0].Int(0));
   }

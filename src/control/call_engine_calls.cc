@@ -570,12 +570,6 @@ void EngineCore::Housekeeping() {
     functions_.erase(id);
   }
   if (!functions.empty()) journal_->Append(Journal::DropFunctions(functions));
-  std::vector<std::string> ended;
-  for (auto& [id, state] : apps_) {
-    if (state->stopped && state->functions.empty() && state->tasks == 0 && state->stop_waiters.empty()) ended.push_back(id);
-  }
-  for (const std::string& id : ended) apps_.erase(id);
-  if (!ended.empty()) journal_->Append(Journal::DropApps(std::move(ended)));
   journal_->Append(Journal::DropTasks(now - kTaskKeepSecs));
   strand_.PostAfter(kHousekeepingEvery, [this] { Housekeeping(); });
 }

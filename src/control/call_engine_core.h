@@ -19,24 +19,6 @@
 
 namespace lydian::control {
 
-// The way onto the strand for those that may outlive the engine: the log store's callbacks.
-class StrandDoor {
- public:
-  explicit StrandDoor(Strand* strand) : strand_(strand) {}
-  void Post(Task task) {
-    std::lock_guard lock(mutex_);
-    if (strand_ != nullptr) strand_->Post(std::move(task));
-  }
-  void Close() {
-    std::lock_guard lock(mutex_);
-    strand_ = nullptr;
-  }
-
- private:
-  std::mutex mutex_;  // guards strand_
-  Strand* strand_;
-};
-
 class EngineCore : public WorkerEvents {
  public:
   EngineCore(EngineOptions options, Clock& clock);
@@ -229,7 +211,6 @@ class EngineCore : public WorkerEvents {
   Pool pool_;
   Strand strand_;  // last: stops first
   WorkerRegistry registry_;
-  std::shared_ptr<StrandDoor> door_ = std::make_shared<StrandDoor>(&strand_);
 };
 
 }  // namespace lydian::control

@@ -50,8 +50,6 @@ void EngineCore::Dispatch(FunctionState* function) {
   size_t share = function->queue.size() / ready.size();
   for (TaskState* task : ready) {
     size_t depth = std::min<size_t>(PrefetchDepth(*task), share);
-    // Several at once when half are used up, not one for each output: every message costs both ends more than an input does.
-    if (task->leases.size() > slots + depth / 2) continue;
     while (!function->queue.empty() && task->leases.size() < slots + depth) Lease(task, function->queue.front(), 0);
   }
 }

@@ -8,7 +8,6 @@ EngineCore::EngineCore(EngineOptions options, Clock& clock)
 }
 
 EngineCore::~EngineCore() {
-  door_->Close();
   pool_.Stop();
   strand_.Stop();
   journal_.reset();

@@ -356,8 +356,8 @@ void EngineCore::EndTask(TaskState* task, const std::string& exit_text) {
   std::erase(function->tasks, task);
   // Its logs were appended before this: when this is stored, they are.
   LogTaskState(*task, kShownCompleted,
-               [this, door = door_, app_id = function->app->id, waiters = std::move(task->stop_waiters)]() mutable {
-                 door->Post([this, app_id, waiters = std::move(waiters)]() mutable { TaskLogged(app_id, std::move(waiters)); });
+               [this, app_id = function->app->id, waiters = std::move(task->stop_waiters)]() mutable {
+                 strand_.Post([this, app_id, waiters = std::move(waiters)]() mutable { TaskLogged(app_id, std::move(waiters)); });
                });
   tasks_.erase(task->id);
   PostScale();

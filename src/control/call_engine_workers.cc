@@ -36,7 +36,6 @@ void EngineCore::OnWorkerHello(const std::string& worker_id, const WorkerHello& 
 
 void EngineCore::Adopt(TaskState* task, const RunningTask& running) {
   task->missing = false;
-  if (running.stopping() && !task->stop_sent && task->builder == nullptr) task->retired = true;  // it ends by itself
   if (!running.container_id().empty()) task->row.container_id = running.container_id();
   std::set<Input*> held;
   for (const LeaseRef& ref : running.held()) {
@@ -80,12 +79,12 @@ void EngineCore::OnWorkerReady(const std::string& worker_id) {
   for (auto& [id, task] : tasks_) {
     if (task->worker_id != worker_id || task->state == TaskState::State::kMaking) continue;
     // From where its logs go on: what is stored already isn't sent again.
-    options_.logs->TaskOffsets(id, [this, door = door_, id = id, worker_id](uint64_t stdout_offset, uint64_t stderr_offset) {
+    options_.logs->TaskOffsets(id, [this, id = id, worker_id](uint64_t stdout_offset, uint64_t stderr_offset) {
       ToWorker message;
       message.mutable_log_ack()->set_task_id(id);
       message.mutable_log_ack()->set_stdout_offset(stdout_offset);
       message.mutable_log_ack()->set_stderr_offset(stderr_offset);
-      door->Post([this, worker_id, message] { registry_.Send(worker_id, message); });
+      strand_.Post([this, worker_id, message] { registry_.Send(worker_id, message); });
     });
     if (!task->stop_sent && task->function->app->stopped) stopped.push_back(task.get());
     if (!task->stop_sent) continue;
@@ -173,8 +172,8 @@ void EngineCore::OnLogs(const std::string& worker_id, LogBatch& batch) {
   ack.set_task_id(batch.task_id());
   ack.set_stdout_offset(batch.stdout_offset());
   ack.set_stderr_offset(batch.stderr_offset());
-  auto acknowledge = [this, door = door_, worker_id, ack] {
-    door->Post([this, worker_id, ack] {
+  auto acknowledge = [this, worker_id, ack] {
+    strand_.Post([this, worker_id, ack] {
       ToWorker message;
       *message.mutable_log_ack() = ack;
       registry_.Send(worker_id, message);

@@ -32,7 +32,8 @@ class FakeSpecs : public TaskSpecSource {
 class FakeWorker {
  public:
   FakeWorker(CallEngine* engine, WorkerHello hello) : registry_(engine->registry()), epoch_(hello.epoch()) {
-    session_ = registry_.Open([this](const ToWorker& message) { Take(message); }, [this](Status status) { Closed(status); });
+    session_ = registry_.Open([this](const ToWorker& message) { Take(message); },
+                              [this](Status status) { Closed(status); });
     FromWorker message;
     *message.mutable_hello() = std::move(hello);
     registry_.Deliver(session_, std::move(message));
@@ -93,9 +94,8 @@ class FakeWorker {
   std::optional<Welcome> WaitWelcome(Wait wait = Wait(3000)) { return Pop(welcomes_, wait); }
   bool WaitAck(const std::string& input_id, Wait wait = Wait(3000)) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, wait, [&] {
-      return std::find(acks_.begin(), acks_.end(), input_id) != acks_.end();
-    });
+    return changed_.wait_for(lock, wait,
+                             [&] { return std::find(acks_.begin(), acks_.end(), input_id) != acks_.end(); });
   }
 
   // Starts every task and answers every lease.
@@ -130,19 +130,32 @@ class FakeWorker {
   void Take(const ToWorker& message) {
     std::lock_guard lock(mutex_);
     switch (message.kind_case()) {
-      case ToWorker::kWelcome: welcomes_.push_back(message.welcome()); break;
-      case ToWorker::kStartTask: starts_.push_back(message.start_task()); break;
-      case ToWorker::kStopTask: stops_.push_back(message.stop_task()); break;
+      case ToWorker::kWelcome:
+        welcomes_.push_back(message.welcome());
+        break;
+      case ToWorker::kStartTask:
+        starts_.push_back(message.start_task());
+        break;
+      case ToWorker::kStopTask:
+        stops_.push_back(message.stop_task());
+        break;
       case ToWorker::kLeases:
         for (const Lease& lease : message.leases().leases()) leases_.push_back(lease);
         break;
-      case ToWorker::kCancel: cancels_.push_back(message.cancel()); break;
-      case ToWorker::kRecall: recalls_.push_back(message.recall()); break;
-      case ToWorker::kLogAck: log_acks_.push_back(message.log_ack()); break;
+      case ToWorker::kCancel:
+        cancels_.push_back(message.cancel());
+        break;
+      case ToWorker::kRecall:
+        recalls_.push_back(message.recall());
+        break;
+      case ToWorker::kLogAck:
+        log_acks_.push_back(message.log_ack());
+        break;
       case ToWorker::kOutputAcks:
         for (const LeaseRef& ref : message.output_acks().acks()) acks_.push_back(ref.input_id());
         break;
-      default: break;
+      default:
+        break;
     }
     changed_.notify_all();
   }
@@ -260,7 +273,8 @@ class EngineTest : public testing::Test {
   }
   Result<std::vector<PutInput>> Put(const std::string& call, const std::vector<NewInput>& inputs) {
     std::promise<Result<std::vector<PutInput>>> promise;
-    engine_->PutInputs(Scope(), call, "fu-1", inputs, [&](Result<std::vector<PutInput>> put) { promise.set_value(std::move(put)); });
+    engine_->PutInputs(Scope(), call, "fu-1", inputs,
+                       [&](Result<std::vector<PutInput>> put) { promise.set_value(std::move(put)); });
     return promise.get_future().get();
   }
   static OutputsQuery QueryOf(const std::string& call) {
@@ -274,7 +288,8 @@ class EngineTest : public testing::Test {
   }
   Result<OutputsPage> Outputs(const OutputsQuery& query) {
     std::promise<Result<OutputsPage>> promise;
-    auto asked = engine_->GetOutputs(query, [&](Result<OutputsPage> page) { promise.set_value(std::move(page)); });
+    auto asked =
+        engine_->GetOutputs(query, [&](Result<OutputsPage> page) { promise.set_value(std::move(page)); });
     return promise.get_future().get();
   }
   Result<OutputsPage> Poll(const std::string& call) { return Outputs(QueryOf(call)); }
@@ -283,10 +298,14 @@ class EngineTest : public testing::Test {
     engine_->CancelCall(Scope(), call, terminate, [&](Status status) { promise.set_value(status); });
     return promise.get_future().get();
   }
-  void StopTask(const std::string& task) { engine_->StopTask(task, "asked", [](Status) {}); }
-  Status PutChunks(const std::string& call, const std::string& task, std::vector<std::pair<uint64_t, std::string>> chunks) {
+  void StopTask(const std::string& task) {
+    engine_->StopTask(task, "asked", [](Status) {});
+  }
+  Status PutChunks(const std::string& call, const std::string& task,
+                   std::vector<std::pair<uint64_t, std::string>> chunks) {
     std::promise<Status> promise;
-    engine_->PutChunks(Scope(), call, task, std::move(chunks), [&](Status status) { promise.set_value(status); });
+    engine_->PutChunks(Scope(), call, task, std::move(chunks),
+                       [&](Status status) { promise.set_value(status); });
     return promise.get_future().get();
   }
 

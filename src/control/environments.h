@@ -23,14 +23,14 @@ class Environments {
  public:
   Environments(store::Database* db, Clock* clock) : db_(db), clock_(clock) {}
 
-  // The environment that `name` means to this caller: "" is a container's own, or the workspace's default. PERMISSION_DENIED when a
-  // container names another one.
+  // The environment that `name` means to this caller: "" is a container's own, or the workspace's default.
+  // PERMISSION_DENIED when a container names another one.
   Result<Environment> Resolve(const Scope& scope, const std::string& name);
   Result<Environment> ById(const std::string& id);
   Result<Environment> ByName(const std::string& workspace_id, const std::string& name);
   Result<std::vector<Environment>> List(const std::string& workspace_id);
-  Result<Environment> Create(const std::string& workspace_id, const std::string& name, const std::string& webhook_suffix,
-                             const std::string& builder_version);
+  Result<Environment> Create(const std::string& workspace_id, const std::string& name,
+                             const std::string& webhook_suffix, const std::string& builder_version);
   struct Change {
     std::optional<std::string> name, webhook_suffix, builder_version;
   };

@@ -1,8 +1,9 @@
-// Functions and classes: what control keeps of them. Definitions are the client's own messages, kept as bytes; api reads them.
+// Functions and classes: what control keeps of them. Definitions are the client's own messages, kept as
+// bytes; api reads them.
 //
-// A function keeps its id over deploys; each FunctionCreate adds a definition, which becomes the active one when the app is
-// published (at once for builder functions, which are never published). A bound function is a base with parameters and
-// options; its definition follows its base's.
+// A function keeps its id over deploys; each FunctionCreate adds a definition, which becomes the active one
+// when the app is published (at once for builder functions, which are never published). A bound function is a
+// base with parameters and options; its definition follows its base's.
 //
 // Thread-safety: the objects strand only.
 #pragma once
@@ -21,7 +22,7 @@ namespace lydian::control {
 struct Function {
   std::string id, app_id, tag, workspace_id, environment_id;
   bool builder = false;
-  std::string handle;             // modal.client.FunctionHandleMetadata as precreated
+  std::string handle;  // modal.client.FunctionHandleMetadata as precreated
   std::string active_definition, newest_definition;
   // Of a bound function; `id` is the bound id then and the rest its base's.
   std::string base_id, params, options;
@@ -29,9 +30,9 @@ struct Function {
 
 struct Definition {
   std::string id, function_id;
-  std::string function;           // modal.client.Function
-  std::string data;               // modal.client.FunctionData, as answered
-  std::string handle;             // modal.client.FunctionHandleMetadata
+  std::string function;  // modal.client.Function
+  std::string data;      // modal.client.FunctionData, as answered
+  std::string handle;    // modal.client.FunctionHandleMetadata
 };
 
 struct Class {
@@ -39,18 +40,20 @@ struct Class {
 };
 
 struct Member {
-  std::string tag, id;            // fu-... or cs-...
+  std::string tag, id;  // fu-... or cs-...
 };
 
 class Functions {
  public:
   Functions(store::Database* db, Clock* clock) : db_(db), clock_(clock) {}
 
-  // The existing function of that id in the app, else a new one. Tags may repeat: a builder function has its Python name.
-  Result<Function> Precreate(const std::string& app_id, const std::string& tag, const std::string& existing_id,
-                             const std::string& handle);
+  // The existing function of that id in the app, else a new one. Tags may repeat: a builder function has its
+  // Python name.
+  Result<Function> Precreate(const std::string& app_id, const std::string& tag,
+                             const std::string& existing_id, const std::string& handle);
   // Adds a definition; `activate` makes it the one that runs. `id` is filled in.
-  Result<Definition> Define(const std::string& function_id, Definition definition, bool builder, bool activate);
+  Result<Definition> Define(const std::string& function_id, Definition definition, bool builder,
+                            bool activate);
 
   // Base or bound. NOT_FOUND outside of the scope.
   Result<Function> Get(const Scope& scope, const std::string& function_id);

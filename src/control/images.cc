@@ -25,13 +25,15 @@ Image FromRow(store::Row& row) {
   Image image;
   image.id = row.Text(0), image.workspace_id = row.Text(1), image.environment_id = row.Text(2);
   image.state = static_cast<ImageState>(row.Int(3)), image.builder_version = row.Text(4);
-  image.libc_version = row.Text(6), image.error = row.Text(7), image.created_at = row.Real(8), image.finished_at = row.Real(9);
+  image.libc_version = row.Text(6), image.error = row.Text(7), image.created_at = row.Real(8),
+  image.finished_at = row.Real(9);
   if (!image.spec.ParseFromString(row.Text(5))) image.spec.Clear();
   return image;
 }
 
 constexpr char kColumns[] =
-    "SELECT id, workspace_id, environment_id, state, builder_version, spec, libc_version, error, created_at, finished_at FROM image ";
+    "SELECT id, workspace_id, environment_id, state, builder_version, spec, libc_version, error, created_at, "
+    "finished_at FROM image ";
 
 }  // namespace
 
@@ -49,19 +51,21 @@ Result<Image> Images::Get(const Scope& scope, const std::string& image_id) {
 
 Result<std::vector<Image>> Images::List(size_t most) {
   std::vector<Image> images;
-  RETURN_IF_ERROR(db_->ForEach(std::string(kColumns) + "ORDER BY created_at DESC LIMIT ?", {most}, [&](store::Row& row) {
-    images.push_back(FromRow(row));
-    return OkStatus();
-  }));
+  RETURN_IF_ERROR(
+      db_->ForEach(std::string(kColumns) + "ORDER BY created_at DESC LIMIT ?", {most}, [&](store::Row& row) {
+        images.push_back(FromRow(row));
+        return OkStatus();
+      }));
   return images;
 }
 
 // Everything that can make a difference to what comes out, in a fixed order.
 Result<std::string> Images::RecipeDigest(const Scope& scope, const ImageRequest& request) {
   std::string text;
-  for (std::string_view part : {std::string_view("1"), std::string_view(scope.workspace_id), std::string_view(request.environment_id),
-                                std::string_view(request.spec.builder_version()), std::string_view(request.build_function_digest),
-                                std::string_view(request.build_input)}) {
+  for (std::string_view part :
+       {std::string_view("1"), std::string_view(scope.workspace_id), std::string_view(request.environment_id),
+        std::string_view(request.spec.builder_version()), std::string_view(request.build_function_digest),
+        std::string_view(request.build_input)}) {
     Add(&text, part);
   }
   Add(&text, std::to_string(request.spec.dockerfile_commands_size()));
@@ -85,9 +89,10 @@ Result<std::string> Images::RecipeDigest(const Scope& scope, const ImageRequest&
 
 Result<Image> Images::GetOrBuild(const Scope& scope, const ImageRequest& request) {
   if (request.spec.builder_version() != kBuilderVersion) {
-    return Unimplemented("image builder version '" + request.spec.builder_version().substr(0, 40) +
-                         "' isn't built yet; use 2025.06 (unset MODAL_IMAGE_BUILDER_VERSION, or `modal environment update "
-                         "--set-image-builder-version 2025.06`)");
+    return Unimplemented(
+        "image builder version '" + request.spec.builder_version().substr(0, 40) +
+        "' isn't built yet; use 2025.06 (unset MODAL_IMAGE_BUILDER_VERSION, or `modal environment update "
+        "--set-image-builder-version 2025.06`)");
   }
   for (const auto& [name, id] : request.bases) {
     ASSIGN_OR_RETURN(Image base, Get(scope, id));
@@ -111,7 +116,8 @@ Result<Image> Images::GetOrBuild(const Scope& scope, const ImageRequest& request
   return ById(image_id);
 }
 
-Status Images::Insert(const Scope& scope, const std::string& image_id, const std::string& recipe, const ImageRequest& request) {
+Status Images::Insert(const Scope& scope, const std::string& image_id, const std::string& recipe,
+                      const ImageRequest& request) {
   BuildSpec spec = request.spec;
   spec.set_image_id(image_id);
   spec.set_workspace_id(scope.workspace_id);
@@ -126,13 +132,16 @@ Status Images::Insert(const Scope& scope, const std::string& image_id, const std
   std::string parent = request.bases.empty() ? "" : request.bases[0].second;
   std::string bytes = spec.SerializeAsString(), secrets = nlohmann::json(request.secret_ids).dump();
   return db_->Execute(
-      "INSERT INTO image (id, workspace_id, environment_id, recipe, state, builder_version, build, secrets, parent, function_id, "
+      "INSERT INTO image (id, workspace_id, environment_id, recipe, state, builder_version, build, secrets, "
+      "parent, function_id, "
       "input, indexed, spec, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-      "ON CONFLICT (id) DO UPDATE SET state = excluded.state, build = excluded.build, secrets = excluded.secrets, "
-      "function_id = excluded.function_id, input = excluded.input, error = '', created_at = excluded.created_at",
-      {image_id, scope.workspace_id, request.environment_id, recipe, ImageState::kBuilding, spec.builder_version(),
-       store::Blob{bytes}, secrets, parent, request.build_function_id, store::Blob{request.build_input}, !request.ignore_cache,
-       store::Blob{""}, clock_->UnixSeconds()});
+      "ON CONFLICT (id) DO UPDATE SET state = excluded.state, build = excluded.build, secrets = "
+      "excluded.secrets, "
+      "function_id = excluded.function_id, input = excluded.input, error = '', created_at = "
+      "excluded.created_at",
+      {image_id, scope.workspace_id, request.environment_id, recipe, ImageState::kBuilding,
+       spec.builder_version(), store::Blob{bytes}, secrets, parent, request.build_function_id,
+       store::Blob{request.build_input}, !request.ignore_cache, store::Blob{""}, clock_->UnixSeconds()});
 }
 
 Status Images::Resume() {
@@ -171,16 +180,20 @@ void Images::Run(const std::string& image_id) {
 }
 
 Status Images::RunOnce(const std::string& image_id, const std::string& build_id) {
-  ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT build, secrets, parent, function_id, input FROM image WHERE id = ?", {image_id}));
+  ASSIGN_OR_RETURN(
+      auto rows,
+      db_->Query("SELECT build, secrets, parent, function_id, input FROM image WHERE id = ?", {image_id}));
   if (rows.empty()) return NoSuch("image", "im", image_id);
   if (!rows[0].Text(3).empty()) {
     std::string parent = rows[0].Text(2);
-    engine_->RunBuilder(rows[0].Text(3), rows[0].Text(4), [this, image_id, build_id, parent](BuilderOutcome outcome) {
-      strand_->Post([this, image_id, build_id, parent, outcome] {
-        auto it = builds_.find(image_id);
-        if (it != builds_.end() && it->second.build_id == build_id) OnBuilder(image_id, parent, outcome);
-      });
-    });
+    engine_->RunBuilder(rows[0].Text(3), rows[0].Text(4),
+                        [this, image_id, build_id, parent](BuilderOutcome outcome) {
+                          strand_->Post([this, image_id, build_id, parent, outcome] {
+                            auto it = builds_.find(image_id);
+                            if (it != builds_.end() && it->second.build_id == build_id)
+                              OnBuilder(image_id, parent, outcome);
+                          });
+                        });
     return OkStatus();
   }
   BuildSpec spec;
@@ -222,15 +235,18 @@ void Images::OnUpdate(const std::string& image_id, const std::string& build_id, 
 
 void Images::OnResult(const std::string& image_id, const BuildResult& result) {
   Build& build = builds_[image_id];
-  bool again = !result.ok() && result.retryable() && std::chrono::steady_clock::now() - build.began < kRetryFor;
+  bool again =
+      !result.ok() && result.retryable() && std::chrono::steady_clock::now() - build.began < kRetryFor;
   if (!again) return Finish(image_id, result);
-  if (build.attempts == 1) Say(image_id, "The build was interrupted (" + result.error() + "); it starts again.\n");
+  if (build.attempts == 1)
+    Say(image_id, "The build was interrupted (" + result.error() + "); it starts again.\n");
   build.build_id.clear();
   build.delay = std::min(build.delay * 2, kMaxRetryDelay);
   strand_->PostAfter(build.delay, [this, image_id] { Run(image_id); });
 }
 
-void Images::OnBuilder(const std::string& image_id, const std::string& parent_id, const BuilderOutcome& outcome) {
+void Images::OnBuilder(const std::string& image_id, const std::string& parent_id,
+                       const BuilderOutcome& outcome) {
   BuildResult result;
   auto parent = ById(parent_id);
   if (!outcome.status.ok() || !parent.ok()) {
@@ -252,16 +268,18 @@ void Images::Finish(const std::string& image_id, const BuildResult& result) {
   std::string error = result.ok() ? "" : result.cancelled() ? "the build was cancelled" : result.error();
   if (!result.ok() && error.empty()) error = "the build failed";
   Status stored = db_->Transaction([&](store::Session& session) -> Status {
-    RETURN_IF_ERROR(session.Execute("UPDATE image SET state = ?, spec = ?, libc_version = ?, error = ?, finished_at = ? WHERE id = ?",
-                                    {result.ok() ? ImageState::kReady : ImageState::kFailed, store::Blob{bytes},
-                                     result.libc_version(), error, clock_->UnixSeconds(), image_id}));
+    RETURN_IF_ERROR(session.Execute(
+        "UPDATE image SET state = ?, spec = ?, libc_version = ?, error = ?, finished_at = ? WHERE id = ?",
+        {result.ok() ? ImageState::kReady : ImageState::kFailed, store::Blob{bytes}, result.libc_version(),
+         error, clock_->UnixSeconds(), image_id}));
     if (!result.ok()) return OkStatus();
     return session.Execute(
         "INSERT INTO recipe (digest, image_id) SELECT recipe, id FROM image WHERE id = ? AND indexed = 1 "
         "ON CONFLICT (digest) DO UPDATE SET image_id = excluded.image_id",
         {image_id});
   });
-  if (!stored.ok()) LOG_ERROR("could not note the end of a build", {{"image_id", image_id}, {"error", stored}});
+  if (!stored.ok())
+    LOG_ERROR("could not note the end of a build", {{"image_id", image_id}, {"error", stored}});
   if (result.ok()) {
     LOG_INFO("an image is ready", {{"image_id", image_id}, {"layers", spec.layer_ids_size()}});
   } else {

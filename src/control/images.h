@@ -1,9 +1,10 @@
-// Images: an id that follows from the recipe and its inputs, its state, and the builds that make it. Two who ask for the same
-// image wait for one build; an image that is ready answers at once; a failed build is built again when somebody asks.
+// Images: an id that follows from the recipe and its inputs, its state, and the builds that make it. Two who
+// ask for the same image wait for one build; an image that is ready answers at once; a failed build is built
+// again when somebody asks.
 //
-// Building is a worker's work (Workers::StartBuild, or Engine::RunBuilder for run_function). Build logs go to the LogStore under
-// the image's id; that stream is done when the image is ready or failed. A build whose worker is lost starts again; one that
-// control's restart cut is asked for again by Resume().
+// Building is a worker's work (Workers::StartBuild, or Engine::RunBuilder for run_function). Build logs go to
+// the LogStore under the image's id; that stream is done when the image is ready or failed. A build whose
+// worker is lost starts again; one that control's restart cut is asked for again by Resume().
 //
 // Thread-safety: the objects strand only; callbacks of workers come back to it by themselves.
 #pragma once
@@ -30,25 +31,29 @@ enum class ImageState { kBuilding = 0, kReady = 1, kFailed = 2 };
 struct Image {
   std::string id, workspace_id, environment_id, builder_version, libc_version, error;
   ImageState state = ImageState::kBuilding;
-  ImageSpec spec;                // when ready
+  ImageSpec spec;  // when ready
   double created_at = 0, finished_at = 0;
 };
 
-// What a client asks for. `spec` has commands, context, build_args, builder_version; the rest is filled in here.
+// What a client asks for. `spec` has commands, context, build_args, builder_version; the rest is filled in
+// here.
 struct ImageRequest {
   std::string environment_id;
   BuildSpec spec;
   std::vector<std::pair<std::string, std::string>> bases;  // name in FROM -> image id
   std::vector<std::string> secret_ids;
   std::string build_function_id, build_function_digest, build_input;  // run_function
-  bool force_build = false;      // a new image, which takes the recipe's place
-  bool ignore_cache = false;     // a new image, which doesn't
+  bool force_build = false;   // a new image, which takes the recipe's place
+  bool ignore_cache = false;  // a new image, which doesn't
 };
 
 class Images {
  public:
-  Images(store::Database* db, Clock* clock, Strand* strand, Secrets* secrets) : db_(db), clock_(clock), strand_(strand), secrets_(secrets) {}
-  void Attach(Engine* engine, Workers* workers, LogStore* logs) { engine_ = engine, workers_ = workers, logs_ = logs; }
+  Images(store::Database* db, Clock* clock, Strand* strand, Secrets* secrets)
+      : db_(db), clock_(clock), strand_(strand), secrets_(secrets) {}
+  void Attach(Engine* engine, Workers* workers, LogStore* logs) {
+    engine_ = engine, workers_ = workers, logs_ = logs;
+  }
   Status Resume();
 
   Result<Image> GetOrBuild(const Scope& scope, const ImageRequest& request);
@@ -67,7 +72,8 @@ class Images {
   };
 
   Result<std::string> RecipeDigest(const Scope& scope, const ImageRequest& request);
-  Status Insert(const Scope& scope, const std::string& image_id, const std::string& recipe, const ImageRequest& request);
+  Status Insert(const Scope& scope, const std::string& image_id, const std::string& recipe,
+                const ImageRequest& request);
   void Start(const std::string& image_id);
   void Run(const std::string& image_id);
   Status RunOnce(const std::string& image_id, const std::string& build_id);

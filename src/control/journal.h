@@ -103,7 +103,6 @@ class Journal {
   static Record PutFunction(FunctionInfo info);
   static Record DropFunctions(std::vector<std::string> function_ids);
   static Record PutApp(std::string app_id, std::string state);
-  static Record DropApps(std::vector<std::string> app_ids);
 
   // Blocking reads for questions about the past; from a pool.
   Result<TaskRow> TaskById(const std::string& task_id);

@@ -267,16 +267,6 @@ Journal::Record Journal::PutApp(std::string app_id, std::string state) {
   return record;
 }
 
-Journal::Record Journal::DropApps(std::vector<std::string> app_ids) {
-  Record record;
-  record.must = true;
-  record.apply = [ids = std::move(app_ids)](Session& session) -> Status {
-    for (const std::string& id : ids) RETURN_IF_ERROR(session.Execute("DELETE FROM app WHERE app_id = ?", {id}));
-    return {};
-  };
-  return record;
-}
-
 Result<JournalContents> Journal::Load() {
   JournalContents all;
   RETURN_IF_ERROR(database_->ForEach(

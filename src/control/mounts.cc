@@ -20,7 +20,8 @@ bool IsSha256(const std::string& text) {
 
 Status CheckAbsolutePath(const std::string& path) {
   Status bad = InvalidArgument("'" + path.substr(0, 200) + "' is not an absolute path without '.' and '..'");
-  if (path.size() < 2 || path.size() > 4096 || path[0] != '/' || path.find('\0') != std::string::npos) return bad;
+  if (path.size() < 2 || path.size() > 4096 || path[0] != '/' || path.find('\0') != std::string::npos)
+    return bad;
   for (size_t at = 1; at <= path.size();) {
     size_t end = std::min(path.find('/', at), path.size());
     std::string part = path.substr(at, end - at);
@@ -30,30 +31,38 @@ Status CheckAbsolutePath(const std::string& path) {
   return path.back() == '/' ? bad : OkStatus();
 }
 
-Result<std::vector<std::string>> Mounts::Missing(const std::string& workspace_id, const std::vector<std::string>& sha256) {
+Result<std::vector<std::string>> Mounts::Missing(const std::string& workspace_id,
+                                                 const std::vector<std::string>& sha256) {
   std::vector<std::string> missing;
   for (const auto& hash : sha256) {
     if (!IsSha256(hash)) return InvalidArgument("'" + hash.substr(0, 80) + "' is not a SHA-256 in hex");
-    ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT 1 FROM object WHERE workspace_id = ? AND sha256 = ?", {workspace_id, hash}));
+    ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT 1 FROM object WHERE workspace_id = ? AND sha256 = ?",
+                                           {workspace_id, hash}));
     if (rows.empty()) missing.push_back(hash);
   }
   return missing;
 }
 
 Status Mounts::NoteObject(const std::string& workspace_id, const std::string& sha256, uint64_t size) {
-  return db_->Execute("INSERT INTO object (workspace_id, sha256, size) VALUES (?, ?, ?) ON CONFLICT (workspace_id, sha256) DO NOTHING",
-                      {workspace_id, sha256, size});
+  return db_->Execute(
+      "INSERT INTO object (workspace_id, sha256, size) VALUES (?, ?, ?) ON CONFLICT (workspace_id, sha256) "
+      "DO NOTHING",
+      {workspace_id, sha256, size});
 }
 
-Result<Mount> Mounts::Create(const Scope& scope, const std::string& environment_id, std::vector<ContextFile> files) {
-  std::sort(files.begin(), files.end(), [](const ContextFile& a, const ContextFile& b) { return a.path() < b.path(); });
+Result<Mount> Mounts::Create(const Scope& scope, const std::string& environment_id,
+                             std::vector<ContextFile> files) {
+  std::sort(files.begin(), files.end(),
+            [](const ContextFile& a, const ContextFile& b) { return a.path() < b.path(); });
   std::string content, list;
   GetMountResponse stored;
   for (size_t i = 0; i < files.size(); ++i) {
     ContextFile& file = files[i];
     RETURN_IF_ERROR(CheckAbsolutePath(file.path()));
-    if (!IsSha256(file.sha256())) return InvalidArgument(file.path() + ": its content hash is not a SHA-256 in hex");
-    if (i > 0 && files[i - 1].path() == file.path()) return InvalidArgument(file.path() + " is named twice in one mount");
+    if (!IsSha256(file.sha256()))
+      return InvalidArgument(file.path() + ": its content hash is not a SHA-256 in hex");
+    if (i > 0 && files[i - 1].path() == file.path())
+      return InvalidArgument(file.path() + " is named twice in one mount");
     ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT size FROM object WHERE workspace_id = ? AND sha256 = ?",
                                            {scope.workspace_id, file.sha256()}));
     if (rows.empty()) return FailedPrecondition("the content of " + file.path() + " was not uploaded");
@@ -61,19 +70,23 @@ Result<Mount> Mounts::Create(const Scope& scope, const std::string& environment_
     content += file.path() + '\0' + file.sha256() + '\0' + std::to_string(file.mode()) + '\n';
     *stored.add_files() = file;
   }
-  Mount mount{DigestId("mo", scope.workspace_id + '\0' + environment_id + '\0' + content), scope.workspace_id, environment_id, "",
-              Sha256Hex(content)};
+  Mount mount{DigestId("mo", scope.workspace_id + '\0' + environment_id + '\0' + content), scope.workspace_id,
+              environment_id, "", Sha256Hex(content)};
   std::string bytes = stored.SerializeAsString();
-  RETURN_IF_ERROR(db_->Execute(
-      "INSERT INTO mount (id, workspace_id, environment_id, checksum, files, created_at) VALUES (?, ?, ?, ?, ?, ?) "
-      "ON CONFLICT (id) DO NOTHING",
-      {mount.id, mount.workspace_id, environment_id, mount.checksum, store::Blob{bytes}, clock_->UnixSeconds()}));
+  RETURN_IF_ERROR(
+      db_->Execute("INSERT INTO mount (id, workspace_id, environment_id, checksum, files, created_at) VALUES "
+                   "(?, ?, ?, ?, ?, ?) "
+                   "ON CONFLICT (id) DO NOTHING",
+                   {mount.id, mount.workspace_id, environment_id, mount.checksum, store::Blob{bytes},
+                    clock_->UnixSeconds()}));
   return mount;
 }
 
 Result<Mount> Mounts::ById(const std::string& mount_id) {
-  ASSIGN_OR_RETURN(auto rows,
-                   db_->Query("SELECT workspace_id, environment_id, client_version, checksum FROM mount WHERE id = ?", {mount_id}));
+  ASSIGN_OR_RETURN(
+      auto rows,
+      db_->Query("SELECT workspace_id, environment_id, client_version, checksum FROM mount WHERE id = ?",
+                 {mount_id}));
   if (rows.empty()) return NoSuch("mount", "mo", mount_id);
   return Mount{mount_id, rows[0].Text(0), rows[0].Text(1), rows[0].Text(2), rows[0].Text(3)};
 }
@@ -81,7 +94,8 @@ Result<Mount> Mounts::ById(const std::string& mount_id) {
 Result<std::vector<ContextFile>> Mounts::FilesOf(const Mount& mount) {
   ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT files FROM mount WHERE id = ?", {mount.id}));
   GetMountResponse stored;
-  if (rows.empty() || !stored.ParseFromString(rows[0].Text(0))) return DataLoss("the file list of " + mount.id + " is damaged");
+  if (rows.empty() || !stored.ParseFromString(rows[0].Text(0)))
+    return DataLoss("the file list of " + mount.id + " is damaged");
   return std::vector<ContextFile>(stored.files().begin(), stored.files().end());
 }
 
@@ -94,7 +108,8 @@ Result<Mount> Mounts::Get(const Scope& scope, const std::string& mount_id) {
 }
 
 Result<Mount> Mounts::ClientMount(const std::string& version) {
-  Mount mount{DigestId("mo", "client mount " + version), "", "", version, Sha256Hex("client mount " + version)};
+  Mount mount{DigestId("mo", "client mount " + version), "", "", version,
+              Sha256Hex("client mount " + version)};
   RETURN_IF_ERROR(db_->Execute(
       "INSERT INTO mount (id, workspace_id, environment_id, client_version, checksum, files, created_at) "
       "VALUES (?, '', '', ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",

@@ -1,8 +1,8 @@
-// Mounts: lists of files by SHA-256, and which of those contents a workspace has uploaded. The bytes are in the blob store;
-// a workspace can only mount what it has itself put there, so a hash alone opens nothing.
+// Mounts: lists of files by SHA-256, and which of those contents a workspace has uploaded. The bytes are in
+// the blob store; a workspace can only mount what it has itself put there, so a hash alone opens nothing.
 //
-// Anonymous mounts have an id that follows from their content. The client's own mount ("modal-client-mount-1.6.4") is made by
-// workers; here it is one id a version, which belongs to everybody.
+// Anonymous mounts have an id that follows from their content. The client's own mount
+// ("modal-client-mount-1.6.4") is made by workers; here it is one id a version, which belongs to everybody.
 //
 // Thread-safety: the objects strand only, except Files.
 #pragma once
@@ -28,10 +28,12 @@ class Mounts {
  public:
   Mounts(store::Database* db, Clock* clock, Strand* strand) : db_(db), clock_(clock), strand_(strand) {}
 
-  Result<std::vector<std::string>> Missing(const std::string& workspace_id, const std::vector<std::string>& sha256);
+  Result<std::vector<std::string>> Missing(const std::string& workspace_id,
+                                           const std::vector<std::string>& sha256);
   // The workspace has put this content into the blob store.
   Status NoteObject(const std::string& workspace_id, const std::string& sha256, uint64_t size);
-  // FAILED_PRECONDITION when a file was not uploaded; INVALID_ARGUMENT for a path that isn't absolute and clean.
+  // FAILED_PRECONDITION when a file was not uploaded; INVALID_ARGUMENT for a path that isn't absolute and
+  // clean.
   Result<Mount> Create(const Scope& scope, const std::string& environment_id, std::vector<ContextFile> files);
   // Without the list of files, which may be long.
   Result<Mount> Get(const Scope& scope, const std::string& mount_id);

@@ -38,7 +38,8 @@ void Objects::Attach(Engine* engine, Workers* workers, LogStore* logs) {
 
 void Objects::Stop() {
   strand_.Stop();
-  if (Status flushed = tokens_->Flush(); !flushed.ok()) LOG_WARN("could not note when tokens were used", {{"error", flushed}});
+  if (Status flushed = tokens_->Flush(); !flushed.ok())
+    LOG_WARN("could not note when tokens were used", {{"error", flushed}});
 }
 
 }  // namespace lydian::control

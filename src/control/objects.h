@@ -4,8 +4,9 @@
 //   objects->Attach(engine, workers, logs);
 //   ... api::Start(...)                     // functions go to the engine, interrupted work goes on
 //
-// Thread-safety: strand() and tokens() from any thread; the services only on the strand (SQL is synchronous there, and no
-// gRPC thread ever waits for it). Ownership: engine, workers and logs outlive this or Stop() was called before.
+// Thread-safety: strand() and tokens() from any thread; the services only on the strand (SQL is synchronous
+// there, and no gRPC thread ever waits for it). Ownership: engine, workers and logs outlive this or Stop()
+// was called before.
 #pragma once
 
 #include <memory>
@@ -28,7 +29,7 @@
 namespace lydian::control {
 
 struct ObjectsOptions {
-  std::string state_dir;         // of control: state.db, key, first-token.json
+  std::string state_dir;  // of control: state.db, key, first-token.json
   AppOptions apps;
 };
 

@@ -239,7 +239,8 @@ TEST_F(RecoveryTest, LogsGoOnWhereTheyWereStored) {
   uint64_t after = 0;
   while (text.find("world") == std::string::npos) {
     std::promise<LogStore::Page> promise;
-    auto asked = logs_->Read("ap-1", after, {}, 100, 3000, [&](Result<LogStore::Page> page) { promise.set_value(std::move(*page)); });
+    auto asked = logs_->Read("ap-1", after, {}, 100, 3000,
+                             [&](Result<LogStore::Page> page) { promise.set_value(std::move(*page)); });
     LogStore::Page page = promise.get_future().get();
     ASSERT_FALSE(page.records.empty());
     for (const LogRecord& record : page.records) {
@@ -260,7 +261,8 @@ TEST_F(RecoveryTest, GeneratorDataSurvives) {
   ASSERT_TRUE(PutChunks(call, task, {{1, "one"}}).ok());
   Restart();
   std::promise<Result<DataChunks>> got;
-  auto asked = engine_->NextChunks(Scope(), call, 0, [&](Result<DataChunks> chunks) { got.set_value(std::move(chunks)); });
+  auto asked = engine_->NextChunks(Scope(), call, 0,
+                                   [&](Result<DataChunks> chunks) { got.set_value(std::move(chunks)); });
   EXPECT_EQ(*got.get_future().get()->chunks[0].second, "one");
 }
 

@@ -1,5 +1,5 @@
-// What a caller may see: one workspace, and for a container one environment of it. Every lookup takes one; an object outside of
-// it is NOT_FOUND, so that ids tell nothing.
+// What a caller may see: one workspace, and for a container one environment of it. Every lookup takes one; an
+// object outside of it is NOT_FOUND, so that ids tell nothing.
 #pragma once
 
 #include <string>

@@ -1,5 +1,6 @@
-// Secrets: sets of environment variables, sealed with the installation's key (key.h) and named by people or owned by an app.
-// Thread-safety: the objects strand only. Values leave only through Values(); nothing here logs one.
+// Secrets: sets of environment variables, sealed with the installation's key (key.h) and named by people or
+// owned by an app. Thread-safety: the objects strand only. Values leave only through Values(); nothing here
+// logs one.
 #pragma once
 
 #include <map>
@@ -19,7 +20,7 @@ namespace lydian::control {
 struct Secret {
   std::string id, workspace_id, environment_id, environment, name, created_by;
   std::vector<std::string> keys;
-  std::string digest;            // keyed; equal for equal content
+  std::string digest;  // keyed; equal for equal content
   double created_at = 0, last_used_at = 0;
 };
 
@@ -30,13 +31,14 @@ class Secrets {
   Secrets(store::Database* db, Clock* clock, const Key* key) : db_(db), clock_(clock), key_(key) {}
 
   enum class Mode { kFailIfExists, kOverwrite, kIfMissing };
-  Result<Secret> CreateNamed(const Scope& scope, const std::string& environment_id, const std::string& name, const EnvMap& values,
-                             Mode mode);
+  Result<Secret> CreateNamed(const Scope& scope, const std::string& environment_id, const std::string& name,
+                             const EnvMap& values, Mode mode);
   // Owned by an app ("" = by nobody): gone with it.
-  Result<Secret> CreateAnonymous(const Scope& scope, const std::string& environment_id, const std::string& app_id, const EnvMap& values);
+  Result<Secret> CreateAnonymous(const Scope& scope, const std::string& environment_id,
+                                 const std::string& app_id, const EnvMap& values);
   // NOT_FOUND that names the secret and its environment, or the first key that is missing.
-  Result<Secret> Find(const Scope& scope, const std::string& environment_id, const std::string& environment, const std::string& name,
-                      const std::vector<std::string>& required_keys);
+  Result<Secret> Find(const Scope& scope, const std::string& environment_id, const std::string& environment,
+                      const std::string& name, const std::vector<std::string>& required_keys);
   Result<Secret> Get(const Scope& scope, const std::string& secret_id);
   // Named ones, newest first, created before `before` (0 = now).
   Result<std::vector<Secret>> List(const std::string& environment_id, double before, int most);
@@ -50,8 +52,8 @@ class Secrets {
   Result<EnvMap> Values(const std::vector<std::string>& secret_ids);
 
  private:
-  Result<Secret> Insert(const Scope& scope, const std::string& environment_id, const std::string* name, const std::string& app_id,
-                        const EnvMap& values);
+  Result<Secret> Insert(const Scope& scope, const std::string& environment_id, const std::string* name,
+                        const std::string& app_id, const EnvMap& values);
   Result<EnvMap> Unseal(const std::string& id, const std::string& sealed);
   Status Store(const std::string& id, const EnvMap& values);
   Result<std::vector<Secret>> Select(std::string_view where, const store::Params& params);

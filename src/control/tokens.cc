@@ -12,7 +12,8 @@ namespace lydian::control {
 namespace {
 
 constexpr double kUseGrain = 60;  // seconds: "last used" isn't kept finer than that
-constexpr char kMend[] = "; run `lydian login` on this machine, or `lydian token create` and `modal token set`";
+constexpr char kMend[] =
+    "; run `lydian login` on this machine, or `lydian token create` and `modal token set`";
 
 bool GoodName(const std::string& name) {
   if (name.empty() || name.size() > 64) return false;
@@ -30,11 +31,14 @@ Status Tokens::Load(const std::string& first_token_path) {
     std::unique_lock lock(mutex_);
     ASSIGN_OR_RETURN(auto workspaces, db_->Query("SELECT id, name FROM workspace"));
     for (auto& row : workspaces) workspaces_[row.Text(0)] = row.Text(1);
-    ASSIGN_OR_RETURN(auto rows,
-                     db_->Query("SELECT id, workspace_id, name, secret_hash, created_at, revoked, last_used_at FROM token"));
+    ASSIGN_OR_RETURN(
+        auto rows,
+        db_->Query(
+            "SELECT id, workspace_id, name, secret_hash, created_at, revoked, last_used_at FROM token"));
     for (auto& row : rows) {
       Entry entry;
-      entry.info = {row.Text(0), row.Text(1), workspaces_[row.Text(1)], row.Text(2), row.Real(4), row.Real(6), row.Int(5) != 0};
+      entry.info = {row.Text(0), row.Text(1), workspaces_[row.Text(1)], row.Text(2),
+                    row.Real(4), row.Real(6), row.Int(5) != 0};
       entry.hash = row.Text(3);
       alive = alive || !entry.info.revoked;
       tokens_[row.Text(0)] = std::move(entry);
@@ -42,14 +46,17 @@ Status Tokens::Load(const std::string& first_token_path) {
   }
   if (alive || (!tokens_.empty() && Exists(first_token_path))) return OkStatus();
   ASSIGN_OR_RETURN(NewToken token, Create("main", "first token"));
-  nlohmann::json json = {{"token_id", token.token_id}, {"token_secret", token.token_secret}, {"workspace", token.workspace}};
-  RETURN_IF_ERROR(WriteFileAtomic(first_token_path, json.dump() + "\n", 0600, /*durable=*/true).With("the first token"));
+  nlohmann::json json = {
+      {"token_id", token.token_id}, {"token_secret", token.token_secret}, {"workspace", token.workspace}};
+  RETURN_IF_ERROR(
+      WriteFileAtomic(first_token_path, json.dump() + "\n", 0600, /*durable=*/true).With("the first token"));
   LOG_INFO("made the first token", {{"token_id", token.token_id}, {"workspace", token.workspace}});
   return OkStatus();
 }
 
 Result<TokenInfo> Tokens::Authenticate(std::string_view token_id, std::string_view secret) {
-  if (token_id.empty() || secret.empty()) return Unauthenticated(std::string("this call carries no token") + kMend);
+  if (token_id.empty() || secret.empty())
+    return Unauthenticated(std::string("this call carries no token") + kMend);
   std::string hash = Sha256Hex(secret);
   double now = clock_->UnixSeconds();
   TokenInfo info;
@@ -59,7 +66,8 @@ Result<TokenInfo> Tokens::Authenticate(std::string_view token_id, std::string_vi
     auto it = tokens_.find(token_id);
     // One text for both: a guesser must not learn which ids exist.
     if (it == tokens_.end() || !ConstantTimeEqual(it->second.hash, hash)) {
-      return Unauthenticated("the token " + std::string(token_id.substr(0, 40)) + " is not known here" + kMend);
+      return Unauthenticated("the token " + std::string(token_id.substr(0, 40)) + " is not known here" +
+                             kMend);
     }
     if (it->second.info.revoked) {
       return Unauthenticated("the token " + std::string(token_id) + " was revoked" + kMend);
@@ -78,7 +86,8 @@ Result<TokenInfo> Tokens::Authenticate(std::string_view token_id, std::string_vi
 
 Result<std::string> Tokens::EnsureWorkspace(const std::string& name) {
   if (!GoodName(name)) {
-    return InvalidArgument("'" + name.substr(0, 80) + "' can't name a workspace: 1 to 64 letters, digits, '-', '_' and '.'");
+    return InvalidArgument("'" + name.substr(0, 80) +
+                           "' can't name a workspace: 1 to 64 letters, digits, '-', '_' and '.'");
   }
   std::string id = NewId("ac");
   double now = clock_->UnixSeconds();
@@ -88,9 +97,11 @@ Result<std::string> Tokens::EnsureWorkspace(const std::string& name) {
       id = rows[0].Text(0);
       return OkStatus();
     }
-    RETURN_IF_ERROR(session.Execute("INSERT INTO workspace (id, name, created_at) VALUES (?, ?, ?)", {id, name, now}));
+    RETURN_IF_ERROR(
+        session.Execute("INSERT INTO workspace (id, name, created_at) VALUES (?, ?, ?)", {id, name, now}));
     return session.Execute(
-        "INSERT INTO environment (id, workspace_id, name, webhook_suffix, builder_version, is_default, created_at) "
+        "INSERT INTO environment (id, workspace_id, name, webhook_suffix, builder_version, is_default, "
+        "created_at) "
         "VALUES (?, ?, 'main', '', '2025.06', 1, ?)",
         {NewId("en"), id, now});
   }));
@@ -106,8 +117,9 @@ Result<NewToken> Tokens::Create(const std::string& workspace, const std::string&
   Entry entry;
   entry.info = {token_id, workspace_id, workspace_name, name.substr(0, 200), clock_->UnixSeconds(), 0, false};
   entry.hash = Sha256Hex(secret);
-  RETURN_IF_ERROR(db_->Execute("INSERT INTO token (id, workspace_id, name, secret_hash, created_at) VALUES (?, ?, ?, ?, ?)",
-                               {token_id, workspace_id, entry.info.name, entry.hash, entry.info.created_at}));
+  RETURN_IF_ERROR(db_->Execute(
+      "INSERT INTO token (id, workspace_id, name, secret_hash, created_at) VALUES (?, ?, ?, ?, ?)",
+      {token_id, workspace_id, entry.info.name, entry.hash, entry.info.created_at}));
   RETURN_IF_ERROR(db_->Sync());
   std::unique_lock lock(mutex_);
   tokens_[token_id] = std::move(entry);
@@ -116,7 +128,8 @@ Result<NewToken> Tokens::Create(const std::string& workspace, const std::string&
 
 Status Tokens::Revoke(const std::string& token_id) {
   ASSIGN_OR_RETURN(int64_t changed, db_->Change("UPDATE token SET revoked = 1 WHERE id = ?", {token_id}));
-  if (changed == 0) return NotFound("no token " + token_id.substr(0, 80) + "; `lydian token list` shows them");
+  if (changed == 0)
+    return NotFound("no token " + token_id.substr(0, 80) + "; `lydian token list` shows them");
   {
     std::unique_lock lock(mutex_);
     tokens_[token_id].info.revoked = true;
@@ -162,7 +175,8 @@ Status Tokens::Flush() {
     }
   }
   for (const auto& info : used) {
-    RETURN_IF_ERROR(db_->Execute("UPDATE token SET last_used_at = ? WHERE id = ?", {info.last_used_at, info.token_id}));
+    RETURN_IF_ERROR(
+        db_->Execute("UPDATE token SET last_used_at = ? WHERE id = ?", {info.last_used_at, info.token_id}));
   }
   return OkStatus();
 }

@@ -1,5 +1,5 @@
-// Workspaces and the tokens that open them. Secrets of tokens are kept as SHA-256 only (they are 130 random bits: nothing to
-// guess); all tokens are in memory, so that Authenticate never waits.
+// Workspaces and the tokens that open them. Secrets of tokens are kept as SHA-256 only (they are 130 random
+// bits: nothing to guess); all tokens are in memory, so that Authenticate never waits.
 //
 // Thread-safety: every method from any thread. Create and Revoke block on the disk.
 #pragma once
@@ -29,8 +29,9 @@ class Tokens {
  public:
   Tokens(store::Database* db, Clock* clock) : db_(db), clock_(clock) {}
 
-  // Reads all tokens. On the first start it makes the workspace "main" and a token, written to `first_token_path`
-  // (0600, {"token_id", "token_secret", "workspace"}); again whenever no token is left that isn't revoked and the file is gone.
+  // Reads all tokens. On the first start it makes the workspace "main" and a token, written to
+  // `first_token_path` (0600, {"token_id", "token_secret", "workspace"}); again whenever no token is left
+  // that isn't revoked and the file is gone.
   Status Load(const std::string& first_token_path);
 
   // UNAUTHENTICATED with the way out when the token is unknown, wrong or revoked.

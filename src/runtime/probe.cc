@@ -94,7 +94,7 @@ class Probe {
     auto made = missing.empty() ? os::MakeUserAndNet(kTrialBase, 65536)
                                 : Result<os::UserAndNet>(NotFound("no" + missing));
     if (made.ok()) namespaces_ = std::move(*made);
-    Add({.name = "user namespaces and others",
+    Add({.name = "namespaces",
          .what_for = "containers apart from the host and each other",
          .found = made.ok() ? "user pid mnt ipc uts net cgroup" : made.status().message(),
          .instead = "sysctl user.max_user_namespaces must not be 0",

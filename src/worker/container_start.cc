@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <map>
-#include <sstream>
 
 #include "base/fd.h"
 #include "base/ids.h"
@@ -112,9 +111,6 @@ void ContainerTask::Resolve(std::shared_ptr<Preparation> preparation) {
       for (const auto& layers : preparation->layers) ids.insert(ids.end(), layers.begin(), layers.end());
       ids.push_back(self->ground_->launcher_layer);
       ASSIGN_OR_RETURN(self->pin_, self->ground_->layers->Pin(ids));
-      std::string list;
-      for (const std::string& id : ids) list += id + "\n";
-      RETURN_IF_ERROR(WriteFileAtomic(self->Dir() + "/layers", list, 0600));
       for (const std::string& id : ids) {
         ASSIGN_OR_RETURN(const image::LayerInfo layer, self->ground_->layers->Find(id));
         preparation->lowers.push_back(layer.path);
@@ -293,7 +289,6 @@ bool ContainerTask::Adopt(spawner::Container container, bool exited, const ExitE
   state_ = State::kRunning;
   hello_ = true;
   stopping_ = table_->flag(LeaseTable::kStopping);
-  PinAgain();
   // Its variables were in the memory of the worker that died.
   if (!exited && container.info.job().process().control_fd() && !table_->flag(LeaseTable::kIdentitySent)) return false;
   OpenDesk();
@@ -307,18 +302,6 @@ bool ContainerTask::Adopt(spawner::Container container, bool exited, const ExitE
     ArmGrace(0);
   }
   return true;
-}
-
-void ContainerTask::PinAgain() {
-  std::vector<std::string> ids;
-  std::istringstream list(ReadFile(Dir() + "/layers").value_or(""));
-  for (std::string id; std::getline(list, id);) ids.push_back(id);
-  Result<std::shared_ptr<void>> pin = ground_->layers->Pin(ids);
-  if (pin.ok()) {
-    pin_ = *pin;
-  } else {
-    LOG_WARN("layers of an adopted container can't be pinned", {{"task_id", spec_.task_id()}, {"error", pin.status()}});
-  }
 }
 
 void ContainerTask::AdoptRemains() {

@@ -103,9 +103,7 @@ void ContainerTask::Stop(StopTask::Mode mode, uint32_t grace_ms, const std::stri
   const bool at_question = desk_->asking();
   desk_->Close();  // a waiting question gets the kill switch, which is all that an idle container needs
   if (mode == StopTask::DRAIN && desk_->ready()) return;
-  // With inputs at work the kill switch alone would wait for them.
-  const bool ends_by_itself = desk_->idle() && (at_question || table_->flag(LeaseTable::kKillSwitch));
-  if (!ends_by_itself && !stop_signalled_) {
+  if (!at_question && !stop_signalled_ && !table_->flag(LeaseTable::kKillSwitch)) {
     stop_signalled_ = true;
     Signal(SIGINT);
   }

@@ -100,7 +100,6 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   Status Serve(spawner::Container* container);
   void SendIdentity(std::string frame);
   void OpenDesk();
-  void PinAgain();
   void Refuse(const Status& status);
   void End(const TaskExit& exit, bool commit);
   void Finalize();                                 // kills what is left, then takes the last of the logs

@@ -11,7 +11,6 @@ namespace lydian::worker {
 namespace {
 constexpr Millis kFirstPause{20};
 constexpr Millis kLongestPause{100};
-constexpr std::chrono::seconds kLongestStop{5};
 }  // namespace
 
 Link::Link(std::unique_ptr<rpc::Channel> channel, Strand* strand, Hooks hooks)
@@ -40,51 +39,6 @@ void Link::Stop() {
     done.set_value();
   });
   done.get_future().wait();
-  std::map<uint64_t, std::shared_ptr<rpc::ClientCall>> active;
-  {
-    std::lock_guard lock(calls_->mutex);
-    calls_->stopped = true;
-    active = calls_->active;
-  }
-  for (auto& [id, each] : active) {
-    if (each) each->Cancel();
-  }
-  std::unique_lock lock(calls_->mutex);
-  if (!calls_->changed.wait_for(lock, kLongestStop, [&] { return calls_->active.empty(); })) {
-    LOG_WARN("calls to control did not end", {{"count", calls_->active.size()}});
-  }
-}
-
-std::shared_ptr<rpc::ClientCall> Link::StartCall(const std::string& full_method, const rpc::Metadata& metadata,
-                                                 rpc::ClientCallbacks callbacks, SteadyTime deadline) {
-  uint64_t id = 0;
-  bool stopped = false;
-  {
-    std::lock_guard lock(calls_->mutex);
-    stopped = calls_->stopped;
-    if (!stopped) {
-      id = calls_->next++;
-      calls_->active.emplace(id, nullptr);
-    }
-  }
-  if (stopped) {
-    callbacks.on_done(Cancelled("the worker stops"), {});
-    return nullptr;
-  }
-  callbacks.on_done = [calls = calls_, id, on_done = std::move(callbacks.on_done)](Status status, rpc::Metadata trailers) {
-    on_done(std::move(status), std::move(trailers));
-    std::lock_guard lock(calls->mutex);
-    calls->active.erase(id);
-    calls->changed.notify_all();
-  };
-  auto call = channel_->Start(full_method, metadata, std::move(callbacks), deadline);
-  std::lock_guard lock(calls_->mutex);
-  auto it = calls_->active.find(id);
-  if (it != calls_->active.end()) {
-    it->second = call;
-    if (calls_->stopped) call->Cancel();
-  }
-  return call;
 }
 
 void Link::Connect() {
@@ -101,8 +55,7 @@ void Link::Connect() {
       if (*alive) Closed(generation, status);
     });
   };
-  auto call = StartCall("/lydian.WorkerLink/Attach", {}, std::move(callbacks));
-  if (!call) return;
+  auto call = channel_->Start("/lydian.WorkerLink/Attach", {}, std::move(callbacks));
   FromWorker hello;
   *hello.mutable_hello() = hooks_.make_hello();
   call->Write(hello.SerializeAsString());
@@ -180,7 +133,7 @@ struct HeldCall : std::enable_shared_from_this<HeldCall> {
   rpc::Metadata metadata;
   std::function<void(Result<std::string>)> reply;
   std::function<void(Task)> again;  // runs it when control may be there
-  Link* link = nullptr;
+  rpc::Channel* channel = nullptr;
 
   void Run() {
     auto response = std::make_shared<std::optional<std::string>>();
@@ -192,8 +145,7 @@ struct HeldCall : std::enable_shared_from_this<HeldCall> {
       if (!response->has_value()) return self->reply(Internal("control ended " + self->method + " without an answer"));
       self->reply(std::move(**response));
     };
-    auto call = link->StartCall(method, metadata, std::move(callbacks));
-    if (!call) return;
+    auto call = channel->Start(method, metadata, std::move(callbacks));
     call->Write(request);
     call->WritesDone();
   }
@@ -215,7 +167,7 @@ void Link::Call(const std::string& full_method, std::string request, rpc::Metada
   held->request = std::move(request);
   held->metadata = std::move(metadata);
   held->reply = std::move(reply);
-  held->link = this;
+  held->channel = channel_.get();
   held->again = [this](Task task) { WhenUpAfterPause(std::move(task)); };
   held->Run();
 }

@@ -6,10 +6,8 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <functional>
 #include <list>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -34,13 +32,10 @@ class Link {
   ~Link();
 
   void Start();
-  // Cancels all calls and waits for their ends: no callback comes afterwards. Not from the strand.
-  void Stop();
+  void Stop();                                  // cancels all; not from the strand
   void Send(FromWorker message);
   bool up() const { return up_; }
-  // A call beside the stream. Null when the link has stopped; on_done has been called then.
-  std::shared_ptr<rpc::ClientCall> StartCall(const std::string& full_method, const rpc::Metadata& metadata,
-                                             rpc::ClientCallbacks callbacks, SteadyTime deadline = SteadyTime::max());
+  rpc::Channel& channel() { return *channel_; }
 
   // Runs `task` on the strand when the link is up: at once if it is, else after the next welcome.
   void WhenUp(Task task);
@@ -55,17 +50,7 @@ class Link {
   void Closed(uint64_t generation, const Status& status);
   void Received(uint64_t generation, const std::string& bytes);
 
-  // The calls that have not ended. Shared with their callbacks.
-  struct Calls {
-    std::mutex mutex;
-    std::condition_variable changed;
-    std::map<uint64_t, std::shared_ptr<rpc::ClientCall>> active;
-    uint64_t next = 1;
-    bool stopped = false;
-  };
-
   std::unique_ptr<rpc::Channel> channel_;
-  std::shared_ptr<Calls> calls_ = std::make_shared<Calls>();
   Strand* strand_;
   Hooks hooks_;
   std::atomic<bool> up_{false};

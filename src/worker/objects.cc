@@ -4,7 +4,6 @@
 #include <openssl/evp.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <filesystem>
 #include <future>
 #include <memory>
@@ -82,25 +81,17 @@ Status Objects::Download(const std::string& sha256, const std::string& path) {
       download->error = WriteAll(download->fd.get(), chunk.data());
     };
     callbacks.on_done = [download](Status status, rpc::Metadata) { download->done.set_value(std::move(status)); };
-    if (auto call = link_->StartCall("/lydian.WorkerLink/GetObject", {}, std::move(callbacks))) {
-      call->Write(request.SerializeAsString());
-      call->WritesDone();
-    }
+    auto call = link_->channel().Start("/lydian.WorkerLink/GetObject", {}, std::move(callbacks));
+    call->Write(request.SerializeAsString());
+    call->WritesDone();
     Status status = download->done.get_future().get();
     std::lock_guard lock(download->mutex);
     if (!download->error.ok()) status = download->error;
     if (status.code() == Code::kUnavailable) {
       RETURN_IF_ERROR(RemoveTree(part));
-      // The task is run, or thrown away when the worker stops: the promise ends either way.
-      auto back = std::make_shared<std::promise<void>>();
-      auto stopped = std::make_shared<std::atomic<bool>>(true);
-      std::future<void> waited = back->get_future();
-      link_->WhenUpAfterPause([back = std::move(back), stopped] {
-        *stopped = false;
-        back->set_value();
-      });
-      waited.wait();
-      if (*stopped) return Unavailable("the worker stops");
+      std::promise<void> back;
+      link_->WhenUpAfterPause([&back] { back.set_value(); });
+      back.get_future().wait();
       continue;
     }
     unsigned char digest[EVP_MAX_MD_SIZE];

@@ -55,8 +55,7 @@ class RelayCall : public std::enable_shared_from_this<RelayCall> {
       if (cancelled_) return;
     }
     response_.reset();
-    auto call = link_->StartCall(method_, metadata_, std::move(callbacks), ctx_->deadline());
-    if (!call) return;
+    auto call = link_->channel().Start(method_, metadata_, std::move(callbacks), ctx_->deadline());
     call->Write(*request_);
     call->WritesDone();
     std::unique_lock lock(mutex_);

@@ -140,8 +140,8 @@ class WorkerImpl : public Worker {
   void Stop() override {
     if (std::exchange(stopped_, true) || !node_) return;
     if (admin_server_) admin_server_->Stop();
-    node_->Stop();  // containers' calls break before their relayed ends would
     if (link_) link_->Stop();
+    node_->Stop();
     // Callbacks of these post to the strand; they end before what they use.
     builder_.reset();
     logs_.reset();

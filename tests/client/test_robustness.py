@@ -125,9 +125,9 @@ def test_blob_urls(raw, steady):
     import urllib.error
     import urllib.request
 
-    def http(method, url, data=None, **headers):
+    def http(method, url, data=None):
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=10) as r:
+            with urllib.request.urlopen(urllib.request.Request(url, data, method=method), timeout=10) as r:
                 return r.status, r.read()
         except urllib.error.HTTPError as e:
             return e.code, b""
@@ -140,7 +140,7 @@ def test_blob_urls(raw, steady):
     made = raw.call("BlobCreate", request)
     (blob,), (put,) = made.blob_ids, made.upload_urls.items
     assert http("PUT", put, body[:-1])[0] >= 400, "shorter than announced"
-    assert http("PUT", put, os.urandom(1000), **{"Content-MD5": request.content_md5})[0] >= 400, "other bytes than announced"
+    assert http("PUT", put, os.urandom(1000))[0] >= 400, "other bytes than announced"
     assert http("GET", put)[0] >= 400, "signed for PUT"
     assert http("PUT", re.sub(r"[0-9a-f]{6}$", "000000", put), body)[0] >= 400 or not re.search(r"[0-9a-f]{6}$", put)
     assert http("PUT", put, body)[0] == 200

@@ -199,10 +199,7 @@ FakeControl::FakeControl(const std::string& socket) {
   router->SetFallback([this](std::string_view method, rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out) -> rpc::RawReader {
     std::lock_guard lock(mutex);
     relayed.push_back(std::string(method.substr(method.rfind('/') + 1)) + " " + std::string(ctx->header("x-lydian-task")));
-    changed_.notify_all();
-    return {[](std::string_view) -> Status { return {}; }, [this, out] {
-              if (!hold_relayed) out->Finish(NotFound("there is no such thing here"));
-            }};
+    return {[](std::string_view) -> Status { return {}; }, [out] { out->Finish(NotFound("there is no such thing here")); }};
   });
   rpc::ServerOptions options;
   options.router = std::move(router);

@@ -39,7 +39,6 @@ class FakeControl {
   std::map<int, std::string> text;        // by file descriptor
   std::vector<std::string> relayed;       // "Method task"
   bool acknowledge = true;                // outputs and logs
-  bool hold_relayed = false;              // relayed calls get no answer
 
   bool Saw(TaskUpdate::State state) const;
   const TaskUpdate* Find(TaskUpdate::State state) const;
@@ -48,7 +47,8 @@ class FakeControl {
   void Take(FromWorker message);
   std::condition_variable changed_;
   std::shared_ptr<rpc::RawStream> stream_;
-  std::map<std::string, std::pair<uint64_t, uint64_t>> stored_;  // offsets of logs, by task
+  std::string known_;                     // offsets of logs that were stored
+  std::map<std::string, std::pair<uint64_t, uint64_t>> stored_;
   std::unique_ptr<rpc::Server> server_;
 };
 

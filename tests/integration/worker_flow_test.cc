@@ -155,30 +155,6 @@ TEST_F(WorkerFlow, OtherCallsGoToControl) {
   EXPECT_EQ(control_->relayed.back(), "FunctionGet " + task);
 }
 
-TEST_F(WorkerFlow, CallsWaitForAControlThatIsAway) {
-  const std::string task = StartTask(Spec("calls"));
-  ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
-  control_->hold_relayed = true;  // it has the call when it goes
-  Lease(task, "in-1", 1);
-  ASSERT_TRUE(control_->Wait([&] { return !control_->relayed.empty(); }));
-  control_->Stop();
-  usleep(1'200'000);              // longer than the client's own retries last
-  StartControl();
-  ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == 1; }));
-  EXPECT_NE(control_->outputs[0].result().find("NotFoundError"), std::string::npos);
-  EXPECT_EQ(control_->relayed.back(), "FunctionGet " + task);
-}
-
-TEST_F(WorkerFlow, TwoRunningInputsAreInterruptedToo) {
-  TaskSpec spec = Spec("together", 3);
-  const std::string task = StartTask(spec);
-  ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
-  Lease(task, "in-1", 1);  // waits for a second that never comes
-  usleep(300'000);
-  Stop(task, StopTask::GRACEFUL, 20'000);
-  ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::EXITED); }, 5));
-}
-
 TEST_F(WorkerFlow, ADeadSpawnerLosesItsContainersAndNothingElse) {
   const std::string task = StartTask(Spec("slow"));
   ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
