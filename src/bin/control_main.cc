@@ -72,7 +72,9 @@ class Control {
   void Stop() {
     for (auto& server : servers_) server->Stop(kStopGraceMs);
     servers_.clear();
+    // Then nobody asks any more; what the engine still says goes to a strand that has ended, and is dropped.
     objects_->Stop();
+    engine_.reset();
   }
 
   void RegisterMethods(rpc::Router& router) {
@@ -83,6 +85,7 @@ class Control {
     admin.services = services_;
     admin.listeners = {args_.url};
     admin.started = SystemClock().Now();
+    admin.workers = [this](std::function<void(std::vector<WorkerInfo>)> reply) { ListWorkers(std::move(reply)); };
     api::RegisterAdmin(router, std::move(admin));
   }
 
@@ -99,6 +102,20 @@ class Control {
     ASSIGN_OR_RETURN(auto server, rpc::Server::Start(std::move(options), fd));
     servers_.push_back(std::move(server));
     return OkStatus();
+  }
+
+  void ListWorkers(std::function<void(std::vector<WorkerInfo>)> reply) {
+    engine_->ListWorkers([reply = std::move(reply)](std::vector<control::WorkerRegistry::Worker> workers) {
+      std::vector<WorkerInfo> out;
+      for (const auto& worker : workers) {
+        WorkerInfo& info = out.emplace_back();
+        info.set_worker_id(worker.id);
+        info.set_connected(worker.connected);
+        info.set_memory_bytes(worker.capacity.memory_bytes());
+        info.set_milli_cpu(worker.capacity.milli_cpu());
+      }
+      reply(std::move(out));
+    });
   }
 
   const DaemonArgs& args_;

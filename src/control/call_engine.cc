@@ -149,6 +149,14 @@ void CallEngine::RunBuilder(const std::string& function_id, const std::string& i
   });
 }
 
+void CallEngine::ListWorkers(std::function<void(std::vector<WorkerRegistry::Worker>)> reply) {
+  core_->strand().Post([core = core_.get(), reply = std::move(reply)] {
+    std::vector<WorkerRegistry::Worker> workers;
+    for (const WorkerRegistry::Worker* worker : core->registry().all()) workers.push_back(*worker);
+    reply(std::move(workers));
+  });
+}
+
 void CallEngine::Tasks(std::function<void(std::vector<TaskView>)> reply) {
   core_->strand().Post([core = core_.get(), reply = std::move(reply)] { reply(core->TaskViews()); });
 }

@@ -172,6 +172,8 @@ class CallEngine : public Engine {
   // Only alive tasks.
   std::optional<TaskIdentity> IdentityOfTask(const std::string& task_id) const;
   WorkerRegistry& registry();
+  // Every worker that was ever connected since the start.
+  void ListWorkers(std::function<void(std::vector<WorkerRegistry::Worker>)> reply);
 
   // Engine.
   void PutFunction(const FunctionInfo& info, bool replace_tasks) override;
