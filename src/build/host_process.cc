@@ -1,15 +1,14 @@
 #include "build/host_process.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <map>
 #include <memory>
+#include <mutex>
 
 #include "base/fd.h"
 
@@ -60,6 +59,25 @@ Result<pid_t> Spawn(std::vector<std::string> argv, const HostCommand& command, i
   return pid;
 }
 
+// The process group of a tool: all of it is killed, since `unshare` may die before its child has asked to die with it.
+class Group {
+ public:
+  explicit Group(pid_t leader) : leader_(leader) {}
+  void Kill() {
+    std::lock_guard guard(mutex_);
+    if (leader_ > 0) ::kill(-leader_, SIGKILL);
+  }
+  // Before the leader is reaped: then its number may be another's.
+  void Forget() {
+    std::lock_guard guard(mutex_);
+    leader_ = 0;
+  }
+
+ private:
+  std::mutex mutex_;  // guards leader_
+  pid_t leader_;
+};
+
 }  // namespace
 
 Status RunHostCommand(const HostCommand& command, const LogSink& log, CancelToken* cancel) {
@@ -73,10 +91,8 @@ Status RunHostCommand(const HostCommand& command, const LogSink& log, CancelToke
   argv.insert(argv.end(), command.argv.begin(), command.argv.end());
   ASSIGN_OR_RETURN(pid_t pid, Spawn(argv, command, out.get()));
   out.reset();
-  auto pidfd = std::make_shared<UniqueFd>(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-  auto stop = cancel ? cancel->OnCancel([pidfd] {
-    ::syscall(SYS_pidfd_send_signal, pidfd->get(), SIGKILL, nullptr, 0);
-  }) : nullptr;
+  auto group = std::make_shared<Group>(pid);
+  auto stop = cancel ? cancel->OnCancel([group] { group->Kill(); }) : nullptr;
   Utf8Stream text;
   Tail tail(1500);
   auto emit = [&](const std::string& piece) {
@@ -92,6 +108,9 @@ Status RunHostCommand(const HostCommand& command, const LogSink& log, CancelToke
     emit(text.Feed({buffer, static_cast<size_t>(got)}));
   }
   emit(text.Flush());
+  siginfo_t ended{};
+  while (::waitid(P_PID, static_cast<id_t>(pid), &ended, WEXITED | WNOWAIT) != 0 && errno == EINTR) {}
+  group->Forget();
   int status = 0;
   while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {}
   if (cancel) RETURN_IF_ERROR(cancel->Check());
