@@ -41,12 +41,18 @@ def main():
 
 
 @pytest.mark.feature("images: default, apt_install, pip_install, uv_pip_install, run_commands, env, workdir, dockerfile_commands, entrypoint, "
-                     "shell, run_function, build secrets, pip_install_from_requirements")
+                     "shell, build secrets, pip_install_from_requirements")
 def test_every_kind_of_step(client, lydian):
     done = client.modal("run", f"{APPS}/images.py", timeout=900).ok()
     assert "finished" in done.out
     again = client.modal("run", f"{APPS}/images.py", timeout=60).ok()
     assert "Building image" not in again.out and "RUN" not in again.out, "all of it is cached"
+
+
+@pytest.mark.feature("run_function")
+def test_run_function(client, lydian):
+    assert "finished" in client.modal("run", f"{APPS}/images_function.py", timeout=120).ok().out
+    assert client.modal("run", f"{APPS}/images_function.py", timeout=60).ok().seconds < 10
 
 
 @pytest.mark.feature("image cache", "build log")

@@ -13,10 +13,6 @@ app = modal.App("images")
 slim = modal.Image.debian_slim()
 
 
-def prepared(word):
-    Path("/opt/prepared").write_text(word + " " + os.environ.get("BUILD_WORD", "-"))
-
-
 packages = slim.apt_install("cowsay").pip_install("humanize==4.9.0").uv_pip_install("colorama==0.4.6")
 settings = (slim.env({"COLOUR": "blue and green", "QUOTED": "it's"}).workdir("/srv/work")
             .run_commands("pwd > /opt/pwd", "echo $COLOUR > /opt/colour", "mkdir -p /srv/work/made"))
@@ -35,7 +31,6 @@ docker = (slim.dockerfile_commands(
 entry = (slim.run_commands("printf '#!/bin/sh\\nexport THROUGH_ENTRYPOINT=yes\\nexec \"$@\"\\n' > /entry.sh && chmod +x /entry.sh")
          .entrypoint(["/entry.sh"]))
 shelled = slim.shell(["/bin/bash", "-c"]).run_commands("echo {1..3} > /opt/braces")
-built = slim.run_function(prepared, args=("word",), secrets=[modal.Secret.from_dict({"BUILD_WORD": "from a secret"})])
 with_secret = slim.run_commands("test -n \"$TOKEN\" && printf '%s' \"$TOKEN\" | sha256sum > /opt/digest",
                                 secrets=[modal.Secret.from_dict({"TOKEN": "sesame-42"})], env={"STEP_ONLY": "1"})
 requirements = (slim.pip_install_from_requirements(str(Path(__file__).parent / "tree/requirements.txt")) if modal.is_local() else slim)
@@ -75,11 +70,6 @@ def has_shell():
     return Path("/opt/braces").read_text()
 
 
-@app.function(image=built)
-def was_prepared():
-    return Path("/opt/prepared").read_text(), os.environ.get("BUILD_WORD")
-
-
 @app.function(image=with_secret)
 def had_secret():
     return Path("/opt/digest").read_text().split()[0], os.environ.get("TOKEN"), os.environ.get("STEP_ONLY")
@@ -102,7 +92,6 @@ def main():
     assert has_docker.remote() == ("7", "two words", "/docker", "two words\nfrom the context\n", "/bin/bash")
     assert has_entrypoint.remote() == "yes"
     assert has_shell.remote() == "1 2 3\n"
-    assert was_prepared.remote() == ("word from a secret", None)
     assert had_secret.remote() == (hashlib.sha256(b"sesame-42").hexdigest(), None, None)
     assert has_requirements.remote() == "2.0.0"
     print("finished")
