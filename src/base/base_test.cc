@@ -1,8 +1,10 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <future>
+#include <map>
 #include <set>
 
 #include "base/executor.h"
@@ -71,6 +73,57 @@ TEST(Strand, RunsInOrderAndTimersCancel) {
   EXPECT_FALSE(strand.CancelTimer(late));
   strand.Stop();
   EXPECT_EQ(order, (std::vector<int>{0, 1, 2, 3}));
+}
+
+TEST(Strand, RunsShortWorkOnTheCallersThread) {
+  Strand strand("test");
+  std::thread::id ran;
+  bool on_strand = false, nested = false;
+  strand.Run([&] {
+    ran = std::this_thread::get_id();
+    on_strand = strand.OnStrand();
+    strand.Run([&] { nested = true; });
+    EXPECT_FALSE(nested);  // never inside another
+  });
+  EXPECT_EQ(ran, std::this_thread::get_id());
+  EXPECT_TRUE(on_strand);
+  EXPECT_TRUE(nested);
+  EXPECT_FALSE(strand.OnStrand());
+  // What was posted goes first, on the strand's own thread; timers set meanwhile come.
+  std::promise<std::thread::id> posted, timed;
+  strand.Run([&] {
+    strand.Post([&] { posted.set_value(std::this_thread::get_id()); });
+    strand.PostAfter(std::chrono::milliseconds(5), [&] { timed.set_value(std::this_thread::get_id()); });
+  });
+  EXPECT_NE(posted.get_future().get(), std::this_thread::get_id());
+  EXPECT_NE(timed.get_future().get(), std::this_thread::get_id());
+}
+
+TEST(Strand, NeverRunsTwoAtOnceAndKeepsOrder) {
+  Strand strand("test");
+  std::atomic<int> inside{0};
+  std::map<int, int> last;  // touched only on the strand
+  int total = 0;
+  std::promise<void> done;
+  constexpr int kThreads = 4, kEach = 5000;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 1; i <= kEach; ++i) {
+        auto task = [&, t, i] {
+          EXPECT_EQ(inside.fetch_add(1), 0);
+          EXPECT_EQ(last[t], i - 1);
+          last[t] = i;
+          if (i % 100 == 0) strand.PostAfter(std::chrono::microseconds(50), [] {});
+          inside.fetch_sub(1);
+          if (++total == kThreads * kEach) done.set_value();
+        };
+        i % 3 == 0 ? strand.Post(task) : strand.Run(task);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  ASSERT_EQ(done.get_future().wait_for(std::chrono::seconds(30)), std::future_status::ready);
 }
 
 TEST(Files, AtomicWriteAndRemoveTree) {

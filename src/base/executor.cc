@@ -14,9 +14,47 @@ void Strand::Post(Task task) {
   {
     std::lock_guard lock(mutex_);
     if (stopping_) return;
-    ready_.push_back(std::move(task));
+    ready_.push_back({std::move(task), false});
+    if (busy_) return;  // who runs looks again
   }
   changed_.notify_one();
+}
+
+void Strand::Run(Task task) {
+  std::unique_lock lock(mutex_);
+  if (stopping_) return;
+  if (busy_ || !ready_.empty()) {
+    ready_.push_back({std::move(task), true});
+    return;  // somebody runs, or has been woken for what was there before
+  }
+  RunHere(lock, std::move(task));
+  constexpr int kMost = 64;  // then the caller gets its thread back
+  for (int i = 0; i < kMost && !stopping_ && !ready_.empty() && ready_.front().light; ++i) {
+    Task next = std::move(ready_.front().task);
+    ready_.pop_front();
+    RunHere(lock, std::move(next));
+  }
+  const bool earlier = !timers_.empty() && timers_.begin()->first.first < wakes_at_;
+  const bool wake = stopping_ || blocked_ || earlier || !ready_.empty();
+  lock.unlock();
+  if (wake) changed_.notify_one();
+}
+
+// The lock is held before and after, and busy_ is false then.
+void Strand::RunHere(std::unique_lock<std::mutex>& lock, Task task) {
+  busy_ = true;
+  runner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+  lock.unlock();
+  task();
+  task = nullptr;
+  lock.lock();
+  runner_.store({}, std::memory_order_relaxed);
+  busy_ = false;
+}
+
+bool Strand::Quiet() const {
+  std::lock_guard lock(mutex_);
+  return ready_.empty();
 }
 
 void Strand::Dispatch(Task task) {
@@ -34,7 +72,7 @@ Strand::TimerId Strand::PostAt(SteadyTime when, Task task) {
     std::lock_guard lock(mutex_);
     id = {when, next_timer_++};
     if (stopping_) return id;
-    first = timers_.empty() || id < timers_.begin()->first;
+    first = when < wakes_at_ && !busy_;  // who runs looks at the timers at its end
     timers_.emplace(id, std::move(task));
   }
   if (first) changed_.notify_one();
@@ -62,34 +100,46 @@ void Strand::Stop() {
 
 void Strand::Loop() {
   NameThread(name_);
-  std::deque<Task> batch;
+  std::deque<Ready> batch;
   std::unique_lock lock(mutex_);
-  while (!stopping_) {
-    SteadyTime now = timers_.empty() ? SteadyTime() : std::chrono::steady_clock::now();
+  while (!stopping_ || busy_) {
+    if (busy_) {  // on a caller's thread, which wakes us at its end
+      blocked_ = true;
+      changed_.wait(lock);
+      blocked_ = false;
+      continue;
+    }
+    const SteadyTime now = timers_.empty() ? SteadyTime() : std::chrono::steady_clock::now();
     while (!timers_.empty() && timers_.begin()->first.first <= now) {
-      ready_.push_back(std::move(timers_.begin()->second));
+      ready_.push_back({std::move(timers_.begin()->second), false});
       timers_.erase(timers_.begin());
     }
     if (ready_.empty()) {
-      if (timers_.empty()) {
+      wakes_at_ = timers_.empty() ? SteadyTime::max() : timers_.begin()->first.first;
+      const SteadyTime next = wakes_at_;  // a copy: the timer may be cancelled during the wait
+      if (next == SteadyTime::max()) {
         changed_.wait(lock);
       } else {
-        const SteadyTime next = timers_.begin()->first.first;  // a copy: the timer may be cancelled during the wait
         changed_.wait_until(lock, next);
       }
+      wakes_at_ = SteadyTime::min();  // awake: it looks at the timers before it sleeps again
       continue;
     }
     batch.swap(ready_);
+    busy_ = true;
+    runner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
     lock.unlock();
-    for (Task& task : batch) {
-      task();
-      task = nullptr;
+    for (Ready& ready : batch) {
+      ready.task();
+      ready.task = nullptr;
     }
     batch.clear();
     lock.lock();
+    runner_.store({}, std::memory_order_relaxed);
+    busy_ = false;
   }
   // What is left is destroyed unlocked: it may own things that cancel timers here when they go.
-  std::deque<Task> unrun = std::move(ready_);
+  std::deque<Ready> unrun = std::move(ready_);
   std::map<TimerId, Task> untimed = std::move(timers_);
   ready_.clear();
   timers_.clear();

@@ -30,7 +30,7 @@ std::optional<TaskIdentity> CallEngine::IdentityOfTask(const std::string& task_i
 
 void CallEngine::CreateCall(NewCall call, std::function<void(Result<CreatedCall>)> reply) {
   auto shared = std::make_shared<NewCall>(std::move(call));
-  core_->strand().Post([core = core_.get(), shared, reply = std::move(reply)]() mutable {
+  core_->strand().Run([core = core_.get(), shared, reply = std::move(reply)]() mutable {
     core->CreateCall(std::move(*shared), std::move(reply));
   });
 }
@@ -38,7 +38,7 @@ void CallEngine::CreateCall(NewCall call, std::function<void(Result<CreatedCall>
 void CallEngine::PutInputs(const CallScope& scope, const std::string& call_id, const std::string& function_id,
                            std::vector<NewInput> inputs, std::function<void(Result<std::vector<PutInput>>)> reply) {
   auto shared = std::make_shared<std::vector<NewInput>>(std::move(inputs));
-  core_->strand().Post([core = core_.get(), scope, call_id, function_id, shared, reply = std::move(reply)]() mutable {
+  core_->strand().Run([core = core_.get(), scope, call_id, function_id, shared, reply = std::move(reply)]() mutable {
     core->PutInputs(scope, call_id, function_id, std::move(*shared), std::move(reply));
   });
 }
@@ -48,14 +48,14 @@ std::shared_ptr<void> CallEngine::GetOutputs(OutputsQuery query, std::function<v
   uint64_t handle = core->NewHandle();
   auto shared = std::make_shared<OutputsQuery>(std::move(query));
   auto answered = std::make_shared<std::atomic<bool>>(false);
-  core->strand().Post([core, handle, shared, answered, reply = std::move(reply)]() mutable {
+  core->strand().Run([core, handle, shared, answered, reply = std::move(reply)]() mutable {
     core->GetOutputs(handle, std::move(*shared), [answered, reply = std::move(reply)](Result<OutputsPage> page) {
       answered->store(true);
       reply(std::move(page));
     });
   });
   return Handle([core, handle, answered] {
-    if (!answered->load()) core->strand().Post([core, handle] { core->DropPoll(handle); });
+    if (!answered->load()) core->strand().Run([core, handle] { core->DropPoll(handle); });
   });
 }
 

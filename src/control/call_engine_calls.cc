@@ -136,7 +136,7 @@ void EngineCore::CreateCall(NewCall request, std::function<void(Result<CreatedCa
     CallCommitted(call, answer, committed);  // the call is gone if it failed
     for (auto& waiter : waiters) committed.ok() ? waiter(created) : waiter(committed);
   };
-  journal_->Append(std::move(record));
+  journal_->Append(std::move(record), strand_.Quiet());
 }
 
 void EngineCore::CallCommitted(Call* call, const std::vector<PutInput>& answer, Status status) {
@@ -193,7 +193,7 @@ void EngineCore::PutInputs(const CallScope& scope, const std::string& call_id, c
     if (committed.ok() && !all_there) committed = ResourceExhausted("the inputs could not be stored: try again");
     committed.ok() ? reply(answer) : reply(committed);
   };
-  journal_->Append(std::move(record));
+  journal_->Append(std::move(record), strand_.Quiet());
 }
 
 void EngineCore::InputsCommitted(const std::string& call_id, const std::vector<uint32_t>& fresh, Status status) {
@@ -315,7 +315,7 @@ void EngineCore::Finish(Input* input, OutputView output, OutputDone committed) {
     if (committed) committed();
     Finished(call_id, output.idx, output);
   };
-  journal_->Append(std::move(record));
+  journal_->Append(std::move(record), strand_.Quiet());
 }
 
 void EngineCore::Finished(const std::string& call_id, uint32_t idx, OutputView output) {
@@ -355,7 +355,7 @@ void EngineCore::AttemptFailed(Input* input, OutputView output, OutputDone commi
   ++function->delayed;
   Journal::Record record = Journal::SetAttempt(input->call->number, input->idx, input->attempt);
   if (committed) record.done = [committed = std::move(committed)](Status) { committed(); };
-  journal_->Append(std::move(record));
+  journal_->Append(std::move(record), strand_.Quiet());
   input->timer = strand_.PostAfter(Millis(static_cast<int64_t>(delay)), [this, id = input->id, attempt = input->attempt] {
     auto it = inputs_.find(id);
     if (it == inputs_.end() || it->second->state != Input::State::kDelayed || it->second->attempt != attempt) return;

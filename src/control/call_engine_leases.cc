@@ -232,7 +232,7 @@ void EngineCore::Ack(const std::string& worker_id, const LeaseRef& ref) {
 void EngineCore::PostFlush() {
   if (flush_posted_) return;
   flush_posted_ = true;
-  strand_.Post([this] { FlushOutbox(); });
+  strand_.Run([this] { FlushOutbox(); });
 }
 
 // Once for all that this turn of the strand has brought.

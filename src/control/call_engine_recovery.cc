@@ -14,7 +14,7 @@ EngineCore::~EngineCore() {
 }
 
 Status EngineCore::OpenJournal() {
-  ASSIGN_OR_RETURN(journal_, Journal::Open(options_.journal_path, [this](Task task) { strand_.Post(std::move(task)); }));
+  ASSIGN_OR_RETURN(journal_, Journal::Open(options_.journal_path, [this](Task task) { strand_.Run(std::move(task)); }));
   RETURN_IF_ERROR(Recover());
   strand_.Post([this] { Housekeeping(); });
   return {};

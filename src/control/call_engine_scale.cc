@@ -18,7 +18,7 @@ std::string MiB(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 void EngineCore::PostScale() {
   if (scale_posted_) return;
   scale_posted_ = true;
-  strand_.Post([this] {
+  strand_.Run([this] {
     scale_posted_ = false;
     Scale();
   });

@@ -32,14 +32,30 @@ Journal::~Journal() {
   thread_.join();
 }
 
-void Journal::Append(Record record) {
-  bool first;
+void Journal::Append(Record record, bool alone) {
   {
     std::lock_guard lock(mutex_);
-    first = gathered_.empty();
-    gathered_.push_back(std::move(record));
+    if (!alone || committing_ || record.durable || !gathered_.empty() || !waiting_.empty()) {
+      gathered_.push_back(std::move(record));
+      if (gathered_.size() > 1 || committing_) return;  // the thread is awake, or looks when the commit is done
+      alone = false;
+    } else {
+      committing_ = true;
+    }
   }
-  if (first) changed_.notify_one();
+  if (!alone) return changed_.notify_one();
+  std::vector<Record> group;
+  group.push_back(std::move(record));
+  CommitGroup(group);
+  bool wake;
+  {
+    std::lock_guard lock(mutex_);
+    committing_ = false;
+    // The thread sees to it that what was committed gets to the disk.
+    wake = !gathered_.empty() || !waiting_.empty() || stopping_ || !sync_armed_;
+    sync_armed_ = true;
+  }
+  if (wake) changed_.notify_one();
 }
 
 void Journal::Loop() {
@@ -47,32 +63,45 @@ void Journal::Loop() {
   std::vector<Record> group;
   std::unique_lock lock(mutex_);
   while (true) {
+    if (committing_) {
+      changed_.wait(lock);
+      continue;
+    }
     if (gathered_.empty()) {
       if (stopping_) break;
       if (!waiting_.empty()) {
         changed_.wait_for(lock, kRoomRetry);
+        if (committing_) continue;
       } else if (unsynced_) {
-        if (changed_.wait_for(lock, kSyncDelay) == std::cv_status::timeout && gathered_.empty()) {
-          unsynced_ = false;
-          lock.unlock();
-          Status status = database_->Sync();
-          if (!status.ok()) LOG_ERROR("the journal could not be put on the disk", {{"error", status}});
-          lock.lock();
-        }
+        sync_armed_ = true;
+        const bool rested = changed_.wait_for(lock, kSyncDelay) == std::cv_status::timeout;
+        if (rested && gathered_.empty() && !committing_) Sync(lock);
         continue;
       } else {
+        sync_armed_ = false;
         changed_.wait(lock);
         continue;
       }
     }
     group.swap(gathered_);
+    committing_ = true;
     lock.unlock();
     CommitGroup(group);
     group.clear();
     lock.lock();
+    committing_ = false;
   }
   lock.unlock();
   if (!waiting_.empty()) CommitGroup(group);
+}
+
+void Journal::Sync(std::unique_lock<std::mutex>& lock) {
+  unsynced_ = false;
+  committing_ = true;  // nobody commits into it: that would have to wait for the disk
+  lock.unlock();
+  if (Status status = database_->Sync(); !status.ok()) LOG_ERROR("the journal could not be put on the disk", {{"error", status}});
+  lock.lock();
+  committing_ = false;
 }
 
 Status Journal::Write(std::vector<Record>& group) {

@@ -21,7 +21,7 @@ uint64_t WorkerRegistry::Open(SendFn send, CloseFn close) {
 
 void WorkerRegistry::Deliver(uint64_t session, FromWorker message) {
   auto shared = std::make_shared<FromWorker>(std::move(message));
-  strand_.Post([this, session, shared] {
+  strand_.Run([this, session, shared] {
     auto it = sessions_.find(session);
     if (it == sessions_.end()) return;  // replaced by a newer stream
     FromWorker& in = *shared;

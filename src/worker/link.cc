@@ -46,9 +46,17 @@ void Link::Connect() {
   const uint64_t generation = ++generation_;
   rpc::ClientCallbacks callbacks;
   callbacks.on_message = [this, generation, alive = alive_](std::string bytes) {
-    strand_->Post([this, generation, alive, bytes = std::move(bytes)] {
-      if (*alive) Received(generation, bytes);
-    });
+    auto message = std::make_shared<ToWorker>();
+    if (!message->ParseFromString(bytes)) {
+      LOG_ERROR("control sent bytes that are not a ToWorker");
+      return;
+    }
+    auto receive = [this, generation, alive, message] {
+      if (*alive) Received(generation, std::move(*message));
+    };
+    // What every input brings is short work; the rest may take its time, on the strand's own thread.
+    const bool hot = message->has_leases() || message->has_output_acks();
+    hot ? strand_->Run(std::move(receive)) : strand_->Post(std::move(receive));
   };
   callbacks.on_done = [this, generation, alive = alive_](Status status, rpc::Metadata) {
     strand_->Post([this, generation, alive, status] {
@@ -84,13 +92,8 @@ void Link::Closed(uint64_t generation, const Status& status) {
   });
 }
 
-void Link::Received(uint64_t generation, const std::string& bytes) {
+void Link::Received(uint64_t generation, ToWorker message) {
   if (generation != generation_ || stopped_) return;
-  ToWorker message;
-  if (!message.ParseFromString(bytes)) {
-    LOG_ERROR("control sent bytes that are not a ToWorker");
-    return;
-  }
   if (message.has_welcome()) {
     failures_ = 0;
     up_ = true;

@@ -48,7 +48,7 @@ class Link {
  private:
   void Connect();
   void Closed(uint64_t generation, const Status& status);
-  void Received(uint64_t generation, const std::string& bytes);
+  void Received(uint64_t generation, ToWorker message);
 
   std::unique_ptr<rpc::Channel> channel_;
   Strand* strand_;

@@ -503,7 +503,7 @@ void Node::GuestHeartbeat(const std::string& task_id, rpc::Ctx ctx, std::functio
 }
 
 void Node::GuestAsks(const std::string& task_id, std::shared_ptr<InputQuestion> question) {
-  strand_->Post([this, task_id, question = std::move(question)]() mutable {
+  strand_->Run([this, task_id, question = std::move(question)]() mutable {
     TaskPtr task = Find(task_id);
     if (!task) return question->reply(NotFound("this container's task has ended"));
     task->Ask(std::move(question));
@@ -511,13 +511,13 @@ void Node::GuestAsks(const std::string& task_id, std::shared_ptr<InputQuestion> 
 }
 
 void Node::GuestWithdraws(const std::string& task_id, std::shared_ptr<InputQuestion> question) {
-  strand_->Post([this, task_id, question = std::move(question)] {
+  strand_->Run([this, task_id, question = std::move(question)] {
     if (TaskPtr task = Find(task_id)) task->Withdraw(question);
   });
 }
 
 void Node::GuestPuts(const std::string& task_id, std::vector<Output> outputs, std::function<void()> done) {
-  strand_->Post([this, task_id, outputs = std::move(outputs), done = std::move(done)]() mutable {
+  strand_->Run([this, task_id, outputs = std::move(outputs), done = std::move(done)]() mutable {
     TaskPtr task = Find(task_id);
     if (!task) return done();
     for (const Output& output : outputs) outputs_[output.input_id()] = task;
