@@ -30,7 +30,7 @@ std::string PageUrl(const Services& services, const rpc::Context& ctx, const std
   // A page is for people: a container's own address would lead nowhere.
   const std::string base =
       ctx.caller().kind == rpc::Caller::Kind::kTask ? services.public_url : BaseUrl(services, ctx);
-  return base + "/apps/" + app_id + "?key=" + services.signer->PageKey(app_id);
+  return base + "/app/" + app_id + "?key=" + services.signer->PageKey(app_id);
 }
 
 }  // namespace lydian::api

@@ -39,10 +39,11 @@ Result<Told> Tell(control::Objects& objects, const std::string& app_id) {
 Status ReadLogs(control::LogStore& logs, const std::string& app_id, AppPage* page) {
   uint64_t after = 0;
   while (true) {
+    std::shared_ptr<void> asked;  // letting go of it takes the question back
     ASSIGN_OR_RETURN(Result<control::LogStore::Page> read,
                      (Await<Result<control::LogStore::Page>>([&](std::function<void(Result<control::LogStore::Page>)> reply) {
                        // Answered at once, since nothing is waited for.
-                       logs.Read(app_id, after, {}, kPageRecords, 0, std::move(reply));
+                       asked = logs.Read(app_id, after, {}, kPageRecords, 0, std::move(reply));
                      })));
     if (read.status().code() == Code::kNotFound) return OkStatus();  // nothing was written yet
     RETURN_IF_ERROR(read.status());

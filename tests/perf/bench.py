@@ -132,7 +132,7 @@ class Bench:
         self.home.mkdir()
         self.config = self.home / "modal.toml"
         self.it = Lydian(self.state)
-        self._root = None
+        self._root = self.measured = None
 
     def start(self):
         print("starting Lydian and making images (minutes, the first time)", flush=True)
@@ -150,21 +150,25 @@ class Bench:
         shutil.rmtree(self.work, ignore_errors=True)
 
     def root(self):
-        """The base image with the client's runtime, as a plain folder: what the peers get."""
+        """The base image as a plain folder, with the files of the client's runtime: what the peers get."""
         if self._root is None:
             self._root = self.work / "root"
             self._root.mkdir()
-            pack = ["debug", "run", "--image", BASE, "--client-runtime", "--", "tar", "-C", "/", "--one-file-system", "-cf", "-", "."]
+            pack = ["debug", "run", "--image", BASE, "--", "tar", "-C", "/", "--one-file-system", "-cf", "-", "."]
             with open(self.work / "root.tar", "wb") as f:
                 at = pack.index("--")
                 subprocess.run([str(self.it.binary), *pack[:at], "--state", str(self.state), *pack[at:]], stdout=f, check=True, timeout=300)
             subprocess.run(["tar", "-C", str(self._root), "--numeric-owner", "-xf", str(self.work / "root.tar")], check=True)
+            self.client.modal("run", f"{HERE}/import_app.py::pack", "--out", self.work / "runtime.tar", timeout=120).ok()
+            subprocess.run(["tar", "-C", str(self._root), "-xf", str(self.work / "runtime.tar")], check=True)
             for name in ("proc", "sys", "dev", "run", "tmp", "root"):
                 (self._root / name).mkdir(exist_ok=True)
         return self._root
 
     def server_cpu(self):
-        return sum(precise_cpu(self.it.pid(r)) for r in ("control", "worker"))
+        if self.measured is None:  # asked once: to ask costs them, too
+            self.measured = [self.it.pid(r) for r in ("control", "worker")]
+        return sum(map(precise_cpu, self.measured))
 
     # -- container starts ----------------------------------------------------------------------------------
     def debug_run(self, *flags, command=("python", "-c", "pass")):
@@ -224,8 +228,15 @@ class Bench:
             return int(p.stdout.split()[-1]) / 1e6
         return timed(["sh", "-c", run])[0]
 
+    @staticmethod
+    def ulimits():
+        """podman raises limits by default, which root may be denied: leave them as they are."""
+        import resource
+        return [x for name, kind in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC))
+                for x in ("--ulimit", "{0}={1}:{1}".format(name, resource.getrlimit(kind)[1]))]
+
     def podman(self, root):
-        return timed(["podman", "run", "--rm", "--rootfs", f"{root}", "python", "-c", "pass"])[0]
+        return timed(["podman", "run", "--rm", *self.ulimits(), "--rootfs", f"{root}", "python", "-c", "pass"])[0]
 
     # -- warm calls ------------------------------------------------------------------------------------------
     def warm(self):
@@ -295,8 +306,8 @@ class Bench:
         """One container fed by the floor server with copies of one input, while the client waits."""
         server = FloorServer("b", self.work, "--feed", n)
         path = self.work / "fed.py"
-        path.write_text("import modal, sys, time\napp = modal.App('fed')\n\n@app.function(max_containers=1)\ndef noop(x=None):\n    return 1\n\n"
-                        "with app.run():\n    noop.remote()\n    print('called', flush=True)\n    sys.stdin.readline()\n")
+        path.write_text("import modal, sys\napp = modal.App('fed')\n\n@app.function(max_containers=1)\ndef noop(x=None):\n    return 1\n\n"
+                        "if __name__ == '__main__':\n    with app.run():\n        noop.remote()\n        sys.stdin.readline()\n")
         try:
             p = subprocess.Popen([str(BIN / "python"), str(path)], env=Client(server.config, self.home).env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                                  stderr=subprocess.DEVNULL)
@@ -329,16 +340,12 @@ class Bench:
 
     # -- imports ---------------------------------------------------------------------------------------------
     def imports(self):
-        code = "import time; t = time.perf_counter(); import modal._container_entrypoint; print((time.perf_counter() - t) * 1e3)"
+        from import_app import CODE
         root, n = self.root(), 5 if self.quick else 15
         env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": "/root:/pkg", "HOME": "/root", "LANG": "C.UTF-8"}
-        inside, outside = [], []
-        for _ in range(n + 1):
-            _, p = timed([str(self.it.binary), "debug", "run", "--image", BASE, "--client-runtime", "--env", "PYTHONPATH=/root:/pkg", "--state",
-                          str(self.state), "--", "python", "-R", "-c", code])
-            inside.append(float(p.stdout))
-            _, p = timed(["chroot", str(root), "/usr/local/bin/python", "-R", "-c", code], env=env)
-            outside.append(float(p.stdout))
+        done = self.client.modal("run", f"{HERE}/import_app.py::times", "--count", n + 1).ok()
+        inside = [float(x) for x in re.search(r"TIMES (.*)", done.out)[1].split()]
+        outside = [float(timed(["/usr/sbin/chroot", str(root), "/usr/local/bin/python", "-R", "-c", CODE], env=env)[1].stdout) for _ in range(n + 1)]
         inside, outside = inside[1:], outside[1:]
         ratio = p50(inside) / p50(outside)
         figures["imports"] = {"inside_ms": spread(inside), "outside_ms": spread(outside)}
