@@ -17,9 +17,12 @@ constexpr uint32_t kMostOutstanding = 1000;  // of a map's inputs, as the client
 Result<control::CallScope> ScopeOf(const rpc::Context& ctx) {
   const rpc::Caller& caller = ctx.caller();
   switch (caller.kind) {
-    case rpc::Caller::Kind::kUser: return control::CallScope{caller.workspace_id, ""};
-    case rpc::Caller::Kind::kTask: return control::CallScope{caller.workspace_id, caller.environment};
-    default: return PermissionDenied(std::string(ctx.method()) + " needs a user's token");
+    case rpc::Caller::Kind::kUser:
+      return control::CallScope{caller.workspace_id, ""};
+    case rpc::Caller::Kind::kTask:
+      return control::CallScope{caller.workspace_id, caller.environment};
+    default:
+      return PermissionDenied(std::string(ctx.method()) + " needs a user's token");
   }
 }
 
@@ -37,12 +40,14 @@ Result<std::vector<control::NewInput>> InputsOf(const Items& items) {
   inputs.reserve(static_cast<size_t>(items.size()));
   for (const pb::FunctionPutInputsItem& item : items) {
     if (item.idx() < 0) return InvalidArgument("an input's index is negative");
-    inputs.push_back({static_cast<uint32_t>(item.idx()), item.input().SerializeAsString(), item.input().method_name()});
+    inputs.push_back(
+        {static_cast<uint32_t>(item.idx()), item.input().SerializeAsString(), item.input().method_name()});
   }
   return inputs;
 }
 
-// Input tokens stay empty: retries are ours, and the client sends the token of every outstanding input with each poll.
+// Input tokens stay empty: retries are ours, and the client sends the token of every outstanding input with
+// each poll.
 template <typename Out>
 void FillInputs(const std::vector<control::PutInput>& inputs, Out* out) {
   out->Reserve(static_cast<int>(inputs.size()));
@@ -53,7 +58,8 @@ void FillInputs(const std::vector<control::PutInput>& inputs, Out* out) {
   }
 }
 
-void Map(CallEngine& engine, const pb::FunctionMapRequest& request, const rpc::Ctx& ctx, const rpc::Reply<pb::FunctionMapResponse>& reply) {
+void Map(CallEngine& engine, const pb::FunctionMapRequest& request, const rpc::Ctx& ctx,
+         const rpc::Reply<pb::FunctionMapResponse>& reply) {
   auto scope = ScopeOf(*ctx);
   if (!scope.ok()) return reply(scope.status());
   auto inputs = InputsOf(request.pipelined_inputs());
@@ -63,13 +69,15 @@ void Map(CallEngine& engine, const pb::FunctionMapRequest& request, const rpc::C
   call.function_id = request.function_id();
   call.parent_input_id = request.parent_input_id();
   call.idempotency_key = IdempotencyKey(*ctx);
-  if (request.function_call_type() != pb::FUNCTION_CALL_TYPE_UNARY && request.function_call_type() != pb::FUNCTION_CALL_TYPE_MAP) {
+  if (request.function_call_type() != pb::FUNCTION_CALL_TYPE_UNARY &&
+      request.function_call_type() != pb::FUNCTION_CALL_TYPE_MAP) {
     return reply(InvalidArgument("a function call is a single call or a map"));
   }
   call.call_type = request.function_call_type();
-  call.invocation_type = request.function_call_invocation_type() == pb::FUNCTION_CALL_INVOCATION_TYPE_UNSPECIFIED
-                             ? control::kSyncLegacy
-                             : static_cast<int32_t>(request.function_call_invocation_type());
+  call.invocation_type =
+      request.function_call_invocation_type() == pb::FUNCTION_CALL_INVOCATION_TYPE_UNSPECIFIED
+          ? control::kSyncLegacy
+          : static_cast<int32_t>(request.function_call_invocation_type());
   call.inputs = std::move(*inputs);
   engine.CreateCall(std::move(call), [reply](Result<control::CreatedCall> created) {
     if (!created.ok()) return reply(created.status());
@@ -131,36 +139,45 @@ void GetOutputs(CallEngine& engine, const pb::FunctionGetOutputsRequest& request
   query.call_id = request.function_call_id();
   query.last_entry_id = request.last_entry_id();
   double timeout = request.timeout();
-  query.timeout = Millis(timeout > 0 && timeout < 3600 ? static_cast<int64_t>(timeout * 1000) : timeout >= 3600 ? 3'600'000 : 0);
+  query.timeout = Millis(timeout > 0 && timeout < 3600 ? static_cast<int64_t>(timeout * 1000)
+                         : timeout >= 3600             ? 3'600'000
+                                                       : 0);
   query.clear_on_success = request.clear_on_success();
   if (request.has_start_idx()) query.start_idx = request.start_idx();
   if (request.has_end_idx()) query.end_idx = request.end_idx();
   if (request.has_end_idx() && !request.has_start_idx()) query.start_idx = 0;
   query.max_values = request.max_values() > 0 ? static_cast<size_t>(request.max_values()) : 0;
-  std::shared_ptr<void> asked = engine.GetOutputs(std::move(query), [reply](Result<control::OutputsPage> page) {
-    if (!page.ok()) return reply(page.status());
-    pb::FunctionGetOutputsResponse response;
-    for (const control::OutputView& output : page->outputs) {
-      response.add_idxs(static_cast<int32_t>(output.idx));
-      FillOutput(output, response.add_outputs());
-    }
-    response.set_last_entry_id(page->last_entry_id);
-    response.set_num_unfinished_inputs(page->unfinished);
-    reply(response);
-  });
+  std::shared_ptr<void> asked =
+      engine.GetOutputs(std::move(query), [reply](Result<control::OutputsPage> page) {
+        if (!page.ok()) return reply(page.status());
+        pb::FunctionGetOutputsResponse response;
+        for (const control::OutputView& output : page->outputs) {
+          response.add_idxs(static_cast<int32_t>(output.idx));
+          FillOutput(output, response.add_outputs());
+        }
+        response.set_last_entry_id(page->last_entry_id);
+        response.set_num_unfinished_inputs(page->unfinished);
+        reply(response);
+      });
   ctx->OnCancel([asked = std::move(asked)]() mutable { asked.reset(); });
 }
 
 // Sends a generator's data as it comes, for as long as the client wants it.
 class ChunkPump : public std::enable_shared_from_this<ChunkPump> {
  public:
-  ChunkPump(CallEngine& engine, control::CallScope scope, std::string call_id, uint64_t last, rpc::Stream<pb::DataChunk> stream)
-      : engine_(engine), scope_(std::move(scope)), call_id_(std::move(call_id)), last_(last), stream_(std::move(stream)) {}
+  ChunkPump(CallEngine& engine, control::CallScope scope, std::string call_id, uint64_t last,
+            rpc::Stream<pb::DataChunk> stream)
+      : engine_(engine),
+        scope_(std::move(scope)),
+        call_id_(std::move(call_id)),
+        last_(last),
+        stream_(std::move(stream)) {}
 
   void Next() {
     auto self = shared_from_this();
     std::shared_ptr<void> asked =
-        engine_.NextChunks(scope_, call_id_, last_, [self](Result<control::DataChunks> chunks) { self->Send(std::move(chunks)); });
+        engine_.NextChunks(scope_, call_id_, last_,
+                           [self](Result<control::DataChunks> chunks) { self->Send(std::move(chunks)); });
     std::lock_guard lock(mutex_);
     if (!over_) asked_ = std::move(asked);
   }
@@ -196,22 +213,26 @@ void GetDataOut(CallEngine& engine, const pb::FunctionCallGetDataRequest& reques
                 rpc::Stream<pb::DataChunk> stream) {
   auto scope = ScopeOf(*ctx);
   if (!scope.ok()) return stream.Finish(scope.status());
-  auto pump = std::make_shared<ChunkPump>(engine, *scope, request.function_call_id(), request.last_index(), stream);
+  auto pump =
+      std::make_shared<ChunkPump>(engine, *scope, request.function_call_id(), request.last_index(), stream);
   ctx->OnCancel([weak = std::weak_ptr(pump)] {
     if (auto running = weak.lock()) running->Stop();
   });
   pump->Next();
 }
 
-void PutDataOut(CallEngine& engine, const pb::FunctionCallPutDataRequest& request, const rpc::Ctx& ctx, const rpc::Reply<Empty>& reply) {
+void PutDataOut(CallEngine& engine, const pb::FunctionCallPutDataRequest& request, const rpc::Ctx& ctx,
+                const rpc::Reply<Empty>& reply) {
   auto scope = ScopeOf(*ctx);
   if (!scope.ok()) return reply(scope.status());
   std::vector<std::pair<uint64_t, std::string>> chunks;
-  for (const pb::DataChunk& chunk : request.data_chunks()) chunks.emplace_back(chunk.index(), chunk.SerializeAsString());
-  engine.PutChunks(*scope, request.function_call_id(), ctx->caller().task_id, std::move(chunks), [reply](Status status) {
-    if (!status.ok()) return reply(status);
-    reply(Empty());
-  });
+  for (const pb::DataChunk& chunk : request.data_chunks())
+    chunks.emplace_back(chunk.index(), chunk.SerializeAsString());
+  engine.PutChunks(*scope, request.function_call_id(), ctx->caller().task_id, std::move(chunks),
+                   [reply](Status status) {
+                     if (!status.ok()) return reply(status);
+                     reply(Empty());
+                   });
 }
 
 void FillInfo(const control::CallInfo& info, pb::FunctionCallInfo* out) {
@@ -254,7 +275,8 @@ void GetCallGraph(CallEngine& engine, const pb::FunctionGetCallGraphRequest& req
 void RegisterQuestions(rpc::Router& router, CallEngine* engine) {
   router.Unary<pb::FunctionCallFromIdRequest, pb::FunctionCallFromIdResponse>(
       kService, "FunctionCallFromId",
-      [engine](const pb::FunctionCallFromIdRequest& request, const rpc::Ctx& ctx, const rpc::Reply<pb::FunctionCallFromIdResponse>& reply) {
+      [engine](const pb::FunctionCallFromIdRequest& request, const rpc::Ctx& ctx,
+               const rpc::Reply<pb::FunctionCallFromIdResponse>& reply) {
         auto scope = ScopeOf(*ctx);
         if (!scope.ok()) return reply(scope.status());
         engine->GetCallInfo(*scope, request.function_call_id(), [reply](Result<control::CallInfo> info) {
@@ -269,7 +291,8 @@ void RegisterQuestions(rpc::Router& router, CallEngine* engine) {
       });
   router.Unary<pb::FunctionCallGetInfoRequest, pb::FunctionCallGetInfoResponse>(
       kService, "FunctionCallGetInfo",
-      [engine](const pb::FunctionCallGetInfoRequest& request, const rpc::Ctx& ctx, const rpc::Reply<pb::FunctionCallGetInfoResponse>& reply) {
+      [engine](const pb::FunctionCallGetInfoRequest& request, const rpc::Ctx& ctx,
+               const rpc::Reply<pb::FunctionCallGetInfoResponse>& reply) {
         auto scope = ScopeOf(*ctx);
         if (!scope.ok()) return reply(scope.status());
         engine->GetCallInfo(*scope, request.function_call_id(), [reply](Result<control::CallInfo> info) {
@@ -281,19 +304,23 @@ void RegisterQuestions(rpc::Router& router, CallEngine* engine) {
       });
   router.Unary<pb::FunctionCallListRequest, pb::FunctionCallListResponse>(
       kService, "FunctionCallList",
-      [engine](const pb::FunctionCallListRequest& request, const rpc::Ctx& ctx, const rpc::Reply<pb::FunctionCallListResponse>& reply) {
+      [engine](const pb::FunctionCallListRequest& request, const rpc::Ctx& ctx,
+               const rpc::Reply<pb::FunctionCallListResponse>& reply) {
         auto scope = ScopeOf(*ctx);
         if (!scope.ok()) return reply(scope.status());
-        engine->ListCalls(*scope, request.function_id(), [reply](Result<std::vector<control::CallInfo>> calls) {
-          if (!calls.ok()) return reply(calls.status());
-          pb::FunctionCallListResponse response;
-          for (const control::CallInfo& call : *calls) FillInfo(call, response.add_function_calls());
-          reply(response);
-        });
+        engine->ListCalls(*scope, request.function_id(),
+                          [reply](Result<std::vector<control::CallInfo>> calls) {
+                            if (!calls.ok()) return reply(calls.status());
+                            pb::FunctionCallListResponse response;
+                            for (const control::CallInfo& call : *calls)
+                              FillInfo(call, response.add_function_calls());
+                            reply(response);
+                          });
       });
   router.Unary<pb::FunctionGetCurrentStatsRequest, pb::FunctionStats>(
       kService, "FunctionGetCurrentStats",
-      [engine](const pb::FunctionGetCurrentStatsRequest& request, const rpc::Ctx& ctx, const rpc::Reply<pb::FunctionStats>& reply) {
+      [engine](const pb::FunctionGetCurrentStatsRequest& request, const rpc::Ctx& ctx,
+               const rpc::Reply<pb::FunctionStats>& reply) {
         auto scope = ScopeOf(*ctx);
         if (!scope.ok()) return reply(scope.status());
         engine->FunctionStatsIn(*scope, request.function_id(), [reply](Result<control::FunctionStats> stats) {
@@ -308,7 +335,9 @@ void RegisterQuestions(rpc::Router& router, CallEngine* engine) {
   router.Unary<pb::FunctionGetCallGraphRequest, pb::FunctionGetCallGraphResponse>(
       kService, "FunctionGetCallGraph",
       [engine](const pb::FunctionGetCallGraphRequest& request, const rpc::Ctx& ctx,
-               const rpc::Reply<pb::FunctionGetCallGraphResponse>& reply) { GetCallGraph(*engine, request, ctx, reply); });
+               const rpc::Reply<pb::FunctionGetCallGraphResponse>& reply) {
+        GetCallGraph(*engine, request, ctx, reply);
+      });
   // A container may always take what its function allows: the engine gives it no more than that.
   router.Unary<pb::FunctionGetDynamicConcurrencyRequest, pb::FunctionGetDynamicConcurrencyResponse>(
       kService, "FunctionGetDynamicConcurrency",
@@ -326,23 +355,25 @@ void RegisterCalls(rpc::Router& router, CallsDeps deps) {
   CallEngine* engine = deps.engine;
   router.Unary<pb::FunctionMapRequest, pb::FunctionMapResponse>(
       kService, "FunctionMap",
-      [engine](const pb::FunctionMapRequest& request, const rpc::Ctx& ctx, const rpc::Reply<pb::FunctionMapResponse>& reply) {
-        Map(*engine, request, ctx, reply);
-      });
+      [engine](const pb::FunctionMapRequest& request, const rpc::Ctx& ctx,
+               const rpc::Reply<pb::FunctionMapResponse>& reply) { Map(*engine, request, ctx, reply); });
   router.Unary<pb::FunctionPutInputsRequest, pb::FunctionPutInputsResponse>(
       kService, "FunctionPutInputs",
-      [engine](const pb::FunctionPutInputsRequest& request, const rpc::Ctx& ctx, const rpc::Reply<pb::FunctionPutInputsResponse>& reply) {
+      [engine](const pb::FunctionPutInputsRequest& request, const rpc::Ctx& ctx,
+               const rpc::Reply<pb::FunctionPutInputsResponse>& reply) {
         PutInputs(*engine, request, ctx, reply);
       });
   router.Unary<pb::FunctionGetOutputsRequest, pb::FunctionGetOutputsResponse>(
       kService, "FunctionGetOutputs",
-      [engine](const pb::FunctionGetOutputsRequest& request, const rpc::Ctx& ctx, const rpc::Reply<pb::FunctionGetOutputsResponse>& reply) {
+      [engine](const pb::FunctionGetOutputsRequest& request, const rpc::Ctx& ctx,
+               const rpc::Reply<pb::FunctionGetOutputsResponse>& reply) {
         GetOutputs(*engine, request, ctx, reply);
       });
   // How many inputs a map has makes no difference here: each is queued as it comes.
   router.Unary<pb::FunctionFinishInputsRequest, Empty>(
       kService, "FunctionFinishInputs",
-      [engine](const pb::FunctionFinishInputsRequest& request, const rpc::Ctx& ctx, const rpc::Reply<Empty>& reply) {
+      [engine](const pb::FunctionFinishInputsRequest& request, const rpc::Ctx& ctx,
+               const rpc::Reply<Empty>& reply) {
         auto scope = ScopeOf(*ctx);
         if (!scope.ok()) return reply(scope.status());
         engine->GetCallInfo(*scope, request.function_call_id(), [reply](Result<control::CallInfo> info) {
@@ -352,31 +383,32 @@ void RegisterCalls(rpc::Router& router, CallsDeps deps) {
       });
   router.Unary<pb::FunctionCallCancelRequest, Empty>(
       kService, "FunctionCallCancel",
-      [engine](const pb::FunctionCallCancelRequest& request, const rpc::Ctx& ctx, const rpc::Reply<Empty>& reply) {
+      [engine](const pb::FunctionCallCancelRequest& request, const rpc::Ctx& ctx,
+               const rpc::Reply<Empty>& reply) {
         auto scope = ScopeOf(*ctx);
         if (!scope.ok()) return reply(scope.status());
-        engine->CancelCall(*scope, request.function_call_id(), request.terminate_containers(), [reply](Status status) {
-          if (!status.ok()) return reply(status);
-          reply(Empty());
-        });
+        engine->CancelCall(*scope, request.function_call_id(), request.terminate_containers(),
+                           [reply](Status status) {
+                             if (!status.ok()) return reply(status);
+                             reply(Empty());
+                           });
       });
   router.Unary<pb::FunctionCallPutDataRequest, Empty>(
       kService, "FunctionCallPutDataOut",
-      [engine](const pb::FunctionCallPutDataRequest& request, const rpc::Ctx& ctx, const rpc::Reply<Empty>& reply) {
-        PutDataOut(*engine, request, ctx, reply);
-      });
+      [engine](const pb::FunctionCallPutDataRequest& request, const rpc::Ctx& ctx,
+               const rpc::Reply<Empty>& reply) { PutDataOut(*engine, request, ctx, reply); });
   router.ServerStream<pb::FunctionCallGetDataRequest, pb::DataChunk>(
       kService, "FunctionCallGetDataOut",
-      [engine](const pb::FunctionCallGetDataRequest& request, const rpc::Ctx& ctx, rpc::Stream<pb::DataChunk> stream) {
-        GetDataOut(*engine, request, ctx, std::move(stream));
-      });
+      [engine](const pb::FunctionCallGetDataRequest& request, const rpc::Ctx& ctx,
+               rpc::Stream<pb::DataChunk> stream) { GetDataOut(*engine, request, ctx, std::move(stream)); });
   RegisterQuestions(router, engine);
 }
 
 std::string ResultText(const std::string& bytes) {
   pb::GenericResult result;
   if (!result.ParseFromString(bytes)) return "a result that can't be read";
-  if (!result.traceback().empty() && !result.exception().empty()) return result.exception() + "\n" + result.traceback();
+  if (!result.traceback().empty() && !result.exception().empty())
+    return result.exception() + "\n" + result.traceback();
   return result.exception().empty() ? result.traceback() : result.exception();
 }
 

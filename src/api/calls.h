@@ -1,6 +1,6 @@
-// The client's RPCs of calls: FunctionMap, FunctionPutInputs, FunctionGetOutputs and what belongs to them. Parse, ask the call engine,
-// answer.
-// Thread-safety: registration before serving. Ownership: the engine outlives the router.
+// The client's RPCs of calls: FunctionMap, FunctionPutInputs, FunctionGetOutputs and what belongs to them.
+// Parse, ask the call engine, answer. Thread-safety: registration before serving. Ownership: the engine
+// outlives the router.
 #pragma once
 
 #include <string>
@@ -16,7 +16,8 @@ struct CallsDeps {
 
 void RegisterCalls(rpc::Router& router, CallsDeps deps);
 
-// What people read of a modal.client.GenericResult: its exception, else its traceback. For the engine's options.
+// What people read of a modal.client.GenericResult: its exception, else its traceback. For the engine's
+// options.
 std::string ResultText(const std::string& result);
 
 }  // namespace lydian::api

@@ -1,6 +1,6 @@
-// Control's end of the workers' link, the service lydian.WorkerLink: Attach (the stream between worker and engine), GetMount, GetObject.
-// docs/formats/worker-link.md.
-// Thread-safety: registration before serving; CallerOfTask from any thread, without blocking. Ownership: all of it outlives the router.
+// Control's end of the workers' link, the service lydian.WorkerLink: Attach (the stream between worker and
+// engine), GetMount, GetObject. docs/formats/worker-link.md. Thread-safety: registration before serving;
+// CallerOfTask from any thread, without blocking. Ownership: all of it outlives the router.
 #pragma once
 
 #include <string>

@@ -7,10 +7,12 @@ void RegisterWorkerObjects(rpc::Router& router, const WorkerLinkDeps& deps);  //
 
 namespace {
 
-// A worker that takes nothing for this long a backlog is as good as gone; its connection is made anew, with a hello.
+// A worker that takes nothing for this long a backlog is as good as gone; its connection is made anew, with a
+// hello.
 constexpr size_t kMostUnsent = size_t{512} << 20;
 
-rpc::RawReader Attach(control::WorkerRegistry& registry, const rpc::Ctx& ctx, std::shared_ptr<rpc::RawStream> out) {
+rpc::RawReader Attach(control::WorkerRegistry& registry, const rpc::Ctx& ctx,
+                      std::shared_ptr<rpc::RawStream> out) {
   if (ctx->caller().kind != rpc::Caller::Kind::kWorker) {
     out->Finish(PermissionDenied("only a worker attaches here"));
     return {[](std::string_view) { return Status(); }, [] {}};
@@ -41,9 +43,10 @@ rpc::RawReader Attach(control::WorkerRegistry& registry, const rpc::Ctx& ctx, st
 }  // namespace
 
 void RegisterWorkerLink(rpc::Router& router, WorkerLinkDeps deps) {
-  router.AddBidi("lydian.WorkerLink", "Attach", [engine = deps.engine](rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out) {
-    return Attach(engine->registry(), ctx, std::move(out));
-  });
+  router.AddBidi("lydian.WorkerLink", "Attach",
+                 [engine = deps.engine](rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out) {
+                   return Attach(engine->registry(), ctx, std::move(out));
+                 });
   RegisterWorkerObjects(router, deps);
 }
 

@@ -48,7 +48,8 @@ class ObjectPump : public std::enable_shared_from_this<ObjectPump> {
       if (got == 0 || offset_ >= reader_.size) return stream_.Finish();
       first = false;
       if (stream_.buffered() > kMostUnsent) {
-        return stream_.OnDrained(kMostUnsent, [self = shared_from_this()] { self->pool_->Post([self] { self->Next(false); }); });
+        return stream_.OnDrained(
+            kMostUnsent, [self = shared_from_this()] { self->pool_->Post([self] { self->Next(false); }); });
       }
     }
   }
@@ -65,7 +66,8 @@ class ObjectPump : public std::enable_shared_from_this<ObjectPump> {
 void RegisterWorkerObjects(rpc::Router& router, const WorkerLinkDeps& deps) {
   router.Unary<GetMountRequest, GetMountResponse>(
       "lydian.WorkerLink", "GetMount",
-      [mounts = deps.mounts](const GetMountRequest& request, const rpc::Ctx& ctx, const rpc::Reply<GetMountResponse>& reply) {
+      [mounts = deps.mounts](const GetMountRequest& request, const rpc::Ctx& ctx,
+                             const rpc::Reply<GetMountResponse>& reply) {
         Status allowed = WorkersOnly(*ctx);
         if (!allowed.ok()) return reply(allowed);
         mounts->Files(request.mount_id(), [reply](Result<GetMountResponse> files) { reply(files); });
@@ -73,10 +75,12 @@ void RegisterWorkerObjects(rpc::Router& router, const WorkerLinkDeps& deps) {
   auto pool = std::make_shared<Pool>("link-objects", 2);
   router.ServerStream<GetObjectRequest, ObjectChunk>(
       "lydian.WorkerLink", "GetObject",
-      [blobs = deps.blobs, pool](const GetObjectRequest& request, const rpc::Ctx& ctx, rpc::Stream<ObjectChunk> stream) {
+      [blobs = deps.blobs, pool](const GetObjectRequest& request, const rpc::Ctx& ctx,
+                                 rpc::Stream<ObjectChunk> stream) {
         Status allowed = WorkersOnly(*ctx);
         if (!allowed.ok()) return stream.Finish(allowed);
-        std::make_shared<ObjectPump>(pool, std::move(stream), request.sha256(), request.offset())->Start(blobs);
+        std::make_shared<ObjectPump>(pool, std::move(stream), request.sha256(), request.offset())
+            ->Start(blobs);
       });
 }
 

@@ -1,8 +1,9 @@
-// Where work runs. A Strand runs functions one after the other, with timers: state that is only touched there needs no mutex. It
-// has a thread of its own; short work may run on the thread that brings it (Run). A Pool runs blocking work (SQL, hashing, file trees) on several threads.
+// Where work runs. A Strand runs functions one after the other, with timers: state that is only touched there
+// needs no mutex. It has a thread of its own; short work may run on the thread that brings it (Run). A Pool
+// runs blocking work (SQL, hashing, file trees) on several threads.
 //
-// Thread-safety: Post, PostAt and Cancel from any thread. Ownership: functions are owned until run; those left at
-// Stop() are destroyed unrun. A name goes into thread names and metrics.
+// Thread-safety: Post, PostAt and Cancel from any thread. Ownership: functions are owned until run; those
+// left at Stop() are destroyed unrun. A name goes into thread names and metrics.
 #pragma once
 
 #include <atomic>
@@ -32,14 +33,16 @@ class Strand {
   Strand& operator=(const Strand&) = delete;
 
   void Post(Task task);
-  // For short work on a hot path: runs it before it returns, on the calling thread, when nothing else runs or waits here; else posts it.
-  // A wake-up of another thread costs more than most of what is done here. The caller holds no lock that `task` takes. Order is kept
-  // with everything posted.
+  // For short work on a hot path: runs it before it returns, on the calling thread, when nothing else runs or
+  // waits here; else posts it. A wake-up of another thread costs more than most of what is done here. The
+  // caller holds no lock that `task` takes. Order is kept with everything posted.
   void Run(Task task);
   // Runs now when called on the strand, else posts.
   void Dispatch(Task task);
   TimerId PostAt(SteadyTime when, Task task);
-  TimerId PostAfter(std::chrono::nanoseconds delay, Task task) { return PostAt(std::chrono::steady_clock::now() + delay, std::move(task)); }
+  TimerId PostAfter(std::chrono::nanoseconds delay, Task task) {
+    return PostAt(std::chrono::steady_clock::now() + delay, std::move(task));
+  }
   // A timer that has run, or begun to, is past cancelling; false then.
   bool CancelTimer(TimerId id);
   bool OnStrand() const { return runner_.load(std::memory_order_relaxed) == std::this_thread::get_id(); }
@@ -58,14 +61,14 @@ class Strand {
 
   std::string name_;
   std::atomic<std::thread::id> runner_{};  // whose turn it is; none when idle
-  mutable std::mutex mutex_;  // guards all below
+  mutable std::mutex mutex_;               // guards all below
   std::condition_variable changed_;
   std::deque<Ready> ready_;
   std::map<TimerId, Task> timers_;
   SteadyTime wakes_at_ = SteadyTime::max();  // when the thread looks at the timers again by itself
   uint64_t next_timer_ = 1;
-  bool busy_ = false;      // something runs, here or on a caller's thread
-  bool blocked_ = false;   // the thread waits for a caller's to end its turn
+  bool busy_ = false;     // something runs, here or on a caller's thread
+  bool blocked_ = false;  // the thread waits for a caller's to end its turn
   bool stopping_ = false;
   std::thread thread_;
 };

@@ -34,7 +34,8 @@ Result<std::string> ReadFile(const std::string& path, size_t limit) {
     if (n < 0) return ErrnoStatus("reading " + path);
     if (n == 0) return out;
     out.append(buffer, static_cast<size_t>(n));
-    if (out.size() > limit) return ResourceExhausted(path + " is larger than " + std::to_string(limit) + " bytes");
+    if (out.size() > limit)
+      return ResourceExhausted(path + " is larger than " + std::to_string(limit) + " bytes");
   }
 }
 
@@ -62,7 +63,8 @@ Status WriteFileAtomic(const std::string& path, std::string_view data, int mode,
   if (!fd.valid()) return ErrnoStatus("creating " + temporary);
   Status status = WriteAll(fd.get(), data);
   if (status.ok() && durable && ::fsync(fd.get()) != 0) status = ErrnoStatus("syncing " + temporary);
-  if (status.ok() && ::rename(temporary.c_str(), path.c_str()) != 0) status = ErrnoStatus("renaming to " + path);
+  if (status.ok() && ::rename(temporary.c_str(), path.c_str()) != 0)
+    status = ErrnoStatus("renaming to " + path);
   if (!status.ok()) {
     ::unlink(temporary.c_str());
     return std::move(status).With("writing " + path);
@@ -125,7 +127,8 @@ Status RemoveAt(int parent, const char* name, dev_t device, const std::string& s
 
 Status RemoveTree(const std::string& path) {
   struct stat info {};
-  if (::lstat(path.c_str(), &info) != 0) return errno == ENOENT ? OkStatus() : ErrnoStatus("removing " + path);
+  if (::lstat(path.c_str(), &info) != 0)
+    return errno == ENOENT ? OkStatus() : ErrnoStatus("removing " + path);
   return RemoveAt(AT_FDCWD, path.c_str(), info.st_dev, path);
 }
 

@@ -38,8 +38,8 @@ Result<UniqueFd> Duplicate(int fd);
 Result<std::string> ReadFile(const std::string& path, size_t limit = size_t{1} << 30);
 // Writes to an existing file such as those of /proc and cgroups: one write, no creation.
 Status WriteExisting(const std::string& path, std::string_view data);
-// Creates or replaces a file so that a reader sees the old or the new content, never a part: temporary name, rename.
-// With `durable`, fsync of file and directory.
+// Creates or replaces a file so that a reader sees the old or the new content, never a part: temporary name,
+// rename. With `durable`, fsync of file and directory.
 Status WriteFileAtomic(const std::string& path, std::string_view data, int mode = 0644, bool durable = false);
 // All bytes, through short writes and EINTR.
 Status WriteAll(int fd, std::string_view data);

@@ -13,7 +13,8 @@ namespace lydian {
 namespace {
 
 constexpr std::string_view kBase62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-constexpr std::string_view kTaskAlphabet = "0123456789ABCDEFGHJKMNPQRSTWXYZ0";  // 32 long, so that 5 bits choose evenly enough
+constexpr std::string_view kTaskAlphabet =
+    "0123456789ABCDEFGHJKMNPQRSTWXYZ0";  // 32 long, so that 5 bits choose evenly enough
 constexpr size_t kSuffix = 22;
 
 std::string Digest(const EVP_MD* kind, std::string_view data) {
@@ -82,15 +83,15 @@ std::string Md5Hex(std::string_view data) { return HexEncode(Digest(EVP_md5(), d
 std::string HmacSha256Hex(std::string_view key, std::string_view data) {
   unsigned char out[EVP_MAX_MD_SIZE];
   unsigned length = 0;
-  CHECK(HMAC(EVP_sha256(), key.data(), static_cast<int>(key.size()), reinterpret_cast<const unsigned char*>(data.data()),
-             data.size(), out, &length) != nullptr);
+  CHECK(HMAC(EVP_sha256(), key.data(), static_cast<int>(key.size()),
+             reinterpret_cast<const unsigned char*>(data.data()), data.size(), out, &length) != nullptr);
   return HexEncode({reinterpret_cast<char*>(out), length});
 }
 
 std::string Base64Encode(std::string_view raw) {
   std::string out(4 * ((raw.size() + 2) / 3) + 1, '\0');
-  int n = EVP_EncodeBlock(reinterpret_cast<unsigned char*>(out.data()), reinterpret_cast<const unsigned char*>(raw.data()),
-                          static_cast<int>(raw.size()));
+  int n = EVP_EncodeBlock(reinterpret_cast<unsigned char*>(out.data()),
+                          reinterpret_cast<const unsigned char*>(raw.data()), static_cast<int>(raw.size()));
   out.resize(static_cast<size_t>(n));
   return out;
 }

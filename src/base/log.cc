@@ -18,7 +18,8 @@ struct State {
 State& Current() {
   static State* state = [] {
     auto* fresh = new State;
-    fresh->logger = std::make_shared<spdlog::logger>("lydian", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+    fresh->logger =
+        std::make_shared<spdlog::logger>("lydian", std::make_shared<spdlog::sinks::stderr_sink_mt>());
     fresh->logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %v");
     return fresh;
   }();
@@ -27,20 +28,28 @@ State& Current() {
 
 spdlog::level::level_enum ToSpdlog(LogLevel level) {
   switch (level) {
-    case LogLevel::kDebug: return spdlog::level::debug;
-    case LogLevel::kInfo: return spdlog::level::info;
-    case LogLevel::kWarn: return spdlog::level::warn;
-    case LogLevel::kError: return spdlog::level::err;
+    case LogLevel::kDebug:
+      return spdlog::level::debug;
+    case LogLevel::kInfo:
+      return spdlog::level::info;
+    case LogLevel::kWarn:
+      return spdlog::level::warn;
+    case LogLevel::kError:
+      return spdlog::level::err;
   }
   return spdlog::level::info;
 }
 
 std::string_view Name(LogLevel level) {
   switch (level) {
-    case LogLevel::kDebug: return "debug";
-    case LogLevel::kInfo: return "info";
-    case LogLevel::kWarn: return "warn";
-    case LogLevel::kError: return "error";
+    case LogLevel::kDebug:
+      return "debug";
+    case LogLevel::kInfo:
+      return "info";
+    case LogLevel::kWarn:
+      return "warn";
+    case LogLevel::kError:
+      return "error";
   }
   return "info";
 }
@@ -59,7 +68,8 @@ Status InitLogging(const LogOptions& options) {
   State& state = Current();
   try {
     if (!options.path.empty()) {
-      state.logger = std::make_shared<spdlog::logger>("lydian", std::make_shared<spdlog::sinks::basic_file_sink_mt>(options.path));
+      state.logger = std::make_shared<spdlog::logger>(
+          "lydian", std::make_shared<spdlog::sinks::basic_file_sink_mt>(options.path));
     }
     state.logger->set_pattern(options.json ? "%v" : "%Y-%m-%dT%H:%M:%S.%e%z %v");
     state.logger->set_level(ToSpdlog(options.level));

@@ -30,10 +30,10 @@ struct LogField {
 };
 
 struct LogOptions {
-  std::string role;          // "control", "worker": part of every line
-  std::string path;          // appended to; empty = stderr
+  std::string role;  // "control", "worker": part of every line
+  std::string path;  // appended to; empty = stderr
   LogLevel level = LogLevel::kInfo;
-  bool json = false;         // one JSON object a line instead
+  bool json = false;  // one JSON object a line instead
 };
 
 // Once, at the start of main. Before it, lines go to stderr.
@@ -43,9 +43,10 @@ bool LogEnabled(LogLevel level);
 
 }  // namespace lydian
 
-#define LOG_DEBUG(...)                                                     \
-  do {                                                                     \
-    if (::lydian::LogEnabled(::lydian::LogLevel::kDebug)) ::lydian::Log(::lydian::LogLevel::kDebug, __VA_ARGS__); \
+#define LOG_DEBUG(...)                                        \
+  do {                                                        \
+    if (::lydian::LogEnabled(::lydian::LogLevel::kDebug))     \
+      ::lydian::Log(::lydian::LogLevel::kDebug, __VA_ARGS__); \
   } while (false)
 #define LOG_INFO(...) ::lydian::Log(::lydian::LogLevel::kInfo, __VA_ARGS__)
 #define LOG_WARN(...) ::lydian::Log(::lydian::LogLevel::kWarn, __VA_ARGS__)

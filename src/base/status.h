@@ -1,5 +1,6 @@
-// Errors as values. A Status is OK or {code, message, errno}; the 16 codes are gRPC's, so that the mapping at the rpc edge
-// is the identity. Result<T> is a T or a Status that is not OK. Both are [[nodiscard]]: an error is handled or passed on.
+// Errors as values. A Status is OK or {code, message, errno}; the 16 codes are gRPC's, so that the mapping at
+// the rpc edge is the identity. Result<T> is a T or a Status that is not OK. Both are [[nodiscard]]: an error
+// is handled or passed on.
 //
 // Thread-safety: values; const access from any thread. Ownership: Status owns its text.
 #pragma once
@@ -81,8 +82,9 @@ Status Unauthenticated(std::string message);
 Status Cancelled(std::string message);
 Status DeadlineExceeded(std::string message);
 
-// "<what>: No space left on device"; the code follows the errno (ENOENT NOT_FOUND, EEXIST ALREADY_EXISTS, EACCES/EPERM
-// PERMISSION_DENIED, ENOSPC/EDQUOT/EMFILE/ENFILE/ENOMEM RESOURCE_EXHAUSTED, EINVAL INVALID_ARGUMENT, else INTERNAL).
+// "<what>: No space left on device"; the code follows the errno (ENOENT NOT_FOUND, EEXIST ALREADY_EXISTS,
+// EACCES/EPERM PERMISSION_DENIED, ENOSPC/EDQUOT/EMFILE/ENFILE/ENOMEM RESOURCE_EXHAUSTED, EINVAL
+// INVALID_ARGUMENT, else INTERNAL).
 Status ErrnoStatus(std::string_view what, int error = errno);
 
 std::ostream& operator<<(std::ostream& out, const Status& status);
@@ -90,8 +92,10 @@ std::ostream& operator<<(std::ostream& out, const Status& status);
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
-  Result(Status status) : value_(std::in_place_index<1>, std::move(status)) {  // NOLINT(google-explicit-constructor)
+  Result(T value)
+      : value_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(Status status)
+      : value_(std::in_place_index<1>, std::move(status)) {  // NOLINT(google-explicit-constructor)
     if (std::get<1>(value_).ok()) std::get<1>(value_) = Internal("a Result was made from an OK status");
   }
 
@@ -124,24 +128,23 @@ class [[nodiscard]] Result {
 #define LYDIAN_CONCAT(a, b) LYDIAN_CONCAT_(a, b)
 
 // Returns the status from the calling function unless it is OK.
-#define RETURN_IF_ERROR(expression)                    \
-  do {                                                 \
+#define RETURN_IF_ERROR(expression)                                             \
+  do {                                                                          \
     if (::lydian::Status status_ = (expression); !status_.ok()) return status_; \
   } while (false)
 
 // ASSIGN_OR_RETURN(auto x, F()): x from F()'s Result, or returns its status.
-#define ASSIGN_OR_RETURN(lhs, expression) \
-  ASSIGN_OR_RETURN_(LYDIAN_CONCAT(result_, __LINE__), lhs, expression)
+#define ASSIGN_OR_RETURN(lhs, expression) ASSIGN_OR_RETURN_(LYDIAN_CONCAT(result_, __LINE__), lhs, expression)
 #define ASSIGN_OR_RETURN_(result, lhs, expression) \
   auto result = (expression);                      \
   if (!result.ok()) return result.status();        \
   lhs = std::move(result).value()
 
 // Ends the process when an invariant of ours is broken; never for input from users, network or kernel.
-#define CHECK(condition)                                                                \
-  do {                                                                                  \
-    if (!(condition)) [[unlikely]]                                                      \
-      ::lydian::CheckFailed(__FILE__, __LINE__, #condition);                            \
+#define CHECK(condition)                                     \
+  do {                                                       \
+    if (!(condition)) [[unlikely]]                           \
+      ::lydian::CheckFailed(__FILE__, __LINE__, #condition); \
   } while (false)
 
 namespace lydian {

@@ -23,8 +23,10 @@ TEST(ListenersTest, HostAndPort) {
   for (const char* bad : {"7070", ":7070", "host:", "host:x", "host:70000", "host:-1", "host:80x", ""}) {
     EXPECT_FALSE(ParseHostPort(bad).ok()) << bad;
   }
-  for (const char* host : {"127.0.0.1", "127.9.9.9", "::1", "localhost"}) EXPECT_TRUE(IsLoopback(host)) << host;
-  for (const char* host : {"0.0.0.0", "10.0.0.1", "::", "example.org", "128.0.0.1"}) EXPECT_FALSE(IsLoopback(host)) << host;
+  for (const char* host : {"127.0.0.1", "127.9.9.9", "::1", "localhost"})
+    EXPECT_TRUE(IsLoopback(host)) << host;
+  for (const char* host : {"0.0.0.0", "10.0.0.1", "::", "example.org", "128.0.0.1"})
+    EXPECT_FALSE(IsLoopback(host)) << host;
 }
 
 TEST(ListenersTest, ABusyPortNamesItsHolder) {

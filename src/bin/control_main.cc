@@ -61,7 +61,8 @@ class Control {
   Status Serve() {
     source_ = std::make_unique<gateway::AppSource>(objects_.get(), engine_.get(), logs_.get());
     auto blobs = std::make_shared<gateway::BlobHandler>(blobs_.get(), signer_.get(), &SystemClock());
-    auto pages = std::make_shared<gateway::Pages>(source_.get(), signer_.get(), [this] { return router_->MetricsText(); });
+    auto pages = std::make_shared<gateway::Pages>(source_.get(), signer_.get(),
+                                                  [this] { return router_->MetricsText(); });
     auto http = std::make_shared<gateway::RootHandler>(blobs, pages);
     RETURN_IF_ERROR(Listen("api", std::make_shared<api::ApiAuthenticator>(&objects_->tokens()), http));
     auto lookup = [this](const std::string& task_id) { return api::CallerOfTask(*engine_, task_id); };
@@ -80,18 +81,22 @@ class Control {
   void RegisterMethods(rpc::Router& router) {
     api::RegisterObjects(router, services_);
     api::RegisterCalls(router, {.engine = engine_.get()});
-    api::RegisterWorkerLink(router, {.engine = engine_.get(), .mounts = objects_ ? &objects_->mounts() : nullptr, .blobs = blobs_.get()});
+    api::RegisterWorkerLink(
+        router,
+        {.engine = engine_.get(), .mounts = objects_ ? &objects_->mounts() : nullptr, .blobs = blobs_.get()});
     api::AdminOptions admin;
     admin.services = services_;
     admin.listeners = {args_.url};
     admin.started = SystemClock().Now();
-    admin.workers = [this](std::function<void(std::vector<WorkerInfo>)> reply) { ListWorkers(std::move(reply)); };
+    admin.workers = [this](std::function<void(std::vector<WorkerInfo>)> reply) {
+      ListWorkers(std::move(reply));
+    };
     api::RegisterAdmin(router, std::move(admin));
   }
 
  private:
-  Status Listen(const std::string& name, std::shared_ptr<rpc::Authenticator> authenticator, std::shared_ptr<http::Handler> http,
-                uint32_t peer_uid = UINT32_MAX) {
+  Status Listen(const std::string& name, std::shared_ptr<rpc::Authenticator> authenticator,
+                std::shared_ptr<http::Handler> http, uint32_t peer_uid = UINT32_MAX) {
     const int fd = args_.fd(name);
     if (fd < 0) return FailedPrecondition("no socket called " + name + " was handed over");
     rpc::ServerOptions options;

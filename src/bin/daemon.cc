@@ -26,7 +26,8 @@ sigset_t StopSignals() {
 template <typename T>
 Status ParseNumber(const std::string& key, const std::string& text, T* out) {
   auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *out);
-  if (error != std::errc() || end != text.data() + text.size()) return InvalidArgument(key + " is no number: " + text);
+  if (error != std::errc() || end != text.data() + text.size())
+    return InvalidArgument(key + " is no number: " + text);
   return OkStatus();
 }
 
@@ -35,9 +36,12 @@ Result<DaemonArgs> ParseArgs(int argc, char** argv) {
   DaemonArgs args;
   if (argc < 1) return InvalidArgument("which daemon?");
   args.role = argv[0];
-  std::map<std::string, std::string*> strings{{"--state", &args.state_dir},          {"--instance", &args.instance},
-                                              {"--url", &args.url},                  {"--link", &args.link_target},
-                                              {"--spawner", &args.spawner_socket},   {"--init", &args.init_path},
+  std::map<std::string, std::string*> strings{{"--state", &args.state_dir},
+                                              {"--instance", &args.instance},
+                                              {"--url", &args.url},
+                                              {"--link", &args.link_target},
+                                              {"--spawner", &args.spawner_socket},
+                                              {"--init", &args.init_path},
                                               {"--address-range", &args.address_range}};
   for (int i = 1; i + 1 < argc; i += 2) {
     std::string key = argv[i], value = argv[i + 1];
@@ -51,7 +55,8 @@ Result<DaemonArgs> ParseArgs(int argc, char** argv) {
       RETURN_IF_ERROR(ParseNumber(key, value, &args.pids));
     }  // else: of a newer `up`
   }
-  if (args.state_dir.empty() || args.instance.empty()) return InvalidArgument("`lydian internal` is for `lydian up`");
+  if (args.state_dir.empty() || args.instance.empty())
+    return InvalidArgument("`lydian internal` is for `lydian up`");
   return args;
 }
 
@@ -64,7 +69,8 @@ Result<DaemonArgs> Prepare(int argc, char** argv, cli::LockFile* lock) {
   ASSIGN_OR_RETURN(args.fds, cli::ParseFds(fds));
   ::unsetenv("LYDIAN_FDS");
   for (const auto& [name, fd] : args.fds) {
-    if (::fcntl(fd, F_SETFD, FD_CLOEXEC) != 0) return ErrnoStatus("descriptor " + std::to_string(fd) + " (" + name + ")");
+    if (::fcntl(fd, F_SETFD, FD_CLOEXEC) != 0)
+      return ErrnoStatus("descriptor " + std::to_string(fd) + " (" + name + ")");
   }
   RETURN_IF_ERROR(InitLogging({.role = args.role}));
   ::prctl(PR_SET_NAME, ("lydian-" + args.role).c_str());

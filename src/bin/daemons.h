@@ -1,7 +1,8 @@
 // What a daemon (control, worker, spawner) is started with, and their main functions.
 //
-// RunDaemon has done for each, before its main runs: taken the lock of its role, named the process, set close-on-exec on its sockets,
-// blocked SIGTERM and SIGINT (for WaitForStop), ignored SIGPIPE, and sent logging to stderr, which is <state>/log/<role>.log.
+// RunDaemon has done for each, before its main runs: taken the lock of its role, named the process, set
+// close-on-exec on its sockets, blocked SIGTERM and SIGINT (for WaitForStop), ignored SIGPIPE, and sent
+// logging to stderr, which is <state>/log/<role>.log.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +13,8 @@ namespace lydian::bin {
 
 struct DaemonArgs {
   std::string role;
-  // Its own folder. control: a fixed path at which <state>/control is bound in its mount namespace (it may not walk there
-  // from the root). worker and spawner: <state>/worker.
+  // Its own folder. control: a fixed path at which <state>/control is bound in its mount namespace (it may
+  // not walk there from the root). worker and spawner: <state>/worker.
   std::string state_dir;
   std::string instance;        // "ly3f2a1b"
   std::string url;             // what clients use: "http://127.0.0.1:7070"
@@ -25,8 +26,8 @@ struct DaemonArgs {
   uint64_t disk_bytes = uint64_t{20} << 30;
   uint32_t pids = 4096;
 
-  // Inherited sockets that listen. control: "api", "link", "admin". worker: "admin". spawner: "spawner", and the others' under
-  // other names, only kept. Never to be closed: a later `up` takes them from here.
+  // Inherited sockets that listen. control: "api", "link", "admin". worker: "admin". spawner: "spawner", and
+  // the others' under other names, only kept. Never to be closed: a later `up` takes them from here.
   std::map<std::string, int> fds;
   int fd(const std::string& name) const;  // -1 if there is none
 

@@ -44,12 +44,15 @@ void SetUpDescriptors(const LaunchSpec& spec, int report) {
   }
 }
 
-// SQLite can't open a file whose folder's parents it may not walk through, and the state may lie below a closed one.
+// SQLite can't open a file whose folder's parents it may not walk through, and the state may lie below a
+// closed one.
 void BindState(const LaunchSpec& spec, int report) {
   if (::unshare(CLONE_NEWNS) != 0) Fail(report, "making a mount namespace");
-  if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) Fail(report, "making mounts private");
+  if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0)
+    Fail(report, "making mounts private");
   if (::mkdir(kControlState, 0755) != 0 && errno != EEXIST) Fail(report, "making /run/lydian-state");
-  if (::mount(spec.private_state.c_str(), kControlState, nullptr, MS_BIND, nullptr) != 0) Fail(report, "binding the state");
+  if (::mount(spec.private_state.c_str(), kControlState, nullptr, MS_BIND, nullptr) != 0)
+    Fail(report, "binding the state");
 }
 
 void DropRights(const LaunchSpec& spec, int report) {
@@ -72,7 +75,8 @@ void DropRights(const LaunchSpec& spec, int report) {
   if (::chdir("/") != 0) Fail(report, "changing to /");
   std::vector<std::string> env;
   for (char** variable = environ; *variable != nullptr; ++variable) {
-    // What has no rights needs nothing of the caller's environment, and proxy settings would be taken for loopback too.
+    // What has no rights needs nothing of the caller's environment, and proxy settings would be taken for
+    // loopback too.
     if (!spec.private_state.empty() && std::strncmp(*variable, "PATH=", 5) != 0) continue;
     if (std::strncmp(*variable, "LYDIAN_FDS=", 11) != 0) env.emplace_back(*variable);
   }
@@ -109,7 +113,8 @@ Result<pid_t> LaunchDaemon(const LaunchSpec& spec) {
   } while (n < 0 && errno == EINTR);
   if (n == 0) return pid;
   ::waitpid(pid, nullptr, 0);
-  if (n != static_cast<ssize_t>(sizeof failure)) return Internal("starting " + spec.role + ": it died before it began");
+  if (n != static_cast<ssize_t>(sizeof failure))
+    return Internal("starting " + spec.role + ": it died before it began");
   failure.step[sizeof failure.step - 1] = '\0';
   return ErrnoStatus("starting " + spec.role + ": " + failure.step, failure.error);
 }

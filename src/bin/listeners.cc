@@ -35,7 +35,8 @@ std::set<std::string> ListenersOf(int port) {
       fields >> slot >> local >> remote >> state >> skip >> skip >> skip >> skip >> skip >> inode;
       size_t colon = local.rfind(':');
       if (state != "0A" || colon == std::string::npos) continue;
-      if (std::strtol(local.c_str() + colon + 1, nullptr, 16) == port) inodes.insert("socket:[" + inode + "]");
+      if (std::strtol(local.c_str() + colon + 1, nullptr, 16) == port)
+        inodes.insert("socket:[" + inode + "]");
     }
   }
   return inodes;
@@ -80,7 +81,8 @@ Result<HostPort> ParseHostPort(const std::string& text) {
     return InvalidArgument("not HOST:PORT: " + text);
   }
   address.host = text.substr(0, colon);
-  if (address.host.front() == '[' && address.host.back() == ']') address.host = address.host.substr(1, address.host.size() - 2);
+  if (address.host.front() == '[' && address.host.back() == ']')
+    address.host = address.host.substr(1, address.host.size() - 2);
   return address;
 }
 
@@ -97,7 +99,8 @@ Result<UniqueFd> ListenTcp(const HostPort& address) {
   addrinfo hints{}, *found = nullptr;
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
-  if (int error = ::getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(), &hints, &found); error != 0) {
+  if (int error = ::getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(), &hints, &found);
+      error != 0) {
     return InvalidArgument("there is no address " + address.host + ": " + ::gai_strerror(error));
   }
   std::unique_ptr<addrinfo, void (*)(addrinfo*)> free_it(found, ::freeaddrinfo);
@@ -141,7 +144,8 @@ Result<UniqueFd> ListenUnix(const std::string& path) {
 Result<std::string> LocalAddress(int fd) {
   sockaddr_storage storage{};
   socklen_t size = sizeof storage;
-  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&storage), &size) != 0) return ErrnoStatus("asking for a socket's address");
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&storage), &size) != 0)
+    return ErrnoStatus("asking for a socket's address");
   char text[INET6_ADDRSTRLEN] = "";
   if (storage.ss_family == AF_UNIX) return std::string(reinterpret_cast<sockaddr_un*>(&storage)->sun_path);
   if (storage.ss_family == AF_INET) {
@@ -158,11 +162,13 @@ Result<UniqueFd> TakeFromProcess(int pid, int fd) {
   UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!pidfd.valid()) return ErrnoStatus("looking at process " + std::to_string(pid));
   UniqueFd copy(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd.get(), fd, 0)));
-  if (!copy.valid()) return ErrnoStatus("taking descriptor " + std::to_string(fd) + " of process " + std::to_string(pid));
+  if (!copy.valid())
+    return ErrnoStatus("taking descriptor " + std::to_string(fd) + " of process " + std::to_string(pid));
   int listens = 0;
   socklen_t size = sizeof listens;
   if (::getsockopt(copy.get(), SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) != 0 || listens == 0) {
-    return FailedPrecondition("descriptor " + std::to_string(fd) + " of process " + std::to_string(pid) + " does not listen");
+    return FailedPrecondition("descriptor " + std::to_string(fd) + " of process " + std::to_string(pid) +
+                              " does not listen");
   }
   return copy;
 }

@@ -1,5 +1,5 @@
-// The listening sockets that `up` owns: made here, or taken from a daemon that lived on when an earlier `up` was killed.
-// Not thread-safe. Errors: a busy port says who holds it, where that can be found out.
+// The listening sockets that `up` owns: made here, or taken from a daemon that lived on when an earlier `up`
+// was killed. Not thread-safe. Errors: a busy port says who holds it, where that can be found out.
 #pragma once
 
 #include <map>

@@ -36,7 +36,8 @@ std::string LogTail(const std::string& path) {
   std::string text = ReadFile(path).value_or("");
   while (!text.empty() && text.back() == '\n') text.pop_back();
   size_t at = text.size();
-  for (size_t lines = 0; lines < kLogTailLines && at != std::string::npos && at > 0; ++lines) at = text.rfind('\n', at - 1);
+  for (size_t lines = 0; lines < kLogTailLines && at != std::string::npos && at > 0; ++lines)
+    at = text.rfind('\n', at - 1);
   return at == std::string::npos || at == 0 ? text : text.substr(at + 1);
 }
 
@@ -102,8 +103,10 @@ Status Supervisor::Adopt(Daemon& daemon) {
 
 // From its owner first; else from the spawner, which keeps all of them.
 bool Supervisor::TakeSocket(Socket& socket) {
-  for (const auto& [role, name] : {std::pair(socket.owner, socket.as), std::pair(std::string("spawner"), socket.name)}) {
-    auto daemon = std::find_if(daemons_.begin(), daemons_.end(), [&](const Daemon& d) { return d.role == role; });
+  for (const auto& [role, name] :
+       {std::pair(socket.owner, socket.as), std::pair(std::string("spawner"), socket.name)}) {
+    auto daemon =
+        std::find_if(daemons_.begin(), daemons_.end(), [&](const Daemon& d) { return d.role == role; });
     if (daemon == daemons_.end() || daemon->pid == 0) continue;
     auto holder = cli::ReadHolder(options_.paths.lock(role));
     if (!holder.ok() || !*holder) continue;
@@ -111,7 +114,8 @@ bool Supervisor::TakeSocket(Socket& socket) {
     if (!fds.ok() || !fds->contains(name)) continue;
     auto fd = TakeFromProcess(daemon->pid, (*fds)[name]);
     if (!fd.ok()) {
-      LOG_WARN("a socket could not be taken over", {{"socket", socket.name}, {"from", role}, {"error", fd.status()}});
+      LOG_WARN("a socket could not be taken over",
+               {{"socket", socket.name}, {"from", role}, {"error", fd.status()}});
       continue;
     }
     auto address = LocalAddress(fd->get());
@@ -143,20 +147,21 @@ Status Supervisor::StopDaemon(Daemon& daemon, int timeout_ms) {
   ::kill(daemon.pid, SIGTERM);
   if (!WaitForEnd({&daemon}, timeout_ms)) {
     ::kill(daemon.pid, SIGKILL);
-    if (!WaitForEnd({&daemon}, timeout_ms)) return Internal(daemon.role + " (pid " + std::to_string(daemon.pid) + ") can't be stopped");
+    if (!WaitForEnd({&daemon}, timeout_ms))
+      return Internal(daemon.role + " (pid " + std::to_string(daemon.pid) + ") can't be stopped");
   }
   return OkStatus();
 }
 
 std::vector<std::string> Supervisor::ArgsFor(const std::string& role) const {
   const cli::StatePaths& paths = options_.paths;
-  std::vector<std::string> args{"internal", role, "--instance", options_.instance, "--url", url(),
-                                "--home", paths.root};  // for who looks at a list of processes
+  std::vector<std::string> args{"internal", role,     "--instance", options_.instance, "--url",
+                                url(),      "--home", paths.root};  // for who looks at a list of processes
   if (role == "control") {
     args.insert(args.end(), {"--state", kControlState});
   } else {
-    args.insert(args.end(), {"--state", paths.worker_dir(), "--link", "unix:" + paths.link_socket(), "--spawner",
-                             paths.spawner_socket(), "--init", options_.init_path});
+    args.insert(args.end(), {"--state", paths.worker_dir(), "--link", "unix:" + paths.link_socket(),
+                             "--spawner", paths.spawner_socket(), "--init", options_.init_path});
   }
   args.insert(args.end(), options_.daemon_args.begin(), options_.daemon_args.end());
   return args;
@@ -300,12 +305,15 @@ void Supervisor::OnDeath(Daemon& daemon, const std::string& how) {
     LOG_INFO("stopped", {{"daemon", daemon.role}, {"pid", pid}, {"how", how}});
     return;
   }
-  LOG_WARN("a daemon died and is restarted", {{"daemon", daemon.role}, {"pid", pid}, {"how", how}, {"delay_ms", delay.count()}});
-  if (announced_) options_.say(daemon.role + " (pid " + std::to_string(pid) + ") died, " + how + ": restarting it");
+  LOG_WARN("a daemon died and is restarted",
+           {{"daemon", daemon.role}, {"pid", pid}, {"how", how}, {"delay_ms", delay.count()}});
+  if (announced_)
+    options_.say(daemon.role + " (pid " + std::to_string(pid) + ") died, " + how + ": restarting it");
 }
 
 Status Supervisor::WhyNot(const Daemon& daemon) const {
-  if (announced_ || adopted_any_ || stopping_ || daemon.was_ready || daemon.quick_deaths < kMaxFirstDeaths) return OkStatus();
+  if (announced_ || adopted_any_ || stopping_ || daemon.was_ready || daemon.quick_deaths < kMaxFirstDeaths)
+    return OkStatus();
   std::string log = options_.paths.log(daemon.role);
   return FailedPrecondition(daemon.role + " does not start. The end of " + log + ":\n" + LogTail(log));
 }
@@ -325,7 +333,8 @@ bool Supervisor::WaitForEnd(const std::vector<Daemon*>& daemons, int timeout_ms)
     if (::poll(fds.data(), fds.size(), static_cast<int>(left)) <= 0) continue;
     OnSignals();
     for (size_t i = 0; i < daemons.size(); ++i) {
-      if (fds[i + 1].revents != 0 && daemons[i]->pid != 0 && daemons[i]->adopted) OnDeath(*daemons[i], "it has ended");
+      if (fds[i + 1].revents != 0 && daemons[i]->pid != 0 && daemons[i]->adopted)
+        OnDeath(*daemons[i], "it has ended");
     }
   }
 }
@@ -334,7 +343,8 @@ void Supervisor::StopAll() {
   stopping_ = true;
   LOG_INFO("stopping");
   Daemon* spawner = &daemons_[0];
-  for (const std::vector<Daemon*>& group : {std::vector<Daemon*>{&daemons_[1], &daemons_[2]}, std::vector<Daemon*>{spawner}}) {
+  for (const std::vector<Daemon*>& group :
+       {std::vector<Daemon*>{&daemons_[1], &daemons_[2]}, std::vector<Daemon*>{spawner}}) {
     for (Daemon* daemon : group) {
       if (daemon->pid != 0) ::kill(daemon->pid, SIGTERM);
     }

@@ -1,8 +1,8 @@
-// The heart of `lydian up`: owns the listening sockets, starts control, worker and spawner, restarts what dies, adopts what an earlier
-// `up` that was killed has left running, and stops everything.
+// The heart of `lydian up`: owns the listening sockets, starts control, worker and spawner, restarts what
+// dies, adopts what an earlier `up` that was killed has left running, and stops everything.
 //
-// Not thread-safe, in a process with one thread, which calls no gRPC. It is a child subreaper and reaps strangers. Errors: a status for the person who
-// called `lydian up`.
+// Not thread-safe, in a process with one thread, which calls no gRPC. It is a child subreaper and reaps
+// strangers. Errors: a status for the person who called `lydian up`.
 #pragma once
 
 #include <sys/types.h>
@@ -22,10 +22,10 @@ namespace lydian::bin {
 struct SupervisorOptions {
   cli::StatePaths paths;
   std::string instance;
-  std::string listen;                     // HOST:PORT for a new socket
-  int executable = -1;                    // what daemons execute
+  std::string listen;   // HOST:PORT for a new socket
+  int executable = -1;  // what daemons execute
   std::string init_path;
-  std::vector<std::string> daemon_args;   // for every daemon: "--pids", "4096", ...
+  std::vector<std::string> daemon_args;  // for every daemon: "--pids", "4096", ...
   uid_t control_uid = 0;
   gid_t control_gid = 0;
   std::function<void(const std::string&)> say;  // one line for the person at the terminal
@@ -49,21 +49,21 @@ class Supervisor {
  private:
   struct Daemon {
     std::string role;
-    pid_t pid = 0;          // 0: does not run
+    pid_t pid = 0;  // 0: does not run
     UniqueFd pidfd;
-    bool adopted = false;   // not our child: its pidfd tells that it has ended
+    bool adopted = false;  // not our child: its pidfd tells that it has ended
     bool ready = false;
-    bool was_ready = false; // ever
-    UniqueFd ready_pipe;    // a byte comes when it serves
+    bool was_ready = false;  // ever
+    UniqueFd ready_pipe;     // a byte comes when it serves
     SteadyTime started;
     SteadyTime restart_at;
-    int quick_deaths = 0;   // in a row, within a second of their start
+    int quick_deaths = 0;  // in a row, within a second of their start
   };
   struct Socket {
-    std::string name;       // "api", "control-admin"
-    std::string owner;      // the role that serves it
-    std::string as;         // its name there: "admin"
-    std::string path;       // of a unix socket
+    std::string name;   // "api", "control-admin"
+    std::string owner;  // the role that serves it
+    std::string as;     // its name there: "admin"
+    std::string path;   // of a unix socket
     UniqueFd fd;
   };
 

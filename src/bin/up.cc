@@ -67,20 +67,22 @@ Result<passwd> FindUser(const std::string& name) {
   pid_t pid = ::fork();
   if (pid < 0) return ErrnoStatus("starting useradd");
   if (pid == 0) {
-    ::execlp("useradd", "useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent", "--shell",
-             "/usr/sbin/nologin", name.c_str(), nullptr);
+    ::execlp("useradd", "useradd", "--system", "--user-group", "--no-create-home", "--home-dir",
+             "/nonexistent", "--shell", "/usr/sbin/nologin", name.c_str(), nullptr);
     ::_exit(127);
   }
   int status = 0;
   ::waitpid(pid, &status, 0);
   if (passwd* found = ::getpwnam(name.c_str())) return *found;
-  return FailedPrecondition("the system user " + name + " could not be made (useradd: " + DescribeExit(status) +
+  return FailedPrecondition("the system user " + name +
+                            " could not be made (useradd: " + DescribeExit(status) +
                             "); make it by hand: useradd --system --shell /usr/sbin/nologin " + name);
 }
 
 // Makes or corrects a folder that is ours; what lies there in the form of a link is refused.
 Status OwnFolder(const std::string& path, int mode, uid_t uid, gid_t gid) {
-  if (::mkdir(path.c_str(), static_cast<mode_t>(mode)) != 0 && errno != EEXIST) return ErrnoStatus("creating folder " + path);
+  if (::mkdir(path.c_str(), static_cast<mode_t>(mode)) != 0 && errno != EEXIST)
+    return ErrnoStatus("creating folder " + path);
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   if (!fd.valid()) return ErrnoStatus("opening folder " + path);
   if (::fchown(fd.get(), uid, gid) != 0 || ::fchmod(fd.get(), static_cast<mode_t>(mode)) != 0) {
@@ -106,7 +108,8 @@ Result<std::string> FindInit() {
   if (n <= 0) return ErrnoStatus("finding this program's own file");
   std::string path(self, static_cast<size_t>(n));
   std::string folder = path.substr(0, path.rfind('/'));
-  for (const char* place : {"/lydian-init", "/../../guest/init/lydian-init", "/../libexec/lydian/lydian-init"}) {
+  for (const char* place :
+       {"/lydian-init", "/../../guest/init/lydian-init", "/../libexec/lydian/lydian-init"}) {
     if (::access((folder + place).c_str(), X_OK) == 0) return folder + place;
   }
   return NotFound("lydian-init, which every container starts with, is not beside " + path);
@@ -124,14 +127,16 @@ void RaiseFileLimit() {
 
 std::string ReadyText(const Supervisor& supervisor, const cli::StatePaths& paths, const UpOptions& options) {
   std::string state = paths.root == cli::kDefaultState ? "" : " --state " + paths.root;
-  std::string text = "Lydian is up.\n  API and pages  " + supervisor.url() + "\n  state          " + paths.root + "\n  logs           " +
-                     paths.log_dir() + "\n  log in         lydian login" + state + "\n  stop           " +
+  std::string text = "Lydian is up.\n  API and pages  " + supervisor.url() + "\n  state          " +
+                     paths.root + "\n  logs           " + paths.log_dir() +
+                     "\n  log in         lydian login" + state + "\n  stop           " +
                      (options.detach ? "lydian down" + state : "Ctrl-C, or lydian down" + state);
   return text;
 }
 
 Status AlreadyUp(const cli::Holder& holder) {
-  return FailedPrecondition("Lydian is already up: pid " + std::to_string(holder.pid) + " since " + TimeText(holder.since) +
+  return FailedPrecondition("Lydian is already up: pid " + std::to_string(holder.pid) + " since " +
+                            TimeText(holder.since) +
                             (holder.listen.empty() ? "" : ", listening on " + holder.listen));
 }
 
@@ -161,9 +166,10 @@ Status Supervise(const UpOptions& options, Announcer& announcer) {
   supervisor_options.listen = options.listen;
   supervisor_options.executable = executable.get();
   supervisor_options.init_path = init_path;
-  supervisor_options.daemon_args = {"--address-range", options.address_range, "--memory-reserve",
-                                    std::to_string(options.memory_reserve_bytes), "--disk", std::to_string(options.disk_bytes),
-                                    "--pids", std::to_string(options.pids)};
+  supervisor_options.daemon_args = {"--address-range",  options.address_range,
+                                    "--memory-reserve", std::to_string(options.memory_reserve_bytes),
+                                    "--disk",           std::to_string(options.disk_bytes),
+                                    "--pids",           std::to_string(options.pids)};
   supervisor_options.control_uid = user.pw_uid;
   supervisor_options.control_gid = user.pw_gid;
   supervisor_options.say = [&](const std::string& line) { announcer.Say(line); };
@@ -205,7 +211,8 @@ int RelayUntilReady(int pipe, pid_t child) {
     if (n <= 0) {
       int status = 0;
       ::waitpid(child, &status, 0);
-      std::fprintf(stderr, "lydian: the background process ended before it was ready: %s\n", DescribeExit(status).c_str());
+      std::fprintf(stderr, "lydian: the background process ended before it was ready: %s\n",
+                   DescribeExit(status).c_str());
       return 1;
     }
     text.append(buffer, static_cast<size_t>(n));
@@ -292,12 +299,14 @@ int RunDown(const std::string& state) {
   UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, (*holder)->pid, 0)));
   if (!pidfd.valid() && errno == ESRCH) return StopOrphans(*paths);
   if (!pidfd.valid() || ::kill((*holder)->pid, SIGTERM) != 0) {
-    std::fprintf(stderr, "lydian: %s\n", ErrnoStatus("stopping process " + std::to_string((*holder)->pid)).message().c_str());
+    std::fprintf(stderr, "lydian: %s\n",
+                 ErrnoStatus("stopping process " + std::to_string((*holder)->pid)).message().c_str());
     return 1;
   }
   pollfd wait{pidfd.get(), POLLIN, 0};
   if (::poll(&wait, 1, kDownTimeoutMs) != 1) {
-    std::fprintf(stderr, "lydian: process %d does not stop; its log is %s\n", (*holder)->pid, paths->log("up").c_str());
+    std::fprintf(stderr, "lydian: process %d does not stop; its log is %s\n", (*holder)->pid,
+                 paths->log("up").c_str());
     return 1;
   }
   std::printf("Lydian is stopped.\n");

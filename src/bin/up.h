@@ -1,4 +1,5 @@
-// `lydian up`: checks, the state folder, the supervisor, what is told to the person at the terminal. Calls no gRPC.
+// `lydian up`: checks, the state folder, the supervisor, what is told to the person at the terminal. Calls no
+// gRPC.
 #pragma once
 
 #include <string>

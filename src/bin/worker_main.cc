@@ -12,7 +12,8 @@ namespace {
 
 constexpr char kUnixPrefix[] = "unix:";
 
-// Downloads, wheels and base images, shared by every state on this machine; LYDIAN_CACHE chooses another folder, "" none.
+// Downloads, wheels and base images, shared by every state on this machine; LYDIAN_CACHE chooses another
+// folder, "" none.
 std::string CacheDir() {
   const char* chosen = std::getenv("LYDIAN_CACHE");
   return chosen != nullptr ? chosen : "/var/cache/lydian";

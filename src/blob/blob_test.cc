@@ -223,8 +223,9 @@ TEST(BlobUrls, ChoosesAsTheClientNeeds) {
       plan("http://127.0.0.1:7070/", 100).url.starts_with("http://127.0.0.1:7070/blob/bl-one?size=100&"));
   EXPECT_FALSE(plan("http://169.254.77.1", 64 << 20).url.empty());
   EXPECT_TRUE(plan("http://169.254.77.1", 100, "uq26rbqtuq26rbqtuq26rQ==").url.empty());
-  EXPECT_TRUE(plan("http://127.0.0.1:7070", 5, "XUFAKrxLKna5cZ2REBfFkg==")
-                  .url.starts_with("http://127.0.0.1:7070/blob/bl-one/md5/5d41402abc4b2a76b9719d911017c592?size=5&"));
+  EXPECT_TRUE(
+      plan("http://127.0.0.1:7070", 5, "XUFAKrxLKna5cZ2REBfFkg==")
+          .url.starts_with("http://127.0.0.1:7070/blob/bl-one/md5/5d41402abc4b2a76b9719d911017c592?size=5&"));
   EXPECT_TRUE(plan("https://lydian.example.org", 100).url.empty());
   EXPECT_EQ(plan("https://lydian.example.org", 0).part_urls.size(), 1u);
   const UploadPlan large = plan("http://localhost:1", (uint64_t{1} << 30) + 1);

@@ -22,8 +22,8 @@ bool Has(const std::vector<std::string>& list, const std::string& item) {
 }
 
 bool DebianSuite(const std::string& suite) {
-  static const std::set<std::string> suites = {"bullseye", "bookworm", "trixie", "forky", "sid",
-                                               "oldstable", "stable", "testing", "unstable"};
+  static const std::set<std::string> suites = {"bullseye",  "bookworm", "trixie",  "forky",   "sid",
+                                               "oldstable", "stable",   "testing", "unstable"};
   return suites.contains(suite);
 }
 
@@ -68,8 +68,11 @@ std::vector<AptEntry> ParseAptParagraphs(const std::string& text) {
       std::string key = line.substr(0, colon);
       std::transform(key.begin(), key.end(), key.begin(), [](unsigned char c) { return std::tolower(c); });
       rest = line.substr(colon + 1);
-      field = key == "types" ? &entry.types : key == "uris" ? &entry.uris : key == "suites" ? &entry.suites
-              : key == "components" ? &entry.components : nullptr;
+      field = key == "types"        ? &entry.types
+              : key == "uris"       ? &entry.uris
+              : key == "suites"     ? &entry.suites
+              : key == "components" ? &entry.components
+                                    : nullptr;
       if (key == "enabled") enabled = Words(rest) != std::vector<std::string>{"no"};
     }
     if (field != nullptr)
@@ -92,7 +95,8 @@ std::vector<AptEntry> ReadAptEntries(const std::string& etc_apt) {
     bool list = file.ends_with(".list"), paragraphs = file.ends_with(".sources");
     auto text = list || paragraphs ? ReadFile(file, size_t{1} << 20) : NotFound("");
     if (!text.ok()) continue;
-    for (auto& entry : list ? ParseAptList(*text) : ParseAptParagraphs(*text)) all.push_back(std::move(entry));
+    for (auto& entry : list ? ParseAptList(*text) : ParseAptParagraphs(*text))
+      all.push_back(std::move(entry));
   }
   return all;
 }
@@ -104,16 +108,20 @@ Result<DebianMirror> FindMirror(const std::vector<AptEntry>& entries) {
     if (!entry.components.empty() && !Has(entry.components, "main")) continue;
     for (const auto& suite : entry.suites) {
       if (mirror.main.empty() && DebianSuite(suite)) mirror.main = entry.uris[0];
-      if (mirror.security.empty() && suite.ends_with("-security") && DebianSuite(suite.substr(0, suite.size() - 9)))
+      if (mirror.security.empty() && suite.ends_with("-security") &&
+          DebianSuite(suite.substr(0, suite.size() - 9)))
         mirror.security = entry.uris[0];
     }
   }
   if (mirror.main.empty())
-    return NotFound("this machine's apt settings name no Debian mirror; add one, or import an image by `lydian image import`");
+    return NotFound(
+        "this machine's apt settings name no Debian mirror; add one, or import an image by `lydian image "
+        "import`");
   return mirror;
 }
 
-std::vector<std::string> SourceLines(const DebianMirror& mirror, const std::string& suite, const std::string& type) {
+std::vector<std::string> SourceLines(const DebianMirror& mirror, const std::string& suite,
+                                     const std::string& type) {
   std::string head = type + " [signed-by=" + kDebianKeyring + "] ";
   std::vector<std::string> lines = {head + mirror.main + " " + suite + " main"};
   if (suite == "sid" || suite == "unstable") return lines;

@@ -19,13 +19,14 @@ std::vector<AptEntry> ParseAptParagraphs(const std::string& text);
 std::vector<AptEntry> ReadAptEntries(const std::string& etc_apt = "/etc/apt");
 
 struct DebianMirror {
-  std::string main;       // "http://.../debian"
-  std::string security;   // may be empty
+  std::string main;      // "http://.../debian"
+  std::string security;  // may be empty
 };
 Result<DebianMirror> FindMirror(const std::vector<AptEntry>& entries);
 
 // Lines of a sources.list for a suite: the suite, its updates, its security updates.
-std::vector<std::string> SourceLines(const DebianMirror& mirror, const std::string& suite, const std::string& type);
+std::vector<std::string> SourceLines(const DebianMirror& mirror, const std::string& suite,
+                                     const std::string& type);
 
 inline constexpr const char* kDebianKeyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
 

@@ -41,7 +41,8 @@ Result<Reader> OpenReader(const std::string& path) {
   archive_read_support_filter_all(reader.get());
   archive_read_support_format_tar(reader.get());
   archive_read_support_format_gnutar(reader.get());
-  if (archive_read_open_filename(reader.get(), path.c_str(), 1 << 18) != ARCHIVE_OK) return ArchiveError(reader.get(), path);
+  if (archive_read_open_filename(reader.get(), path.c_str(), 1 << 18) != ARCHIVE_OK)
+    return ArchiveError(reader.get(), path);
   return reader;
 }
 
@@ -105,7 +106,8 @@ class Extractor {
   Status Whiteout(int folder, const std::string& name) {
     if (name == ".wh..wh..opq") {
       std::string self = "/proc/self/fd/" + std::to_string(folder);
-      if (::setxattr(self.c_str(), "trusted.overlay.opaque", "y", 1, 0) != 0) return ErrnoStatus("an opaque folder");
+      if (::setxattr(self.c_str(), "trusted.overlay.opaque", "y", 1, 0) != 0)
+        return ErrnoStatus("an opaque folder");
       return OkStatus();
     }
     std::string hidden = name.substr(4);
@@ -122,7 +124,8 @@ class Extractor {
     return RemoveTree(path);
   }
 
-  Status Place(archive* reader, archive_entry* entry, int folder, const std::string& name, const std::string& path) {
+  Status Place(archive* reader, archive_entry* entry, int folder, const std::string& name,
+               const std::string& path) {
     mode_t type = archive_entry_filetype(entry);
     if (const char* target = archive_entry_hardlink(entry)) {
       RETURN_IF_ERROR(Clear(folder, name));
@@ -153,9 +156,12 @@ class Extractor {
       RETURN_IF_ERROR(WriteData(reader, fd.get(), path));
     } else if (type == AE_IFLNK) {
       const char* target = archive_entry_symlink(entry);
-      if (target == nullptr || ::symlinkat(target, folder, name.c_str()) != 0) return ErrnoStatus("linking " + path);
-    } else if (type == AE_IFIFO || ((type == AE_IFCHR || type == AE_IFBLK) && archive_entry_rdev(entry) != 0)) {
-      if (::mknodat(folder, name.c_str(), type | 0600, archive_entry_rdev(entry)) != 0) return ErrnoStatus("making " + path);
+      if (target == nullptr || ::symlinkat(target, folder, name.c_str()) != 0)
+        return ErrnoStatus("linking " + path);
+    } else if (type == AE_IFIFO ||
+               ((type == AE_IFCHR || type == AE_IFBLK) && archive_entry_rdev(entry) != 0)) {
+      if (::mknodat(folder, name.c_str(), type | 0600, archive_entry_rdev(entry)) != 0)
+        return ErrnoStatus("making " + path);
     } else {
       return OkStatus();  // a socket; or a device 0/0, which would be a whiteout that nobody asked for
     }
@@ -165,9 +171,11 @@ class Extractor {
   Status Attributes(int folder, const std::string& name, archive_entry* entry, const std::string& path) {
     auto uid = static_cast<uid_t>(archive_entry_uid(entry));
     auto gid = static_cast<gid_t>(archive_entry_gid(entry));
-    if (::fchownat(folder, name.c_str(), uid, gid, AT_SYMLINK_NOFOLLOW) != 0) return ErrnoStatus("owner of " + path);
+    if (::fchownat(folder, name.c_str(), uid, gid, AT_SYMLINK_NOFOLLOW) != 0)
+      return ErrnoStatus("owner of " + path);
     bool link = archive_entry_filetype(entry) == AE_IFLNK;
-    if (!link && ::fchmodat(folder, name.c_str(), archive_entry_perm(entry), 0) != 0) return ErrnoStatus("mode of " + path);
+    if (!link && ::fchmodat(folder, name.c_str(), archive_entry_perm(entry), 0) != 0)
+      return ErrnoStatus("mode of " + path);
     std::string self = "/proc/self/fd/" + std::to_string(folder) + "/" + name;
     const char* key;
     const void* value;
@@ -180,7 +188,8 @@ class Extractor {
       if (::lsetxattr(self.c_str(), key, value, size, 0) != 0 && errno != EOPNOTSUPP && errno != EPERM)
         return ErrnoStatus("attribute " + text + " of " + path);
     }
-    struct timespec times[2] = {{0, UTIME_OMIT}, {archive_entry_mtime(entry), archive_entry_mtime_nsec(entry)}};
+    struct timespec times[2] = {{0, UTIME_OMIT},
+                                {archive_entry_mtime(entry), archive_entry_mtime_nsec(entry)}};
     ::utimensat(folder, name.c_str(), times, AT_SYMLINK_NOFOLLOW);
     return OkStatus();
   }
@@ -206,15 +215,16 @@ Status PackEntry(archive* disk, archive* writer, archive_entry* entry, const std
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return ErrnoStatus("reading " + path);
     if (got == 0) return OkStatus();
-    if (archive_write_data(writer, buffer.data(), static_cast<size_t>(got)) < 0) return ArchiveError(writer, "packing " + relative);
+    if (archive_write_data(writer, buffer.data(), static_cast<size_t>(got)) < 0)
+      return ArchiveError(writer, "packing " + relative);
   }
   (void)disk;
 }
 
 // Hard links are told from files by the resolver, which hands over what is ready to be written.
 Status PackAll(archive* disk, archive* writer, const std::string& folder, CancelToken* cancel) {
-  std::unique_ptr<archive_entry_linkresolver, void (*)(archive_entry_linkresolver*)> links(archive_entry_linkresolver_new(),
-                                                                                           archive_entry_linkresolver_free);
+  std::unique_ptr<archive_entry_linkresolver, void (*)(archive_entry_linkresolver*)> links(
+      archive_entry_linkresolver_new(), archive_entry_linkresolver_free);
   archive_entry_linkresolver_set_strategy(links.get(), ARCHIVE_FORMAT_TAR_PAX_INTERCHANGE);
   for (;;) {
     if (cancel) RETURN_IF_ERROR(cancel->Check());
@@ -230,7 +240,8 @@ Status PackAll(archive* disk, archive* writer, const std::string& folder, Cancel
     if (ready == nullptr) continue;
     if (const char* target = archive_entry_hardlink(ready)) {
       std::string to = target;
-      if (to.starts_with(folder + "/")) archive_entry_set_hardlink(ready, to.substr(folder.size() + 1).c_str());
+      if (to.starts_with(folder + "/"))
+        archive_entry_set_hardlink(ready, to.substr(folder.size() + 1).c_str());
       archive_entry_set_size(ready, 0);
     }
     RETURN_IF_ERROR(PackEntry(disk, writer, ready, folder));
@@ -239,7 +250,8 @@ Status PackAll(archive* disk, archive* writer, const std::string& folder, Cancel
 
 }  // namespace
 
-Status ExtractArchive(const std::string& archive_path, const std::string& folder, const ExtractOptions& options) {
+Status ExtractArchive(const std::string& archive_path, const std::string& folder,
+                      const ExtractOptions& options) {
   ASSIGN_OR_RETURN(Reader reader, OpenReader(archive_path));
   ASSIGN_OR_RETURN(OverlayView root, OverlayView::ReadOnly({folder}));
   Extractor extractor(root, options);
@@ -255,7 +267,8 @@ Status PackArchive(const std::string& folder, const std::string& archive_path, C
   Reader disk(archive_read_disk_new());
   archive_read_disk_set_symlink_physical(disk.get());
   archive_read_disk_set_behavior(disk.get(), ARCHIVE_READDISK_NO_FFLAGS);
-  if (archive_read_disk_open(disk.get(), folder.c_str()) != ARCHIVE_OK) return ArchiveError(disk.get(), folder);
+  if (archive_read_disk_open(disk.get(), folder.c_str()) != ARCHIVE_OK)
+    return ArchiveError(disk.get(), folder);
   std::string temporary = archive_path + ".part-" + RandomHex(4);
   Status packed;
   {
@@ -263,11 +276,14 @@ Status PackArchive(const std::string& folder, const std::string& archive_path, C
     archive_write_set_format_pax_restricted(writer.get());
     archive_write_add_filter_zstd(writer.get());
     archive_write_set_filter_option(writer.get(), "zstd", "compression-level", "3");
-    if (archive_write_open_filename(writer.get(), temporary.c_str()) != ARCHIVE_OK) return ArchiveError(writer.get(), temporary);
+    if (archive_write_open_filename(writer.get(), temporary.c_str()) != ARCHIVE_OK)
+      return ArchiveError(writer.get(), temporary);
     packed = PackAll(disk.get(), writer.get(), folder, cancel);
-    if (packed.ok() && archive_write_close(writer.get()) != ARCHIVE_OK) packed = ArchiveError(writer.get(), archive_path);
+    if (packed.ok() && archive_write_close(writer.get()) != ARCHIVE_OK)
+      packed = ArchiveError(writer.get(), archive_path);
   }
-  if (packed.ok() && ::rename(temporary.c_str(), archive_path.c_str()) != 0) packed = ErrnoStatus("renaming to " + archive_path);
+  if (packed.ok() && ::rename(temporary.c_str(), archive_path.c_str()) != 0)
+    packed = ErrnoStatus("renaming to " + archive_path);
   if (!packed.ok()) ::unlink(temporary.c_str());
   return packed;
 }
@@ -297,7 +313,8 @@ Result<std::string> ReadFromArchive(const std::string& archive_path, const std::
   }
 }
 
-Status UnpackEntries(const std::string& archive_path, const std::function<std::string(const std::string&)>& wanted) {
+Status UnpackEntries(const std::string& archive_path,
+                     const std::function<std::string(const std::string&)>& wanted) {
   ASSIGN_OR_RETURN(Reader reader, OpenReader(archive_path));
   for (;;) {
     ASSIGN_OR_RETURN(archive_entry * entry, Next(reader.get(), archive_path));

@@ -59,7 +59,8 @@ Result<UniqueFd> LockCache(const std::string& file) {
 }
 
 std::string Replace(std::string text, const std::string& from, const std::string& to) {
-  for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size()) text.replace(at, from.size(), to);
+  for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size())
+    text.replace(at, from.size(), to);
   return text;
 }
 
@@ -72,7 +73,8 @@ std::string TarballVersion(const std::string& file_name) {
   return version.substr(0, version.find_first_of("+~"));
 }
 
-BaseImages::BaseImages(BaseOptions options, image::LayerStore* layers, StepRunner* steps, std::vector<Recipe> recipes)
+BaseImages::BaseImages(BaseOptions options, image::LayerStore* layers, StepRunner* steps,
+                       std::vector<Recipe> recipes)
     : options_(std::move(options)), layers_(layers), steps_(steps), recipes_(std::move(recipes)) {}
 
 std::string BaseImages::CacheDir(const std::string& part) const {
@@ -82,10 +84,14 @@ std::string BaseImages::CacheDir(const std::string& part) const {
 Status BaseImages::NoSuchBase(const std::string& name) const {
   std::vector<std::string> offered;
   for (const auto& recipe : recipes_) offered.push_back(recipe.name);
-  return NotFound("no base image " + name + " here. Offered by recipes: " + (offered.empty() ? "none" : Join(offered, ", ")) +
-                  ". To get another: save it where a registry can be reached (docker save, skopeo copy) and run "
-                  "`lydian image import " + name + " ARCHIVE` here; or add a base recipe. Pulling from a registry or a mirror of "
-                  "one is not built yet.");
+  return NotFound(
+      "no base image " + name +
+      " here. Offered by recipes: " + (offered.empty() ? "none" : Join(offered, ", ")) +
+      ". To get another: save it where a registry can be reached (docker save, skopeo copy) and run "
+      "`lydian image import " +
+      name +
+      " ARCHIVE` here; or add a base recipe. Pulling from a registry or a mirror of "
+      "one is not built yet.");
 }
 
 Result<ImageSpec> BaseImages::Made(const Recipe& recipe) {
@@ -100,7 +106,8 @@ Result<ImageSpec> BaseImages::Get(const std::string& wanted, const LogSink& log,
   std::string name = NormalizeImageName(wanted);
   if (auto record = layers_->GetRecord("base/import/" + name); record.ok()) {
     ImageSpec spec;
-    if (!spec.ParseFromString(*record)) return DataLoss("the record of the imported image " + name + " is damaged");
+    if (!spec.ParseFromString(*record))
+      return DataLoss("the record of the imported image " + name + " is damaged");
     return spec;
   }
   for (const auto& recipe : recipes_) {
@@ -121,13 +128,15 @@ Result<ImageSpec> BaseImages::Get(const std::string& wanted, const LogSink& log,
 
 bool BaseImages::OffersPython(const std::string& series) const {
   return std::any_of(recipes_.begin(), recipes_.end(), [&](const Recipe& recipe) {
-    return recipe.has_source && recipe.source.python && recipe.name.find(":" + series + "-") != std::string::npos;
+    return recipe.has_source && recipe.source.python &&
+           recipe.name.find(":" + series + "-") != std::string::npos;
   });
 }
 
 Result<ImageSpec> BaseImages::ForPython(const std::string& series, const LogSink& log, CancelToken* cancel) {
   for (const auto& recipe : recipes_)
-    if (recipe.has_source && recipe.source.python && recipe.name.find(":" + series + "-") != std::string::npos)
+    if (recipe.has_source && recipe.source.python &&
+        recipe.name.find(":" + series + "-") != std::string::npos)
       return Get(recipe.name, log, cancel);
   return NotFound("no base recipe offers Python " + series);
 }
@@ -160,10 +169,13 @@ Result<ImageSpec> BaseImages::Make(const Recipe& recipe, const LogSink& log, Can
     ASSIGN_OR_RETURN(std::string layer, FinishLayer(recipe, root, product, log, cancel));
     spec.add_layer_ids(layer);
   }
-  for (const auto& entry : recipe.env) spec.mutable_config()->add_env(Replace(entry, "${version}", product.version));
+  for (const auto& entry : recipe.env)
+    spec.mutable_config()->add_env(Replace(entry, "${version}", product.version));
   for (const auto& word : recipe.cmd) spec.mutable_config()->add_cmd(word);
   RETURN_IF_ERROR(layers_->PutRecord("base/recipe/" + recipe.Digest(), spec.SerializeAsString()));
-  Say(log, recipe.name + " is ready" + (product.version.empty() ? "" : " (" + recipe.source.version_of + " " + product.version + ")"));
+  Say(log,
+      recipe.name + " is ready" +
+          (product.version.empty() ? "" : " (" + recipe.source.version_of + " " + product.version + ")"));
   return spec;
 }
 
@@ -192,8 +204,10 @@ Result<std::string> BaseImages::RootLayer(const Recipe& recipe, const LogSink& l
   });
 }
 
-Status BaseImages::MakeRoot(const Recipe& recipe, const std::string& folder, const LogSink& log, CancelToken* cancel) {
-  if (!Exists(kDebianKeyring)) return NotFound(std::string(kDebianKeyring) + " is missing: install debian-archive-keyring");
+Status BaseImages::MakeRoot(const Recipe& recipe, const std::string& folder, const LogSink& log,
+                            CancelToken* cancel) {
+  if (!Exists(kDebianKeyring))
+    return NotFound(std::string(kDebianKeyring) + " is missing: install debian-archive-keyring");
   DebianMirror mirror{options_.debian_mirror, ""};
   if (mirror.main.empty()) {
     ASSIGN_OR_RETURN(mirror, FindMirror(ReadAptEntries()));
@@ -209,8 +223,9 @@ Status BaseImages::MakeRoot(const Recipe& recipe, const std::string& folder, con
   command.env = {"LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"};
   RETURN_IF_ERROR(RunHostCommand(command, log, cancel));
   // The host's own, and what is mounted over in every container.
-  for (const char* path : {"/etc/resolv.conf", "/etc/hostname", "/dev", "/var/log/apt", "/var/log/dpkg.log", "/var/log/bootstrap.log",
-                           "/var/log/alternatives.log", "/var/cache/ldconfig/aux-cache"})
+  for (const char* path :
+       {"/etc/resolv.conf", "/etc/hostname", "/dev", "/var/log/apt", "/var/log/dpkg.log",
+        "/var/log/bootstrap.log", "/var/log/alternatives.log", "/var/cache/ldconfig/aux-cache"})
     RETURN_IF_ERROR(RemoveTree(folder + path));
   for (const auto& [path, text] : recipe.files) {
     RETURN_IF_ERROR(MakeDirs(folder + path.substr(0, path.rfind('/'))));
@@ -222,7 +237,8 @@ Status BaseImages::MakeRoot(const Recipe& recipe, const std::string& folder, con
 Result<BaseImages::Product> BaseImages::FindProduct(const Recipe& recipe) const {
   std::string prefix = recipe.source.package + "-" + recipe.SourceDigest() + "_";
   std::error_code error;
-  for (auto it = fs::directory_iterator(CacheDir("products"), error); !error && it != fs::directory_iterator(); it.increment(error)) {
+  for (auto it = fs::directory_iterator(CacheDir("products"), error);
+       !error && it != fs::directory_iterator(); it.increment(error)) {
     std::string name = it->path().filename().string();
     if (name.starts_with(prefix) && name.ends_with(".tar.zst"))
       return Product{it->path().string(), name.substr(prefix.size(), name.size() - prefix.size() - 8)};
@@ -230,8 +246,8 @@ Result<BaseImages::Product> BaseImages::FindProduct(const Recipe& recipe) const 
   return NotFound("not compiled yet");
 }
 
-Result<BaseImages::Product> BaseImages::SourceProduct(const Recipe& recipe, const std::string& root_layer, const LogSink& log,
-                                                      CancelToken* cancel) {
+Result<BaseImages::Product> BaseImages::SourceProduct(const Recipe& recipe, const std::string& root_layer,
+                                                      const LogSink& log, CancelToken* cancel) {
   std::string dir = options_.cache_dir.empty() ? options_.scratch_dir : CacheDir("products");
   RETURN_IF_ERROR(MakeDirs(dir));
   ASSIGN_OR_RETURN(UniqueFd lock, LockCache(dir + "/" + recipe.source.package + "-" + recipe.SourceDigest()));
@@ -243,27 +259,33 @@ Result<BaseImages::Product> BaseImages::SourceProduct(const Recipe& recipe, cons
   if (version.empty()) return Internal("no version in the name " + source);
   Say(log, "Compiling " + recipe.source.version_of + " " + version + " (output at the end only)");
   ASSIGN_OR_RETURN(auto transaction, layers_->Begin());
-  std::string archive = dir + "/" + recipe.source.package + "-" + recipe.SourceDigest() + "_" + version + ".tar.zst";
+  std::string archive =
+      dir + "/" + recipe.source.package + "-" + recipe.SourceDigest() + "_" + version + ".tar.zst";
   ASSIGN_OR_RETURN(std::string kept, Compile(recipe, root_layer, source, transaction->dir(), log, cancel));
   RETURN_IF_ERROR(PackArchive(kept, archive, cancel));
   return Product{archive, version};
 }
 
 // Only the original tarball of the source package; apt checks it against the archive's signatures.
-Result<std::string> BaseImages::FetchSource(const Recipe& recipe, const std::string& folder, const LogSink& log,
-                                            CancelToken* cancel) {
+Result<std::string> BaseImages::FetchSource(const Recipe& recipe, const std::string& folder,
+                                            const LogSink& log, CancelToken* cancel) {
   DebianMirror mirror{options_.debian_mirror, ""};
   if (mirror.main.empty()) {
     ASSIGN_OR_RETURN(mirror, FindMirror(ReadAptEntries()));
   }
   Say(log, "Fetching the original sources of " + recipe.source.package + " (" + recipe.source.suite + ")");
-  for (const char* part : {"/lists/partial", "/cache/archives/partial", "/download"}) RETURN_IF_ERROR(MakeDirs(folder + part));
+  for (const char* part : {"/lists/partial", "/cache/archives/partial", "/download"})
+    RETURN_IF_ERROR(MakeDirs(folder + part));
   auto lines = SourceLines({mirror.main, ""}, recipe.source.suite, "deb-src");
   RETURN_IF_ERROR(WriteFileAtomic(folder + "/sources.list", lines[0] + "\n"));
-  std::vector<std::string> apt = {"apt-get", "-q", "-o", "Dir::Etc::SourceList=" + folder + "/sources.list",
-                                  "-o", "Dir::Etc::SourceParts=/dev/null", "-o", "Dir::State::Lists=" + folder + "/lists",
-                                  "-o", "Dir::Cache=" + folder + "/cache", "-o", "Acquire::Check-Valid-Until=false",
-                                  "-o", "Acquire::Languages=none", "-o", "APT::Sandbox::User=root"};
+  std::vector<std::string> apt = {"apt-get", "-q",
+                                  "-o",      "Dir::Etc::SourceList=" + folder + "/sources.list",
+                                  "-o",      "Dir::Etc::SourceParts=/dev/null",
+                                  "-o",      "Dir::State::Lists=" + folder + "/lists",
+                                  "-o",      "Dir::Cache=" + folder + "/cache",
+                                  "-o",      "Acquire::Check-Valid-Until=false",
+                                  "-o",      "Acquire::Languages=none",
+                                  "-o",      "APT::Sandbox::User=root"};
   HostCommand update{.argv = apt, .env = {"LC_ALL=C.UTF-8"}, .cwd = folder + "/download"};
   update.argv.push_back("update");
   HostCommand source = update;
@@ -273,23 +295,32 @@ Result<std::string> BaseImages::FetchSource(const Recipe& recipe, const std::str
   RETURN_IF_ERROR(RunHostCommand(update, log, cancel));
   RETURN_IF_ERROR(RunHostCommand(source, log, cancel));
   std::error_code error;
-  for (auto it = fs::directory_iterator(folder + "/download", error); !error && it != fs::directory_iterator(); it.increment(error)) {
+  for (auto it = fs::directory_iterator(folder + "/download", error);
+       !error && it != fs::directory_iterator(); it.increment(error)) {
     std::string name = it->path().filename().string();
     if (name.find(".orig.tar.") != std::string::npos && !name.ends_with(".asc")) return it->path().string();
   }
   return NotFound("the source package " + recipe.source.package + " has no original tarball");
 }
 
-// In a container on the root, with compilers in a layer that is thrown away. The answer is a folder with what is kept.
-Result<std::string> BaseImages::Compile(const Recipe& recipe, const std::string& root_layer, const std::string& source,
-                                        const std::string& scratch, const LogSink& log, CancelToken* cancel) {
+// In a container on the root, with compilers in a layer that is thrown away. The answer is a folder with what
+// is kept.
+Result<std::string> BaseImages::Compile(const Recipe& recipe, const std::string& root_layer,
+                                        const std::string& source, const std::string& scratch,
+                                        const LogSink& log, CancelToken* cancel) {
   std::string inside = std::string(kBorrowedDir) + "/" + fs::path(source).filename().string();
-  std::string script = "set -e\nexport DEBIAN_FRONTEND=noninteractive WORK=/build-work\nmkdir -p \"$WORK\"\n"
-                       "apt-get -q update > /dev/null\n"
-                       "apt-get -q install -y --no-install-recommends " + Join(recipe.source.build_packages, " ") + " > /apt.out 2>&1 || "
-                       "{ tail -n 30 /apt.out; exit 1; }\n" + Join(recipe.source.commands, "\n") + "\n";
-  StepCommand command{.layer_ids = {root_layer}, .writable_dir = scratch, .argv = {"/bin/bash", "-c", script}};
-  command.env = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "SOURCE=" + inside,
+  std::string script =
+      "set -e\nexport DEBIAN_FRONTEND=noninteractive WORK=/build-work\nmkdir -p \"$WORK\"\n"
+      "apt-get -q update > /dev/null\n"
+      "apt-get -q install -y --no-install-recommends " +
+      Join(recipe.source.build_packages, " ") +
+      " > /apt.out 2>&1 || "
+      "{ tail -n 30 /apt.out; exit 1; }\n" +
+      Join(recipe.source.commands, "\n") + "\n";
+  StepCommand command{
+      .layer_ids = {root_layer}, .writable_dir = scratch, .argv = {"/bin/bash", "-c", script}};
+  command.env = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8",
+                 "SOURCE=" + inside,
                  "JOBS=" + std::to_string(std::max(1u, std::thread::hardware_concurrency()))};
   Mount mount;
   mount.set_kind(Mount::BIND);
@@ -299,7 +330,9 @@ Result<std::string> BaseImages::Compile(const Recipe& recipe, const std::string&
   mount.set_idmap(true);
   command.mounts = {mount};
   ASSIGN_OR_RETURN(RunResult result, steps_->Run(command, log, cancel));
-  if (!result.ok()) return Internal("compiling " + recipe.source.version_of + " failed: " + result.How() + "\n" + result.tail);
+  if (!result.ok())
+    return Internal("compiling " + recipe.source.version_of + " failed: " + result.How() + "\n" +
+                    result.tail);
   std::string kept = scratch + "/kept";
   for (const auto& path : recipe.source.keep) {
     std::string from = scratch + "/upper" + path, to = kept + path;
@@ -309,19 +342,21 @@ Result<std::string> BaseImages::Compile(const Recipe& recipe, const std::string&
   return kept;
 }
 
-Result<std::string> BaseImages::FinishLayer(const Recipe& recipe, const std::string& root_layer, const Product& product,
-                                            const LogSink& log, CancelToken* cancel) {
+Result<std::string> BaseImages::FinishLayer(const Recipe& recipe, const std::string& root_layer,
+                                            const Product& product, const LogSink& log, CancelToken* cancel) {
   std::string id = DigestId("ly", "base " + recipe.Digest() + " " + product.version);
   if (layers_->Find(id).ok()) return id;
   ASSIGN_OR_RETURN(auto transaction, layers_->Begin());
   if (!product.archive.empty())
     RETURN_IF_ERROR(ExtractArchive(product.archive, transaction->dir() + "/upper", {.cancel = cancel}));
   if (!recipe.finish.empty()) {
-    StepCommand command{.layer_ids = {root_layer}, .writable_dir = transaction->dir(),
+    StepCommand command{.layer_ids = {root_layer},
+                        .writable_dir = transaction->dir(),
                         .argv = {"/bin/sh", "-ec", Join(recipe.finish, "\n")}};
     for (const auto& entry : recipe.env) command.env.push_back(Replace(entry, "${version}", product.version));
     ASSIGN_OR_RETURN(RunResult result, steps_->Run(command, log, cancel));
-    if (!result.ok()) return Internal("finishing " + recipe.name + " failed: " + result.How() + "\n" + result.tail);
+    if (!result.ok())
+      return Internal("finishing " + recipe.name + " failed: " + result.How() + "\n" + result.tail);
   }
   RETURN_IF_ERROR(transaction->Commit(id, recipe.name).status());
   return id;
@@ -345,7 +380,8 @@ std::vector<Builder::Base> BaseImages::List() {
   for (const char* series : {"3.10", "3.11", "3.12", "3.13", "3.14", "3.15"}) {
     std::string name = std::string("python:") + series + "-slim-bookworm";
     if (OffersPython(series) || layers_->GetRecord("base/import/" + name).ok()) continue;
-    list.push_back({.name = name, .note = "no recipe: `lydian image import " + name + " ARCHIVE`, or add a recipe"});
+    list.push_back(
+        {.name = name, .note = "no recipe: `lydian image import " + name + " ARCHIVE`, or add a recipe"});
   }
   if (auto names = layers_->GetRecord("base/imports"); names.ok()) {
     for (size_t start = 0; start < names->size();) {

@@ -1,7 +1,6 @@
-// Base images by name: imported archives, then recipes. Made once, kept as layers, their costly parts in the cache folder for
-// other states and other runs.
-// Thread-safety: every method from any thread; Get and Import block.
-// Errors: NOT_FOUND for a name that nothing serves, with the ways out.
+// Base images by name: imported archives, then recipes. Made once, kept as layers, their costly parts in the
+// cache folder for other states and other runs. Thread-safety: every method from any thread; Get and Import
+// block. Errors: NOT_FOUND for a name that nothing serves, with the ways out.
 #pragma once
 
 #include <string>
@@ -16,7 +15,7 @@
 namespace lydian::build {
 
 struct BaseOptions {
-  std::string cache_dir;      // "" = none
+  std::string cache_dir;  // "" = none
   std::string recipes_dir;
   std::string scratch_dir;    // on the same machine, anywhere
   std::string debian_mirror;  // "" = from this machine's apt settings
@@ -27,7 +26,8 @@ class BaseImages {
   BaseImages(BaseOptions options, image::LayerStore* layers, StepRunner* steps, std::vector<Recipe> recipes);
 
   Result<ImageSpec> Get(const std::string& name, const LogSink& log, CancelToken* cancel);
-  // An image whose Python is of this series ("3.11"), made if a recipe offers it: for work that needs that Python.
+  // An image whose Python is of this series ("3.11"), made if a recipe offers it: for work that needs that
+  // Python.
   Result<ImageSpec> ForPython(const std::string& series, const LogSink& log, CancelToken* cancel);
   bool OffersPython(const std::string& series) const;
   // Whatever image has a Python; one that is made already if possible.
@@ -45,9 +45,11 @@ class BaseImages {
   Result<ImageSpec> Make(const Recipe& recipe, const LogSink& log, CancelToken* cancel);
   Result<std::string> RootLayer(const Recipe& recipe, const LogSink& log, CancelToken* cancel);
   Status MakeRoot(const Recipe& recipe, const std::string& folder, const LogSink& log, CancelToken* cancel);
-  Result<Product> SourceProduct(const Recipe& recipe, const std::string& root_layer, const LogSink& log, CancelToken* cancel);
+  Result<Product> SourceProduct(const Recipe& recipe, const std::string& root_layer, const LogSink& log,
+                                CancelToken* cancel);
   Result<Product> FindProduct(const Recipe& recipe) const;
-  Result<std::string> FetchSource(const Recipe& recipe, const std::string& folder, const LogSink& log, CancelToken* cancel);
+  Result<std::string> FetchSource(const Recipe& recipe, const std::string& folder, const LogSink& log,
+                                  CancelToken* cancel);
   Result<std::string> Compile(const Recipe& recipe, const std::string& root_layer, const std::string& source,
                               const std::string& scratch, const LogSink& log, CancelToken* cancel);
   Result<std::string> FinishLayer(const Recipe& recipe, const std::string& root_layer, const Product& product,

@@ -29,7 +29,10 @@ using ::testing::HasSubstr;
 TEST(LogText, KeepsCharactersThatAreSplitAndReplacesWhatIsNone) {
   Utf8Stream stream;
   EXPECT_EQ(stream.Feed("a\xC3"), "a");
-  EXPECT_EQ(stream.Feed("\xA4" "b\xFF"), "\xC3\xA4" "b\xEF\xBF\xBD");
+  EXPECT_EQ(stream.Feed("\xA4"
+                        "b\xFF"),
+            "\xC3\xA4"
+            "b\xEF\xBF\xBD");
   EXPECT_EQ(stream.Feed("\xE2\x82"), "");
   EXPECT_EQ(stream.Flush(), "\xEF\xBF\xBD\xEF\xBF\xBD");
   EXPECT_EQ(ToUtf8("\xED\xA0\x80"), "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD");
@@ -56,14 +59,16 @@ TEST(SingleFlight, WorksOnceForAllAndPassesOnACancelledWork) {
   // The second may come after the first is done; then it works too.
   EXPECT_GE(*one.get(), 1);
   EXPECT_LE(*two.get(), 2);
-  EXPECT_EQ(flights.Do("k", nullptr, [&]() -> Result<int> { return NotFound("x"); }).status().code(), Code::kNotFound);
+  EXPECT_EQ(flights.Do("k", nullptr, [&]() -> Result<int> { return NotFound("x"); }).status().code(),
+            Code::kNotFound);
   CancelToken cancel;
   cancel.Cancel();
   EXPECT_EQ(flights.Do("k", &cancel, work).status().code(), Code::kCancelled);
 }
 
 TEST(Recipe, ParsesAndRefuses) {
-  std::string good = R"({"format": 1, "name": "x:1", "also": ["x:1.<n>"], "root": {"suite": "s", "packages": ["a"]}, "cmd": ["c"]})";
+  std::string good =
+      R"({"format": 1, "name": "x:1", "also": ["x:1.<n>"], "root": {"suite": "s", "packages": ["a"]}, "cmd": ["c"]})";
   auto recipe = ParseRecipe(good, "x.json");
   ASSERT_TRUE(recipe.ok()) << recipe.status();
   EXPECT_TRUE(recipe->Serves("x:1") && recipe->Serves("x:1.22"));
@@ -71,8 +76,10 @@ TEST(Recipe, ParsesAndRefuses) {
   auto error = [](const std::string& text) { return ParseRecipe(text, "x.json").status().message(); };
   EXPECT_THAT(error("["), HasSubstr("x.json"));
   EXPECT_THAT(error(R"({"format": 2})"), HasSubstr("format"));
-  EXPECT_THAT(error(R"({"format": 1, "name": "x", "root": {"packages": []}})"), HasSubstr("suite is missing"));
-  EXPECT_THAT(error(R"({"format": 1, "name": "x", "nmae": 1, "root": {"suite": "s", "packages": []}})"), HasSubstr("unknown field nmae"));
+  EXPECT_THAT(error(R"({"format": 1, "name": "x", "root": {"packages": []}})"),
+              HasSubstr("suite is missing"));
+  EXPECT_THAT(error(R"({"format": 1, "name": "x", "nmae": 1, "root": {"suite": "s", "packages": []}})"),
+              HasSubstr("unknown field nmae"));
 }
 
 TEST(Recipe, ThoseOfTheProjectParseAndOfferBothPythons) {
@@ -82,7 +89,8 @@ TEST(Recipe, ThoseOfTheProjectParseAndOfferBothPythons) {
   int served = 0;
   for (const auto& recipe : *recipes) {
     roots.insert(recipe.RootDigest());
-    for (const char* name : {"python:3.11.12-slim-bookworm", "python:3.13.3-slim-bookworm", "python:3.13-slim", "debian:bookworm-slim"})
+    for (const char* name : {"python:3.11.12-slim-bookworm", "python:3.13.3-slim-bookworm",
+                             "python:3.13-slim", "debian:bookworm-slim"})
       served += recipe.Serves(name);
   }
   EXPECT_EQ(served, 4);
@@ -105,7 +113,8 @@ TEST(Names, ImagesAndTarballs) {
 
 TEST(Apt, FindsTheMirrorInBothForms) {
   auto entries = ParseAptParagraphs(
-      "Types: deb deb-src\n# note\nURIs: http://m/debian\nSuites: bookworm\n bookworm-updates\nComponents: main\n\n"
+      "Types: deb deb-src\n# note\nURIs: http://m/debian\nSuites: bookworm\n bookworm-updates\nComponents: "
+      "main\n\n"
       "Types: deb\nURIs: http://m/security\nSuites: bookworm-security\nComponents: main\n\n"
       "Enabled: no\nTypes: deb\nURIs: http://off\nSuites: bookworm\n");
   ASSERT_EQ(entries.size(), 2u);
@@ -114,19 +123,27 @@ TEST(Apt, FindsTheMirrorInBothForms) {
   ASSERT_TRUE(mirror.ok());
   EXPECT_EQ(mirror->main, "http://m/debian");
   EXPECT_EQ(mirror->security, "http://m/security");
-  auto lines = ParseAptList("deb [arch=amd64 signed-by=/k] https://other nodistro main\n# deb x\ndeb http://n/debian trixie main contrib # y\n");
+  auto lines = ParseAptList(
+      "deb [arch=amd64 signed-by=/k] https://other nodistro main\n# deb x\ndeb http://n/debian trixie main "
+      "contrib # y\n");
   ASSERT_EQ(lines.size(), 2u);
   EXPECT_EQ(FindMirror(lines)->main, "http://n/debian");
   EXPECT_EQ(FindMirror({}).status().code(), Code::kNotFound);
 }
 
 TEST(HostSettings, LendsWhatIsThereUnderNamesOfItsOwn) {
-  std::map<std::string, std::string> env = {{"PIP_INDEX_URL", "http://i"}, {"PIP_FIND_LINKS", "/w http://l /none"}, {"SECRET", "s"},
+  std::map<std::string, std::string> env = {{"PIP_INDEX_URL", "http://i"},
+                                            {"PIP_FIND_LINKS", "/w http://l /none"},
+                                            {"SECRET", "s"},
                                             {"https_proxy", "http://p"}};
-  auto settings = FindHostSettings([&](const std::string& key) { return env.contains(key) ? env[key] : ""; },
-                                   [](const std::string& path) { return path == "/etc/ssl/cert.pem" || path == "/w" || path == "/etc/pip.conf"; });
+  auto settings =
+      FindHostSettings([&](const std::string& key) { return env.contains(key) ? env[key] : ""; },
+                       [](const std::string& path) {
+                         return path == "/etc/ssl/cert.pem" || path == "/w" || path == "/etc/pip.conf";
+                       });
   EXPECT_EQ(settings.mounts.size(), 3u);
-  for (const auto& mount : settings.mounts) EXPECT_TRUE(mount.read_only() && mount.target().starts_with(kBorrowedDir));
+  for (const auto& mount : settings.mounts)
+    EXPECT_TRUE(mount.read_only() && mount.target().starts_with(kBorrowedDir));
   EXPECT_EQ(settings.env["SSL_CERT_FILE"], std::string(kBorrowedDir) + "/ca.crt");
   EXPECT_EQ(settings.env["PIP_FIND_LINKS"], std::string(kBorrowedDir) + "/find-links-0 http://l");
   EXPECT_EQ(settings.env["UV_DEFAULT_INDEX"], "http://i");
@@ -151,7 +168,8 @@ class ContextTest : public ::testing::Test {
     auto matches = MatchContext(context, sources);
     if (!matches.ok()) return {matches.status().message()};
     std::vector<std::string> out;
-    for (const auto& match : *matches) out.push_back(match.in_folder ? "dir:" + match.relative : match.source);
+    for (const auto& match : *matches)
+      out.push_back(match.in_folder ? "dir:" + match.relative : match.source);
     digest_ = ContextDigest(*matches);
     return out;
   }
@@ -223,7 +241,8 @@ class FakeSpawner : public spawner::Client {
     err_.reset();
     on_exit(id_, status);
   }
-  void CreateInheriting(Job, std::vector<UniqueFd>, std::function<void(Result<spawner::Container>)>) override {}
+  void CreateInheriting(Job, std::vector<UniqueFd>,
+                        std::function<void(Result<spawner::Container>)>) override {}
   void Exec(ExecRequest, std::function<void(Result<spawner::Exec>)>) override {}
   void Signal(const std::string&, const std::string&, int, std::function<void(Status)>) override {}
   void List(std::function<void(Result<ContainerList>)>) override {}
@@ -249,7 +268,8 @@ TEST(ContainerRunner, GivesOutputAndExit) {
     spawner->End(3 << 8);
   };
   std::string seen[4];
-  auto result = runner.Run(Job(), [&](int fd, const std::string& text) { seen[fd] += text; }, nullptr);
+  auto result = runner.Run(
+      Job(), [&](int fd, const std::string& text) { seen[fd] += text; }, nullptr);
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(seen[1], "out\n");
   EXPECT_EQ(seen[2], "err\n");
@@ -263,7 +283,8 @@ TEST(ContainerRunner, CancelKills) {
   spawner->on_exit = [&](const std::string& id, int status) { runner.OnExit(id, status, false); };
   CancelToken cancel;
   spawner->on_create = [&] { EXPECT_TRUE(WriteAll(spawner->out_.get(), "x").ok()); };
-  auto result = runner.Run(Job(), [&](int, const std::string&) { cancel.Cancel(); }, &cancel);
+  auto result = runner.Run(
+      Job(), [&](int, const std::string&) { cancel.Cancel(); }, &cancel);
   EXPECT_EQ(result.status().code(), Code::kCancelled);
   EXPECT_EQ(spawner->removed, 1);
 }

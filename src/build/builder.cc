@@ -59,7 +59,8 @@ struct Running {
     for (; log_bytes > kReplayBytes && !log.empty(); log.pop_front()) log_bytes -= log.front().data().size();
   }
 
-  static void Tell(const std::string& id, const std::function<void(BuildUpdate)>& listener, const LogEntry& entry) {
+  static void Tell(const std::string& id, const std::function<void(BuildUpdate)>& listener,
+                   const LogEntry& entry) {
     BuildUpdate update;
     update.set_build_id(id);
     *update.mutable_log() = entry;
@@ -67,7 +68,8 @@ struct Running {
   }
 };
 
-void TellResult(const std::string& id, const std::function<void(BuildUpdate)>& listener, const BuildResult& result) {
+void TellResult(const std::string& id, const std::function<void(BuildUpdate)>& listener,
+                const BuildResult& result) {
   BuildUpdate update;
   update.set_build_id(id);
   *update.mutable_result() = result;
@@ -89,7 +91,8 @@ class BuilderImpl : public Builder {
         layers_(layers),
         containers_(std::move(spawner)),
         steps_(layers, &containers_),
-        bases_({options_.cache_dir, "", options_.state_dir + "/build", options_.debian_mirror}, layers, &steps_, std::move(recipes)),
+        bases_({options_.cache_dir, "", options_.state_dir + "/build", options_.debian_mirror}, layers,
+               &steps_, std::move(recipes)),
         runtime_(options_.cache_dir, layers, &steps_, &bases_) {
     tools_ = {layers_, &steps_, &bases_, &runtime_, {}, &step_flights_};
     tools_.fetch = [content](const std::string& sha256) -> Result<std::string> {
@@ -150,11 +153,14 @@ class BuilderImpl : public Builder {
     if (last) running->cancel.Cancel();
   }
 
-  void OnExit(const std::string& container_id, int status, bool oom) override { containers_.OnExit(container_id, status, oom); }
+  void OnExit(const std::string& container_id, int status, bool oom) override {
+    containers_.OnExit(container_id, status, oom);
+  }
 
   void RuntimeLayers(const ImageSpec& image, const std::string& client_version, bool dependencies,
                      std::function<void(Result<std::vector<std::string>>)> reply) override {
-    assets_.Post([=, this, reply = std::move(reply)] { reply(runtime_.For(image, client_version, dependencies)); });
+    assets_.Post(
+        [=, this, reply = std::move(reply)] { reply(runtime_.For(image, client_version, dependencies)); });
   }
 
   void EnsureClient(const std::string& client_version, std::function<void(Status)> reply) override {
@@ -164,7 +170,8 @@ class BuilderImpl : public Builder {
   void MountLayer(const std::string& mount_id, const std::vector<ContextFile>& files,
                   std::function<void(Result<std::string>)> reply) override {
     mounts_.Post([=, this, reply = std::move(reply)] {
-      reply(mount_flights_.Do(mount_id, nullptr, [&] { return MakeMountLayer(*layers_, mount_id, files, tools_.fetch); }));
+      reply(mount_flights_.Do(mount_id, nullptr,
+                              [&] { return MakeMountLayer(*layers_, mount_id, files, tools_.fetch); }));
     });
   }
 
@@ -175,12 +182,15 @@ class BuilderImpl : public Builder {
         if (progress) progress(text);
       };
       auto spec = bases_.Get(name, log, &stop_);
-      if (spec.ok() && !spec->python_version().empty() && !options_.client_version.empty()) MakeRuntimeAhead(*spec, log);
+      if (spec.ok() && !spec->python_version().empty() && !options_.client_version.empty())
+        MakeRuntimeAhead(*spec, log);
       reply(std::move(spec));
     });
   }
 
-  Status ImportArchive(const std::string& name, const std::string& path) override { return bases_.Import(name, path); }
+  Status ImportArchive(const std::string& name, const std::string& path) override {
+    return bases_.Import(name, path);
+  }
   std::vector<Base> Bases() override { return bases_.List(); }
 
  private:
@@ -188,15 +198,17 @@ class BuilderImpl : public Builder {
   void MakeRuntimeAhead(ImageSpec image, const LogSink& log) {
     image.set_builder_version("2025.06");
     auto layers = runtime_.For(image, options_.client_version, true);
-    if (!layers.ok()) log(3, "the client's runtime for Python " + image.python_version() + " could not be made yet: " +
-                                 layers.status().message() + "\n");
+    if (!layers.ok())
+      log(3, "the client's runtime for Python " + image.python_version() +
+                 " could not be made yet: " + layers.status().message() + "\n");
   }
 
   // What an earlier build of the same id left.
   Result<BuildResult> Known(const BuildSpec& spec) {
     ASSIGN_OR_RETURN(std::string record, layers_->GetRecord("image/" + spec.image_id()));
     BuildResult result;
-    if (!result.ParseFromString(record)) return DataLoss("the record of image " + spec.image_id() + " is damaged");
+    if (!result.ParseFromString(record))
+      return DataLoss("the record of image " + spec.image_id() + " is damaged");
     for (const auto& id : result.image().layer_ids()) RETURN_IF_ERROR(layers_->Find(id).status());
     return result;
   }
@@ -204,7 +216,8 @@ class BuilderImpl : public Builder {
   BuildResult Build(Running& running, const BuildSpec& spec) {
     if (auto known = Known(spec); known.ok()) return *known;
     LOG_INFO("image build started", {{"build_id", spec.build_id()}, {"image_id", spec.image_id()}});
-    ImageBuild build(tools_, spec, [&](int fd, const std::string& text) { running.Log(fd, text); }, &running.cancel);
+    ImageBuild build(
+        tools_, spec, [&](int fd, const std::string& text) { running.Log(fd, text); }, &running.cancel);
     BuildResult result;
     std::string libc;
     auto image = build.Run(&libc);
@@ -221,8 +234,10 @@ class BuilderImpl : public Builder {
     std::string text = image.status().message();
     if (text.size() > kErrorBytes) text = ToUtf8(text.substr(0, kErrorBytes)) + "...";
     result.set_error(text);
-    result.set_retryable(image.status().code() == Code::kUnavailable || image.status().code() == Code::kResourceExhausted);
-    LOG_INFO("image build failed", {{"image_id", spec.image_id()}, {"code", CodeName(image.status().code())}});
+    result.set_retryable(image.status().code() == Code::kUnavailable ||
+                         image.status().code() == Code::kResourceExhausted);
+    LOG_INFO("image build failed",
+             {{"image_id", spec.image_id()}, {"code", CodeName(image.status().code())}});
     return result;
   }
 
@@ -248,7 +263,7 @@ class BuilderImpl : public Builder {
   SingleFlight<std::string> step_flights_, mount_flights_;
   BuildTools tools_;
   CancelToken stop_;
-  std::mutex mutex_;  // guards the two below
+  std::mutex mutex_;                                          // guards the two below
   std::map<std::string, std::shared_ptr<Running>> running_;   // by image id
   std::map<std::string, std::shared_ptr<Running>> by_build_;  // by build id
   // Mounts stand apart: a start waits for them, and must not queue behind a base that takes minutes.
@@ -257,8 +272,8 @@ class BuilderImpl : public Builder {
 
 }  // namespace
 
-Result<std::unique_ptr<Builder>> Builder::Create(BuilderOptions options, image::LayerStore* layers, ContentSource* content,
-                                                 SpawnerRef spawner) {
+Result<std::unique_ptr<Builder>> Builder::Create(BuilderOptions options, image::LayerStore* layers,
+                                                 ContentSource* content, SpawnerRef spawner) {
   std::string scratch = options.state_dir + "/build";
   RETURN_IF_ERROR(RemoveTree(scratch));  // of a builder that was killed
   RETURN_IF_ERROR(MakeDirs(scratch, 0700));
@@ -266,8 +281,9 @@ Result<std::unique_ptr<Builder>> Builder::Create(BuilderOptions options, image::
   auto recipes = LoadRecipes(dir);
   if (!recipes.ok() && recipes.status().code() != Code::kNotFound) return recipes.status();
   if (!recipes.ok()) LOG_WARN("no base recipes were found", {{"folder", dir}});
-  return std::unique_ptr<Builder>(std::make_unique<BuilderImpl>(std::move(options), layers, content, std::move(spawner),
-                                                                recipes.ok() ? *recipes : std::vector<Recipe>{}));
+  return std::unique_ptr<Builder>(
+      std::make_unique<BuilderImpl>(std::move(options), layers, content, std::move(spawner),
+                                    recipes.ok() ? *recipes : std::vector<Recipe>{}));
 }
 
 }  // namespace lydian::build

@@ -1,5 +1,6 @@
-// Turns recipes into layers, on a worker: Dockerfile steps, base images, the client's runtime. Steps run in our own containers.
-// Thread-safety: every method from any thread; callbacks come on threads of the builder's own and must not block for long.
+// Turns recipes into layers, on a worker: Dockerfile steps, base images, the client's runtime. Steps run in
+// our own containers. Thread-safety: every method from any thread; callbacks come on threads of the builder's
+// own and must not block for long.
 #pragma once
 
 #include <functional>
@@ -26,19 +27,19 @@ class ContentSource {
 };
 
 struct BuilderOptions {
-  std::string state_dir;               // worker state: caches, scratch
-  std::string cache_dir;               // outside any state: tarballs, wheels, base layers' archives; "" = none
-  std::string client_version;          // the pinned one, made ahead of need
-  std::string recipes_dir;             // base recipes; "" = beside the executable, or where it was installed
-  std::string debian_mirror;           // for base recipes; "" = the one of this machine's apt settings
+  std::string state_dir;       // worker state: caches, scratch
+  std::string cache_dir;       // outside any state: tarballs, wheels, base layers' archives; "" = none
+  std::string client_version;  // the pinned one, made ahead of need
+  std::string recipes_dir;     // base recipes; "" = beside the executable, or where it was installed
+  std::string debian_mirror;   // for base recipes; "" = the one of this machine's apt settings
 };
 
 class Builder {
  public:
   // Runs an open request through whichever spawner connection is alive: the worker reconnects.
   using SpawnerRef = std::function<std::shared_ptr<spawner::Client>()>;
-  static Result<std::unique_ptr<Builder>> Create(BuilderOptions options, image::LayerStore* layers, ContentSource* content,
-                                                 SpawnerRef spawner);
+  static Result<std::unique_ptr<Builder>> Create(BuilderOptions options, image::LayerStore* layers,
+                                                 ContentSource* content, SpawnerRef spawner);
   virtual ~Builder() = default;
 
   // Log entries and, last, one result. Two builds of one image id are one build.
@@ -47,8 +48,8 @@ class Builder {
   // A container of a build ended (the worker passes on every exit event that is not a task's).
   virtual void OnExit(const std::string& container_id, int status, bool oom) = 0;
 
-  // The layers to put on top of an image for the client's runtime: bottom first: dependency layer (when `dependencies`),
-  // client layer, both with bytecode for that Python. Made on first use, once.
+  // The layers to put on top of an image for the client's runtime: bottom first: dependency layer (when
+  // `dependencies`), client layer, both with bytecode for that Python. Made on first use, once.
   virtual void RuntimeLayers(const ImageSpec& image, const std::string& client_version, bool dependencies,
                              std::function<void(Result<std::vector<std::string>>)> reply) = 0;
   virtual void EnsureClient(const std::string& client_version, std::function<void(Status)> reply) = 0;
@@ -56,7 +57,8 @@ class Builder {
   virtual void MountLayer(const std::string& mount_id, const std::vector<ContextFile>& files,
                           std::function<void(Result<std::string>)> reply) = 0;
 
-  // A base image by name ("python:3.11-slim-bookworm"), from an imported archive or a base recipe. Progress texts on the way.
+  // A base image by name ("python:3.11-slim-bookworm"), from an imported archive or a base recipe. Progress
+  // texts on the way.
   virtual void MakeBase(const std::string& name, std::function<void(const std::string&)> progress,
                         std::function<void(Result<ImageSpec>)> reply) = 0;
   virtual Status ImportArchive(const std::string& name, const std::string& path) = 0;

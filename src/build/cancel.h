@@ -29,8 +29,8 @@ class CancelToken {
     for (auto& [id, stop] : stops) stop();
   }
 
-  // `stop` runs at Cancel, or now when that has been, unless the result is dropped before. It must not block, and may run
-  // once more or less at the moment of the drop: it holds what it needs.
+  // `stop` runs at Cancel, or now when that has been, unless the result is dropped before. It must not block,
+  // and may run once more or less at the moment of the drop: it holds what it needs.
   [[nodiscard]] std::shared_ptr<void> OnCancel(std::function<void()> stop) {
     int id;
     bool now;

@@ -34,7 +34,8 @@ struct ContainerRunner::Waiter {
 
 namespace {
 
-// Longest wait for the spawner's word on a process that has ended: it comes at once unless the spawner is gone.
+// Longest wait for the spawner's word on a process that has ended: it comes at once unless the spawner is
+// gone.
 constexpr auto kExitWord = std::chrono::seconds(5);
 
 template <typename T>
@@ -51,7 +52,8 @@ std::string RunResult::How() const {
   if (oom) return "out of memory";
   if (WIFSIGNALED(status)) {
     const char* name = ::sigabbrev_np(WTERMSIG(status));
-    return "killed by signal " + std::to_string(WTERMSIG(status)) + (name ? " (SIG" + std::string(name) + ")" : "");
+    return "killed by signal " + std::to_string(WTERMSIG(status)) +
+           (name ? " (SIG" + std::string(name) + ")" : "");
   }
   return "exit code " + std::to_string(WEXITSTATUS(status));
 }
@@ -81,13 +83,13 @@ Result<RunResult> ContainerRunner::Run(Job job, const LogSink& log, CancelToken*
     std::lock_guard guard(mutex_);
     waiters_.erase(id);
   });
-  ASSIGN_OR_RETURN(spawner::Container container, Await<spawner::Container>([&](auto reply) {
-                     client->Create(job, std::move(reply));
-                   }));
+  ASSIGN_OR_RETURN(spawner::Container container,
+                   Await<spawner::Container>([&](auto reply) { client->Create(job, std::move(reply)); }));
   std::weak_ptr<spawner::Client> weak = client;
   auto stop = cancel ? cancel->OnCancel([weak, id] {
     if (auto alive = weak.lock()) alive->Kill(id, [](Status) {});
-  }) : nullptr;
+  })
+                     : nullptr;
   RunResult result;
   Tail tail(2500);
   Status pumped = Pump(container, log, tail);
@@ -99,13 +101,17 @@ Result<RunResult> ContainerRunner::Run(Job job, const LogSink& log, CancelToken*
   }
   auto removed = Await<bool>([&](auto reply) {
     client->Remove(id, [reply](Status status) {
-      if (status.ok()) reply(true); else reply(status);
+      if (status.ok())
+        reply(true);
+      else
+        reply(status);
     });
   });
   if (cancel) RETURN_IF_ERROR(cancel->Check());
   RETURN_IF_ERROR(pumped);
   RETURN_IF_ERROR(ended);
-  if (!removed.ok()) LOG_WARN("a build's container was not removed", {{"container_id", id}, {"error", removed.status()}});
+  if (!removed.ok())
+    LOG_WARN("a build's container was not removed", {{"container_id", id}, {"error", removed.status()}});
   result.tail = tail.text();
   return result;
 }
@@ -147,7 +153,8 @@ Status ContainerRunner::Pump(spawner::Container& container, const LogSink& log, 
 
 Status ContainerRunner::AwaitExit(const spawner::Container& container, Waiter& waiter) {
   auto pidfd = container.fds.find("pidfd");
-  pollfd polls[2] = {{waiter.ended.get(), POLLIN, 0}, {pidfd == container.fds.end() ? -1 : pidfd->second.get(), POLLIN, 0}};
+  pollfd polls[2] = {{waiter.ended.get(), POLLIN, 0},
+                     {pidfd == container.fds.end() ? -1 : pidfd->second.get(), POLLIN, 0}};
   while (::poll(polls, 2, -1) < 0)
     if (errno != EINTR) return ErrnoStatus("waiting for a step's end");
   std::unique_lock lock(waiter.mutex);

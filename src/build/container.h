@@ -1,6 +1,7 @@
 // Runs one command in a container of its own to its end, its output live: a build step.
 // Thread-safety: every method from any thread; Run blocks.
-// Errors: UNAVAILABLE when the spawner went away under it (another try may work); a command that fails is no error but a result.
+// Errors: UNAVAILABLE when the spawner went away under it (another try may work); a command that fails is no
+// error but a result.
 #pragma once
 
 #include <condition_variable>
@@ -20,11 +21,11 @@
 namespace lydian::build {
 
 struct RunResult {
-  int status = 0;          // as from waitpid
+  int status = 0;  // as from waitpid
   bool oom = false;
-  std::string tail;        // the end of its output
+  std::string tail;  // the end of its output
   bool ok() const { return status == 0 && !oom; }
-  std::string How() const; // "exit code 1", "killed by signal 9 (SIGKILL)", "out of memory"
+  std::string How() const;  // "exit code 1", "killed by signal 9 (SIGKILL)", "out of memory"
 };
 
 class ContainerRunner {

@@ -52,14 +52,16 @@ Result<pid_t> Spawn(std::vector<std::string> argv, const HostCommand& command, i
   posix_spawnattr_setsigdefault(&attributes, &all);
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSID);
   pid_t pid = -1;
-  int error = ::posix_spawnp(&pid, argv[0].c_str(), &actions, &attributes, Pointers(argv).data(), Pointers(env).data());
+  int error = ::posix_spawnp(&pid, argv[0].c_str(), &actions, &attributes, Pointers(argv).data(),
+                             Pointers(env).data());
   posix_spawn_file_actions_destroy(&actions);
   posix_spawnattr_destroy(&attributes);
   if (error != 0) return ErrnoStatus("starting " + command.argv[0], error);
   return pid;
 }
 
-// The process group of a tool: all of it is killed, since `unshare` may die before its child has asked to die with it.
+// The process group of a tool: all of it is killed, since `unshare` may die before its child has asked to die
+// with it.
 class Group {
  public:
   explicit Group(pid_t leader) : leader_(leader) {}
@@ -85,8 +87,10 @@ Status RunHostCommand(const HostCommand& command, const LogSink& log, CancelToke
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return ErrnoStatus("making a pipe");
   UniqueFd in(ends[0]), out(ends[1]);
-  // The tool is the first process of a pid namespace: when that ends, or this thread (which waits here), all of it ends.
-  std::vector<std::string> argv = {"setpriv", "--pdeathsig", "KILL", "--", "unshare", "--mount", "--pid", "--fork",
+  // The tool is the first process of a pid namespace: when that ends, or this thread (which waits here), all
+  // of it ends.
+  std::vector<std::string> argv = {"setpriv",      "--pdeathsig",  "KILL",  "--",
+                                   "unshare",      "--mount",      "--pid", "--fork",
                                    "--kill-child", "--mount-proc", "--"};
   argv.insert(argv.end(), command.argv.begin(), command.argv.end());
   ASSIGN_OR_RETURN(pid_t pid, Spawn(argv, command, out.get()));
@@ -109,10 +113,12 @@ Status RunHostCommand(const HostCommand& command, const LogSink& log, CancelToke
   }
   emit(text.Flush());
   siginfo_t ended{};
-  while (::waitid(P_PID, static_cast<id_t>(pid), &ended, WEXITED | WNOWAIT) != 0 && errno == EINTR) {}
+  while (::waitid(P_PID, static_cast<id_t>(pid), &ended, WEXITED | WNOWAIT) != 0 && errno == EINTR) {
+  }
   group->Forget();
   int status = 0;
-  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {}
+  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
   if (cancel) RETURN_IF_ERROR(cancel->Check());
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return OkStatus();
   std::string how = WIFEXITED(status) ? "exit code " + std::to_string(WEXITSTATUS(status))

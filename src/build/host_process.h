@@ -1,5 +1,6 @@
-// Runs a tool of the host (mmdebstrap, apt-get) to its end. It lives in a pid namespace of its own and dies with this process.
-// Thread-safety: pure function; blocks. Errors: the tool's name, exit code and the end of its output.
+// Runs a tool of the host (mmdebstrap, apt-get) to its end. It lives in a pid namespace of its own and dies
+// with this process. Thread-safety: pure function; blocks. Errors: the tool's name, exit code and the end of
+// its output.
 #pragma once
 
 #include <string>
@@ -13,7 +14,7 @@ namespace lydian::build {
 
 struct HostCommand {
   std::vector<std::string> argv;
-  std::vector<std::string> env;      // beside this process's own; later ones win
+  std::vector<std::string> env;  // beside this process's own; later ones win
   std::string cwd = "/";
 };
 

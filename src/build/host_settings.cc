@@ -9,16 +9,35 @@ namespace lydian::build {
 namespace {
 
 // Where tools of the usual languages look for the authorities that they trust.
-constexpr const char* kCaVariables[] = {"SSL_CERT_FILE",       "REQUESTS_CA_BUNDLE", "PIP_CERT",       "NODE_EXTRA_CA_CERTS",
-                                        "CURL_CA_BUNDLE",      "GIT_SSL_CAINFO",     "AWS_CA_BUNDLE",  "CARGO_HTTP_CAINFO"};
+constexpr const char* kCaVariables[] = {"SSL_CERT_FILE",       "REQUESTS_CA_BUNDLE", "PIP_CERT",
+                                        "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE",     "GIT_SSL_CAINFO",
+                                        "AWS_CA_BUNDLE",       "CARGO_HTTP_CAINFO"};
 constexpr const char* kCaFiles[] = {"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt",
                                     "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem"};
 // Settings that name no path of the host.
-constexpr const char* kPassed[] = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_NO_INDEX", "PIP_PROXY",
-                                   "PIP_DEFAULT_TIMEOUT", "PIP_RETRIES", "PIP_DISABLE_PIP_VERSION_CHECK", "UV_INDEX_URL",
-                                   "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_INDEX", "UV_HTTP_TIMEOUT", "UV_INSECURE_HOST",
-                                   "NPM_CONFIG_REGISTRY", "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY",
-                                   "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"};
+constexpr const char* kPassed[] = {"PIP_INDEX_URL",
+                                   "PIP_EXTRA_INDEX_URL",
+                                   "PIP_TRUSTED_HOST",
+                                   "PIP_NO_INDEX",
+                                   "PIP_PROXY",
+                                   "PIP_DEFAULT_TIMEOUT",
+                                   "PIP_RETRIES",
+                                   "PIP_DISABLE_PIP_VERSION_CHECK",
+                                   "UV_INDEX_URL",
+                                   "UV_DEFAULT_INDEX",
+                                   "UV_EXTRA_INDEX_URL",
+                                   "UV_INDEX",
+                                   "UV_HTTP_TIMEOUT",
+                                   "UV_INSECURE_HOST",
+                                   "NPM_CONFIG_REGISTRY",
+                                   "http_proxy",
+                                   "https_proxy",
+                                   "no_proxy",
+                                   "all_proxy",
+                                   "HTTP_PROXY",
+                                   "HTTPS_PROXY",
+                                   "NO_PROXY",
+                                   "ALL_PROXY"};
 
 Mount Borrow(const std::string& source, const std::string& target) {
   Mount mount;
@@ -72,7 +91,8 @@ HostSettings FindHostSettings(const std::function<std::string(const std::string&
       if (c == ' ') c = ',';
     found.env["UV_FIND_LINKS"] = commas;
   }
-  if (!found.env.contains("UV_DEFAULT_INDEX") && !found.env.contains("UV_INDEX_URL") && found.env.contains("PIP_INDEX_URL"))
+  if (!found.env.contains("UV_DEFAULT_INDEX") && !found.env.contains("UV_INDEX_URL") &&
+      found.env.contains("PIP_INDEX_URL"))
     found.env["UV_DEFAULT_INDEX"] = found.env["PIP_INDEX_URL"];
   return found;
 }

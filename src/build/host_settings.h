@@ -1,6 +1,6 @@
-// What a build step borrows from the host: its CA bundle, pip's settings, proxies. Mounted and set for the step alone; nothing
-// of it stays in a layer.
-// Thread-safety: pure functions. Reads files and the environment of this process.
+// What a build step borrows from the host: its CA bundle, pip's settings, proxies. Mounted and set for the
+// step alone; nothing of it stays in a layer. Thread-safety: pure functions. Reads files and the environment
+// of this process.
 #pragma once
 
 #include <functional>

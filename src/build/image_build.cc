@@ -33,11 +33,13 @@ std::string ConfigDigest(const ImageConfig& config) {
   return Sha256Hex(bytes);
 }
 
-// A digest of secrets: a step that used others is another step. Their names and values are in no log and no layer.
+// A digest of secrets: a step that used others is another step. Their names and values are in no log and no
+// layer.
 std::string SecretDigest(const BuildSpec& spec) {
   std::map<std::string, std::string> sorted(spec.env().begin(), spec.env().end());
   std::string all;
-  for (const auto& [key, value] : sorted) all += std::to_string(key.size()) + ":" + key + std::to_string(value.size()) + ":" + value;
+  for (const auto& [key, value] : sorted)
+    all += std::to_string(key.size()) + ":" + key + std::to_string(value.size()) + ":" + value;
   return sorted.empty() ? "" : Sha256Hex(all);
 }
 
@@ -52,8 +54,8 @@ ImageBuild::ImageBuild(const BuildTools& tools, const BuildSpec& spec, LogSink l
     : tools_(tools), spec_(spec), log_(std::move(log)), cancel_(cancel) {}
 
 Result<ImageSpec> ImageBuild::Run(std::string* libc_version) {
-  ASSIGN_OR_RETURN(image::Dockerfile file,
-                   image::ParseDockerfile({spec_.dockerfile_commands().begin(), spec_.dockerfile_commands().end()}));
+  ASSIGN_OR_RETURN(image::Dockerfile file, image::ParseDockerfile({spec_.dockerfile_commands().begin(),
+                                                                   spec_.dockerfile_commands().end()}));
   std::map<std::string, std::string> args(spec_.build_args().begin(), spec_.build_args().end());
   ASSIGN_OR_RETURN(image::Plan plan, image::MakePlan(file, args));
   for (size_t stage : plan.Needed()) RETURN_IF_ERROR(BuildStage(plan, stage));
@@ -66,7 +68,9 @@ Result<ImageSpec> ImageBuild::Run(std::string* libc_version) {
   if (tree.python_version.empty() || PythonTouched(tree)) {
     auto found = FindPython(tree);
     if (found.status().code() == Code::kCancelled) return found.status();
-    if (!found.ok()) LOG_WARN("looking for an image's Python failed", {{"image_id", spec_.image_id()}, {"error", found.status()}});
+    if (!found.ok())
+      LOG_WARN("looking for an image's Python failed",
+               {{"image_id", spec_.image_id()}, {"error", found.status()}});
     tree.python_version = found.ok() ? *found : "";
   }
   image.set_python_version(tree.python_version);
@@ -76,10 +80,12 @@ Result<ImageSpec> ImageBuild::Run(std::string* libc_version) {
 
 Result<ImageBuild::Tree> ImageBuild::NamedTree(const std::string& name) {
   if (auto given = spec_.bases().find(name); given != spec_.bases().end()) {
-    Tree tree{.layer_ids = {given->second.layer_ids().begin(), given->second.layer_ids().end()}, .config = given->second.config(),
+    Tree tree{.layer_ids = {given->second.layer_ids().begin(), given->second.layer_ids().end()},
+              .config = given->second.config(),
               .python_version = given->second.python_version()};
     for (const auto& id : tree.layer_ids)
-      if (Status found = tools_.layers->Find(id).status(); !found.ok()) return std::move(found).With("base image " + name);
+      if (Status found = tools_.layers->Find(id).status(); !found.ok())
+        return std::move(found).With("base image " + name);
     return tree;
   }
   if (name == "scratch") return Tree{};
@@ -90,21 +96,24 @@ Result<ImageBuild::Tree> ImageBuild::NamedTree(const std::string& name) {
     spec = tools_.runtime->Uv(colon == std::string::npos ? "latest" : name.substr(colon + 1), log_, cancel_);
   }
   if (!spec.ok()) return spec.status();
-  return Tree{.layer_ids = {spec->layer_ids().begin(), spec->layer_ids().end()}, .config = spec->config(),
+  return Tree{.layer_ids = {spec->layer_ids().begin(), spec->layer_ids().end()},
+              .config = spec->config(),
               .python_version = spec->python_version()};
 }
 
 Result<ImageBuild::Tree> ImageBuild::BaseTree(const image::Plan& plan, size_t stage) {
   const std::string& base = plan.stages[stage].base;
-  if (int earlier = plan.Find(base, stage); earlier >= 0 && !std::isdigit(static_cast<unsigned char>(base[0])))
+  if (int earlier = plan.Find(base, stage);
+      earlier >= 0 && !std::isdigit(static_cast<unsigned char>(base[0])))
     return stages_.at(static_cast<size_t>(earlier));
   auto tree = NamedTree(base);
   if (!tree.ok()) return tree.status();
   std::string layers;
   for (const auto& id : tree->layer_ids) layers += id + "\n";
   // A build that must not use the cache has a chain that no other has.
-  tree->chain = image::ChainDigest(layers, ConfigDigest(tree->config),
-                                   spec_.builder_version() + (spec_.ignore_cache() ? " alone " + spec_.image_id() : ""));
+  tree->chain = image::ChainDigest(
+      layers, ConfigDigest(tree->config),
+      spec_.builder_version() + (spec_.ignore_cache() ? " alone " + spec_.image_id() : ""));
   tree->base_layers = tree->layer_ids.size();
   tree->base_path = PathOf(tree->config);
   return tree;
@@ -131,7 +140,8 @@ Status ImageBuild::BuildStage(const image::Plan& plan, size_t stage) {
   return OkStatus();
 }
 
-Status ImageBuild::DoStep(const image::Plan& plan, size_t stage, const image::Instruction& instruction, image::Step step, Tree& tree) {
+Status ImageBuild::DoStep(const image::Plan& plan, size_t stage, const image::Instruction& instruction,
+                          image::Step step, Tree& tree) {
   Say("=> " + step.text);
   std::string inputs;
   std::vector<ContextMatch> matches;
@@ -159,7 +169,8 @@ Status ImageBuild::DoStep(const image::Plan& plan, size_t stage, const image::In
       source = stages_.at(static_cast<size_t>(index));
     } else {
       auto named = NamedTree(step.from);
-      if (!named.ok()) return image::InstructionError(instruction, "--from=" + step.from + ": " + named.status().message());
+      if (!named.ok())
+        return image::InstructionError(instruction, "--from=" + step.from + ": " + named.status().message());
       source = std::move(*named);
     }
     for (const auto& id : source.layer_ids) inputs += id + "\n";
@@ -182,7 +193,8 @@ Status ImageBuild::DoStep(const image::Plan& plan, size_t stage, const image::In
   return OkStatus();
 }
 
-Result<std::string> ImageBuild::CachedStep(const std::string& chain, const std::string& text, const Tree& tree,
+Result<std::string> ImageBuild::CachedStep(const std::string& chain, const std::string& text,
+                                           const Tree& tree,
                                            const std::function<Status(image::LayerTransaction&)>& make) {
   std::string key = "step/" + chain;
   auto known = [&]() -> Result<std::string> {
@@ -201,7 +213,8 @@ Result<std::string> ImageBuild::CachedStep(const std::string& chain, const std::
     RETURN_IF_ERROR(make(*transaction));
     std::string id;
     if (!EmptyUpper(transaction->dir())) {
-      ASSIGN_OR_RETURN(image::LayerInfo info, transaction->Commit(DigestId("ly", "step " + chain), FirstLine(text)));
+      ASSIGN_OR_RETURN(image::LayerInfo info,
+                       transaction->Commit(DigestId("ly", "step " + chain), FirstLine(text)));
       id = info.id;
     }
     RETURN_IF_ERROR(tools_.layers->PutRecord(key, id));
@@ -209,10 +222,18 @@ Result<std::string> ImageBuild::CachedStep(const std::string& chain, const std::
   });
 }
 
-Status ImageBuild::RunCommand(const image::Step& step, const Tree& tree, image::LayerTransaction& transaction) {
-  StepCommand command{.layer_ids = tree.layer_ids, .writable_dir = transaction.dir(), .argv = step.argv, .env = step.env,
-                      .secrets = {spec_.env().begin(), spec_.env().end()}, .workdir = step.workdir, .user = step.user,
-                      .script = step.script, .no_network = step.no_network, .limits = spec_.limits()};
+Status ImageBuild::RunCommand(const image::Step& step, const Tree& tree,
+                              image::LayerTransaction& transaction) {
+  StepCommand command{.layer_ids = tree.layer_ids,
+                      .writable_dir = transaction.dir(),
+                      .argv = step.argv,
+                      .env = step.env,
+                      .secrets = {spec_.env().begin(), spec_.env().end()},
+                      .workdir = step.workdir,
+                      .user = step.user,
+                      .script = step.script,
+                      .no_network = step.no_network,
+                      .limits = spec_.limits()};
   ASSIGN_OR_RETURN(RunResult result, tools_.steps->Run(command, log_, cancel_));
   if (result.ok()) return OkStatus();
   std::string tail = result.tail;
@@ -222,7 +243,8 @@ Status ImageBuild::RunCommand(const image::Step& step, const Tree& tree, image::
                             (tail.empty() ? "" : "\nThe end of its output:\n" + tail));
 }
 
-Status ImageBuild::MakeFolder(const image::Step& step, const Tree& tree, image::LayerTransaction& transaction) {
+Status ImageBuild::MakeFolder(const image::Step& step, const Tree& tree,
+                              image::LayerTransaction& transaction) {
   ASSIGN_OR_RETURN(auto lowers, tools_.steps->Paths(tree.layer_ids));
   ASSIGN_OR_RETURN(OverlayView view, OverlayView::Writable(lowers, transaction.dir()));
   Owner owner;
@@ -256,10 +278,12 @@ Result<std::string> ImageBuild::FindPython(const Tree& tree) {
   StepCommand command{.layer_ids = tree.layer_ids, .writable_dir = transaction->dir()};
   command.argv = {"/bin/sh", "-c", "python --version 2>&1 || python3 --version 2>&1"};
   command.env = {tree.config.env().begin(), tree.config.env().end()};
-  if (EnvValue(tree.config, "PATH").empty()) command.env.push_back(std::string("PATH=") + image::kDefaultPath);
+  if (EnvValue(tree.config, "PATH").empty())
+    command.env.push_back(std::string("PATH=") + image::kDefaultPath);
   command.no_network = true;
   std::string output;
-  auto result = tools_.steps->Run(command, [&](int, const std::string& text) { output += text; }, cancel_);
+  auto result = tools_.steps->Run(
+      command, [&](int, const std::string& text) { output += text; }, cancel_);
   if (!result.ok()) return result.status();
   size_t at = output.rfind("Python ");
   if (!result->ok() || at == std::string::npos) return std::string();
@@ -280,7 +304,9 @@ std::string ImageBuild::FindLibc(const Tree& tree) {
     size_t at = bytes->find(mark);
     if (at == std::string::npos) continue;
     size_t end = at + mark.size();
-    while (end < bytes->size() && ((*bytes)[end] == '.' || std::isdigit(static_cast<unsigned char>((*bytes)[end])))) ++end;
+    while (end < bytes->size() &&
+           ((*bytes)[end] == '.' || std::isdigit(static_cast<unsigned char>((*bytes)[end]))))
+      ++end;
     std::string version = bytes->substr(at + mark.size(), end - at - mark.size());
     while (version.ends_with(".")) version.pop_back();
     return version;

@@ -1,6 +1,6 @@
 // One image: a BuildSpec from its Dockerfile to layers and config.
-// Thread-safety: Run once, on one thread; it blocks. Errors: texts for the user, with the step's command, its exit code and the
-// end of its output.
+// Thread-safety: Run once, on one thread; it blocks. Errors: texts for the user, with the step's command, its
+// exit code and the end of its output.
 #pragma once
 
 #include <map>
@@ -40,14 +40,15 @@ class ImageBuild {
     ImageConfig config;
     std::string python_version;
     std::string chain;
-    size_t base_layers = 0;      // below these, python_version holds
-    std::string base_path;       // PATH for which it was found
+    size_t base_layers = 0;  // below these, python_version holds
+    std::string base_path;   // PATH for which it was found
   };
 
   Result<Tree> BaseTree(const image::Plan& plan, size_t stage);
   Result<Tree> NamedTree(const std::string& name);
   Status BuildStage(const image::Plan& plan, size_t stage);
-  Status DoStep(const image::Plan& plan, size_t stage, const image::Instruction& instruction, image::Step step, Tree& tree);
+  Status DoStep(const image::Plan& plan, size_t stage, const image::Instruction& instruction,
+                image::Step step, Tree& tree);
   // The answer of a record, or of `make`: the id of a new layer, or "" when nothing changed.
   Result<std::string> CachedStep(const std::string& chain, const std::string& text, const Tree& tree,
                                  const std::function<Status(image::LayerTransaction&)>& make);

@@ -17,15 +17,18 @@ using nlohmann::json;
 constexpr size_t kMaxJson = size_t{8} << 20;
 
 struct Unpacked {
-  json config;                       // of the image; may be null
-  std::vector<std::string> layers;   // host paths, bottom first
+  json config;                      // of the image; may be null
+  std::vector<std::string> layers;  // host paths, bottom first
 };
 
-json ParseJson(const Result<std::string>& text) { return text.ok() ? json::parse(*text, nullptr, false) : json(); }
+json ParseJson(const Result<std::string>& text) {
+  return text.ok() ? json::parse(*text, nullptr, false) : json();
+}
 
 // "sha256:..." of a JSON descriptor as a path in the archive; "" if it isn't one.
 std::string BlobPath(const json& descriptor) {
-  if (!descriptor.is_object() || !descriptor.contains("digest") || !descriptor["digest"].is_string()) return "";
+  if (!descriptor.is_object() || !descriptor.contains("digest") || !descriptor["digest"].is_string())
+    return "";
   std::string digest = descriptor["digest"].get<std::string>();
   if (!digest.starts_with("sha256:") || digest.find('/') != std::string::npos) return "";
   return "/blobs/sha256/" + digest.substr(7);
@@ -120,7 +123,8 @@ ImageConfig ReadConfig(const json& image) {
 
 Status BaseImages::Import(const std::string& wanted, const std::string& archive) {
   std::string name = NormalizeImageName(wanted);
-  if (name.empty() || name.find('\n') != std::string::npos) return InvalidArgument("not a name for an image: " + wanted);
+  if (name.empty() || name.find('\n') != std::string::npos)
+    return InvalidArgument("not a name for an image: " + wanted);
   std::string scratch = options_.scratch_dir + "/" + RandomHex(8);
   RETURN_IF_ERROR(MakeDirs(scratch, 0700));
   std::shared_ptr<void> remove(nullptr, [scratch](void*) { (void)RemoveTree(scratch); });
@@ -131,7 +135,8 @@ Status BaseImages::Import(const std::string& wanted, const std::string& archive)
   std::string import_id = RandomHex(8);
   for (size_t i = 0; i < unpacked.layers.size(); ++i) {
     ASSIGN_OR_RETURN(auto transaction, layers_->Begin());
-    RETURN_IF_ERROR(ExtractArchive(unpacked.layers[i], transaction->dir() + "/upper", {.layer_whiteouts = !unpacked.config.is_null()}));
+    RETURN_IF_ERROR(ExtractArchive(unpacked.layers[i], transaction->dir() + "/upper",
+                                   {.layer_whiteouts = !unpacked.config.is_null()}));
     std::string id = DigestId("ly", "import " + import_id + " " + std::to_string(i));
     RETURN_IF_ERROR(transaction->Commit(id, "imported: " + name).status());
     spec.add_layer_ids(id);

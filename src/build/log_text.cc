@@ -8,7 +8,10 @@ int CharacterLength(std::string_view text) {
   auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   unsigned char first = byte(0);
   if (first < 0x80) return 1;
-  int length = first >= 0xC2 && first <= 0xDF ? 2 : (first & 0xF0) == 0xE0 ? 3 : first >= 0xF0 && first <= 0xF4 ? 4 : 0;
+  int length = first >= 0xC2 && first <= 0xDF   ? 2
+               : (first & 0xF0) == 0xE0         ? 3
+               : first >= 0xF0 && first <= 0xF4 ? 4
+                                                : 0;
   if (length == 0) return 0;
   for (int i = 1; i < length; ++i) {
     if (static_cast<size_t>(i) >= text.size()) return -1;

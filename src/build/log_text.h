@@ -7,11 +7,12 @@
 
 namespace lydian::build {
 
-// 1 stdout, 2 stderr, 3 our own words. `text` is valid UTF-8 and may end in the middle of a line. Called from one thread at a time.
+// 1 stdout, 2 stderr, 3 our own words. `text` is valid UTF-8 and may end in the middle of a line. Called from
+// one thread at a time.
 using LogSink = std::function<void(int fd, const std::string& text)>;
 
-// Turns bytes as they come into valid UTF-8: a character that is split across reads waits for its rest; a byte that is none
-// becomes U+FFFD. Not thread-safe.
+// Turns bytes as they come into valid UTF-8: a character that is split across reads waits for its rest; a
+// byte that is none becomes U+FFFD. Not thread-safe.
 class Utf8Stream {
  public:
   std::string Feed(std::string_view bytes);

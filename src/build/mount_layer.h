@@ -12,7 +12,7 @@
 
 namespace lydian::build {
 
-Result<std::string> MakeMountLayer(image::LayerStore& layers, const std::string& mount_id, const std::vector<ContextFile>& files,
-                                   const Fetcher& fetch);
+Result<std::string> MakeMountLayer(image::LayerStore& layers, const std::string& mount_id,
+                                   const std::vector<ContextFile>& files, const Fetcher& fetch);
 
 }  // namespace lydian::build

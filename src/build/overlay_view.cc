@@ -30,7 +30,8 @@ Status Set(int fd, const char* key, const std::string& value) {
   return ErrnoStatus("overlay " + std::string(key) + "=" + value + MountMessage(fd), error);
 }
 
-// Top first, as overlayfs wants them. Kernels before 6.5 know no list that grows: there, one short string of descriptors.
+// Top first, as overlayfs wants them. Kernels before 6.5 know no list that grows: there, one short string of
+// descriptors.
 Status SetLowers(int fd, const std::vector<std::string>& lowers, std::vector<UniqueFd>& keep) {
   bool append = true;
   for (auto it = lowers.rbegin(); it != lowers.rend() && append; ++it) {
@@ -66,9 +67,12 @@ Result<UniqueFd> MountOverlay(const std::vector<std::string>& lowers, const std:
     RETURN_IF_ERROR(Set(fs.get(), option, "off"));
   if (FsConfig(fs.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr) != 0) {
     int error = errno;
-    return ErrnoStatus("mounting an overlay of " + std::to_string(lowers.size()) + " layers" + MountMessage(fs.get()), error);
+    return ErrnoStatus(
+        "mounting an overlay of " + std::to_string(lowers.size()) + " layers" + MountMessage(fs.get()),
+        error);
   }
-  UniqueFd mount(static_cast<int>(::syscall(SYS_fsmount, fs.get(), FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)));
+  UniqueFd mount(static_cast<int>(
+      ::syscall(SYS_fsmount, fs.get(), FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)));
   if (!mount.valid()) return ErrnoStatus("overlay: fsmount");
   return mount;
 }
@@ -88,7 +92,8 @@ int UsualMode(const std::string& path) {
   return path == "/root" ? 0700 : 0755;
 }
 
-Result<OverlayView> OverlayView::Writable(const std::vector<std::string>& lowers, const std::string& transaction_dir) {
+Result<OverlayView> OverlayView::Writable(const std::vector<std::string>& lowers,
+                                          const std::string& transaction_dir) {
   if (!lowers.empty()) {
     ASSIGN_OR_RETURN(UniqueFd root, MountOverlay(lowers, transaction_dir));
     return OverlayView(std::move(root));
@@ -117,7 +122,7 @@ Result<OverlayView> OverlayView::ReadOnly(const std::vector<std::string>& lowers
 }
 
 Result<UniqueFd> OverlayView::Open(const std::string& path, int flags, int mode) const {
-  struct open_how how{};
+  struct open_how how {};
   how.flags = static_cast<unsigned>(flags) | O_CLOEXEC;
   how.mode = (flags & (O_CREAT | O_TMPFILE)) != 0 ? static_cast<unsigned>(mode) : 0;
   how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
@@ -154,8 +159,10 @@ Result<UniqueFd> OverlayView::MakeDir(const std::string& wanted, unsigned uid, u
     return ErrnoStatus("making " + path);
   }
   // Its mode whatever the umask.
-  if (::fchownat(parent.get(), name.c_str(), uid, gid, AT_SYMLINK_NOFOLLOW) != 0) return ErrnoStatus("owner of " + path);
-  if (::fchmodat(parent.get(), name.c_str(), static_cast<mode_t>(UsualMode(path)), 0) != 0) return ErrnoStatus("mode of " + path);
+  if (::fchownat(parent.get(), name.c_str(), uid, gid, AT_SYMLINK_NOFOLLOW) != 0)
+    return ErrnoStatus("owner of " + path);
+  if (::fchmodat(parent.get(), name.c_str(), static_cast<mode_t>(UsualMode(path)), 0) != 0)
+    return ErrnoStatus("mode of " + path);
   return Open(path, O_PATH | O_DIRECTORY);
 }
 

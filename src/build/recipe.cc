@@ -93,7 +93,8 @@ Status ParseSource(const json& object, const std::string& file, Recipe::Source& 
   fields.List("keep", source.keep, true);
   fields.Flag("python", source.python);
   for (const auto& path : source.keep)
-    if (!path.starts_with("/") || path.find("..") != std::string::npos) fields.Fail("keep must hold absolute paths");
+    if (!path.starts_with("/") || path.find("..") != std::string::npos)
+      fields.Fail("keep must hold absolute paths");
   return fields.Done();
 }
 
@@ -112,9 +113,11 @@ Result<Recipe> ParseRecipe(const std::string& text, const std::string& file) {
   fields.List("finish", recipe.finish);
   fields.List("env", recipe.env);
   fields.List("cmd", recipe.cmd);
-  if (object.contains("minutes") && object["minutes"].is_number_unsigned()) recipe.minutes = object["minutes"].get<unsigned>();
+  if (object.contains("minutes") && object["minutes"].is_number_unsigned())
+    recipe.minutes = object["minutes"].get<unsigned>();
   RETURN_IF_ERROR(fields.Done());
-  if (!object.contains("root") || !object["root"].is_object()) return InvalidArgument(file + ": root is missing");
+  if (!object.contains("root") || !object["root"].is_object())
+    return InvalidArgument(file + ": root is missing");
   Fields root(object["root"], file + ": root");
   root.Text("suite", recipe.suite, true);
   root.List("packages", recipe.packages, true);
@@ -141,8 +144,8 @@ Result<Recipe> ParseRecipe(const std::string& text, const std::string& file) {
 Result<std::vector<Recipe>> LoadRecipes(const std::string& dir) {
   std::vector<std::string> files;
   std::error_code error;
-  for (auto it = std::filesystem::directory_iterator(dir, error); !error && it != std::filesystem::directory_iterator();
-       it.increment(error))
+  for (auto it = std::filesystem::directory_iterator(dir, error);
+       !error && it != std::filesystem::directory_iterator(); it.increment(error))
     if (it->path().extension() == ".json") files.push_back(it->path().string());
   if (error) return NotFound("no base recipes in " + dir + ": " + error.message());
   std::sort(files.begin(), files.end());
@@ -157,7 +160,8 @@ Result<std::vector<Recipe>> LoadRecipes(const std::string& dir) {
 
 bool Recipe::Serves(const std::string& wanted) const {
   if (wanted == name) return true;
-  return std::any_of(also.begin(), also.end(), [&](const std::string& pattern) { return Matches(pattern, wanted); });
+  return std::any_of(also.begin(), also.end(),
+                     [&](const std::string& pattern) { return Matches(pattern, wanted); });
 }
 
 std::string Recipe::RootDigest() const {
@@ -165,7 +169,9 @@ std::string Recipe::RootDigest() const {
 }
 
 std::string Recipe::SourceDigest() const {
-  return Sha256Hex(json{RootDigest(), source.suite, source.package, source.build_packages, source.commands, source.keep}.dump())
+  return Sha256Hex(json{RootDigest(), source.suite, source.package, source.build_packages, source.commands,
+                        source.keep}
+                       .dump())
       .substr(0, 24);
 }
 

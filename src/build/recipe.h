@@ -1,6 +1,6 @@
-// Base recipes: how an image that would come from a registry is made here, out of Debian packages and of the sources of one.
-// Data (docs/formats/base-recipe.md), read from *.json of one folder.
-// Thread-safety: values. Errors: INVALID_ARGUMENT naming file and field.
+// Base recipes: how an image that would come from a registry is made here, out of Debian packages and of the
+// sources of one. Data (docs/formats/base-recipe.md), read from *.json of one folder. Thread-safety: values.
+// Errors: INVALID_ARGUMENT naming file and field.
 #pragma once
 
 #include <string>
@@ -11,8 +11,8 @@
 namespace lydian::build {
 
 struct Recipe {
-  std::string name;                        // "python:3.11-slim-bookworm"
-  std::vector<std::string> also;           // other names; <n> stands for a number
+  std::string name;               // "python:3.11-slim-bookworm"
+  std::vector<std::string> also;  // other names; <n> stands for a number
   std::string note;
   // The root file system.
   std::string suite;
@@ -22,19 +22,19 @@ struct Recipe {
   struct Source {
     std::string suite, package;
     std::vector<std::string> build_packages, commands, keep;
-    std::string version_of;                // what it is, for people: "CPython"
-    bool python = false;                   // its version is the image's Python
+    std::string version_of;  // what it is, for people: "CPython"
+    bool python = false;     // its version is the image's Python
   };
   bool has_source = false;
   Source source;
-  std::vector<std::string> finish;         // commands in the finished root
+  std::vector<std::string> finish;  // commands in the finished root
   std::vector<std::string> env, cmd;
-  unsigned minutes = 1;                    // about, uncached, for progress texts
+  unsigned minutes = 1;  // about, uncached, for progress texts
 
   bool Serves(const std::string& name) const;
-  std::string RootDigest() const;          // of what the root depends on: shared between recipes
-  std::string SourceDigest() const;        // of what the compiled part depends on, the root included
-  std::string Digest() const;              // of everything
+  std::string RootDigest() const;    // of what the root depends on: shared between recipes
+  std::string SourceDigest() const;  // of what the compiled part depends on, the root included
+  std::string Digest() const;        // of everything
 };
 
 Result<Recipe> ParseRecipe(const std::string& text, const std::string& file);

@@ -44,7 +44,9 @@ std::string PythonSeries(const std::string& version) {
 
 bool PlainVersion(const std::string& version) {
   return !version.empty() && version.size() < 64 && std::isdigit(static_cast<unsigned char>(version[0])) &&
-         std::all_of(version.begin(), version.end(), [](unsigned char c) { return std::isalnum(c) || c == '.' || c == '+' || c == '-' || c == '_'; });
+         std::all_of(version.begin(), version.end(), [](unsigned char c) {
+           return std::isalnum(c) || c == '.' || c == '+' || c == '-' || c == '_';
+         });
 }
 
 // Where the work is done: an image of ours with that Python, else the image itself.
@@ -60,24 +62,30 @@ Status RuntimeLayers::KeepWheels(const std::string& folder) {
   UniqueFd target(::open(WheelDir().c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (!target.valid()) return ErrnoStatus(WheelDir());
   std::error_code error;
-  for (auto it = fs::directory_iterator(folder, error); !error && it != fs::directory_iterator(); it.increment(error)) {
+  for (auto it = fs::directory_iterator(folder, error); !error && it != fs::directory_iterator();
+       it.increment(error)) {
     std::string name = it->path().filename().string();
     if (!it->is_regular_file() || it->is_symlink() || !name.ends_with(".whl")) continue;
     // Under another name first: a reader sees whole wheels only.
     std::string part = "." + name + "." + RandomHex(4);
     RETURN_IF_ERROR(PlaceFile(target.get(), part, it->path().string(), 0644, 0, 0));
-    if (::rename((WheelDir() + "/" + part).c_str(), (WheelDir() + "/" + name).c_str()) != 0) return ErrnoStatus("keeping " + name);
+    if (::rename((WheelDir() + "/" + part).c_str(), (WheelDir() + "/" + name).c_str()) != 0)
+      return ErrnoStatus("keeping " + name);
   }
   return OkStatus();
 }
 
-Result<std::string> RuntimeLayers::MakeLayer(const std::string& id, const std::string& note, const ImageSpec& toolbox,
-                                             const std::string& script, const std::vector<std::string>& arguments,
-                                             const std::vector<std::string>& keep, const LogSink& log, CancelToken* cancel) {
+Result<std::string> RuntimeLayers::MakeLayer(const std::string& id, const std::string& note,
+                                             const ImageSpec& toolbox, const std::string& script,
+                                             const std::vector<std::string>& arguments,
+                                             const std::vector<std::string>& keep, const LogSink& log,
+                                             CancelToken* cancel) {
   ASSIGN_OR_RETURN(auto transaction, layers_->Begin());
-  StepCommand command{.layer_ids = {toolbox.layer_ids().begin(), toolbox.layer_ids().end()}, .writable_dir = transaction->dir()};
+  StepCommand command{.layer_ids = {toolbox.layer_ids().begin(), toolbox.layer_ids().end()},
+                      .writable_dir = transaction->dir()};
   std::string all = std::string(kScriptCommon) + script;
-  command.argv = {"/bin/sh", "-c", "exec \"$(command -v python3 || command -v python)\" -I -c \"$0\" \"$@\"", all};
+  command.argv = {"/bin/sh", "-c", "exec \"$(command -v python3 || command -v python)\" -I -c \"$0\" \"$@\"",
+                  all};
   command.argv.insert(command.argv.end(), arguments.begin(), arguments.end());
   command.env = {toolbox.config().env().begin(), toolbox.config().env().end()};
   if (!cache_dir_.empty()) {
@@ -97,9 +105,11 @@ Result<std::string> RuntimeLayers::MakeLayer(const std::string& id, const std::s
   }
   if (!result.tail.empty()) LOG_WARN("notes on a runtime layer", {{"what", note}, {"text", result.tail}});
   std::string upper = transaction->dir() + "/upper";
-  if (Status kept = KeepWheels(upper + "/made/wheels"); !kept.ok()) LOG_WARN("wheels were not kept", {{"error", kept}});
+  if (Status kept = KeepWheels(upper + "/made/wheels"); !kept.ok())
+    LOG_WARN("wheels were not kept", {{"error", kept}});
   std::error_code error;
-  for (auto it = fs::directory_iterator(upper, error); !error && it != fs::directory_iterator(); it.increment(error))
+  for (auto it = fs::directory_iterator(upper, error); !error && it != fs::directory_iterator();
+       it.increment(error))
     if (std::find(keep.begin(), keep.end(), it->path().filename().string()) == keep.end())
       RETURN_IF_ERROR(RemoveTree(it->path().string()));
   ASSIGN_OR_RETURN(image::LayerInfo info, transaction->Commit(id, note));
@@ -107,37 +117,45 @@ Result<std::string> RuntimeLayers::MakeLayer(const std::string& id, const std::s
   return info.id;
 }
 
-Result<std::string> RuntimeLayers::Client(const std::string& version, const std::string& series, const ImageSpec& image) {
+Result<std::string> RuntimeLayers::Client(const std::string& version, const std::string& series,
+                                          const ImageSpec& image) {
   if (!PlainVersion(version)) return InvalidArgument("\"" + version + "\" is not a version of the client");
   std::string id = DigestId("ly", std::string("client ") + kRevision + " " + version + " " + series);
   return flights_.Do(id, nullptr, [&]() -> Result<std::string> {
     if (layers_->Find(id).ok()) return id;
     ASSIGN_OR_RETURN(ImageSpec toolbox, Toolbox(series, image));
-    return MakeLayer(id, "client " + version + " for Python " + series, toolbox, kClientScript, {version}, {"pkg"}, nullptr, nullptr);
+    return MakeLayer(id, "client " + version + " for Python " + series, toolbox, kClientScript, {version},
+                     {"pkg"}, nullptr, nullptr);
   });
 }
 
-Result<std::string> RuntimeLayers::Dependencies(const std::string& client_version, const std::string& client_layer,
-                                                const std::string& builder, const std::string& series, const ImageSpec& image) {
+Result<std::string> RuntimeLayers::Dependencies(const std::string& client_version,
+                                                const std::string& client_layer, const std::string& builder,
+                                                const std::string& series, const ImageSpec& image) {
   ASSIGN_OR_RETURN(image::LayerInfo client, layers_->Find(client_layer));
   auto list = ReadFile(client.path + "/pkg/modal/builder/" + builder + ".txt", size_t{1} << 20);
   if (!list.ok()) return NotFound("client " + client_version + " knows no image builder version " + builder);
-  std::string id = DigestId("ly", std::string("dependencies ") + kRevision + " " + builder + " " + series + " " + Sha256Hex(*list));
+  std::string id = DigestId(
+      "ly", std::string("dependencies ") + kRevision + " " + builder + " " + series + " " + Sha256Hex(*list));
   return flights_.Do(id, nullptr, [&]() -> Result<std::string> {
     if (layers_->Find(id).ok()) return id;
     ASSIGN_OR_RETURN(ImageSpec toolbox, Toolbox(series, image));
-    return MakeLayer(id, "dependencies of builder " + builder + " for Python " + series, toolbox, kDependencyScript, {*list},
-                     {"pkg", "__modal"}, nullptr, nullptr);
+    return MakeLayer(id, "dependencies of builder " + builder + " for Python " + series, toolbox,
+                     kDependencyScript, {*list}, {"pkg", "__modal"}, nullptr, nullptr);
   });
 }
 
-Result<std::vector<std::string>> RuntimeLayers::For(const ImageSpec& image, const std::string& client_version, bool dependencies) {
+Result<std::vector<std::string>> RuntimeLayers::For(const ImageSpec& image, const std::string& client_version,
+                                                    bool dependencies) {
   std::string series = PythonSeries(image.python_version());
-  if (series.empty()) return FailedPrecondition("image " + image.image_id() + " has no Python that the client's runtime could run in");
+  if (series.empty())
+    return FailedPrecondition("image " + image.image_id() +
+                              " has no Python that the client's runtime could run in");
   ASSIGN_OR_RETURN(std::string client, Client(client_version, series, image));
   std::vector<std::string> layers;
   if (dependencies && HasDependencyLayer(image.builder_version())) {
-    ASSIGN_OR_RETURN(std::string layer, Dependencies(client_version, client, image.builder_version(), series, image));
+    ASSIGN_OR_RETURN(std::string layer,
+                     Dependencies(client_version, client, image.builder_version(), series, image));
     layers.push_back(layer);
   }
   layers.push_back(client);
@@ -145,13 +163,15 @@ Result<std::vector<std::string>> RuntimeLayers::For(const ImageSpec& image, cons
 }
 
 Status RuntimeLayers::Ensure(const std::string& client_version) {
-  if (!PlainVersion(client_version)) return InvalidArgument("\"" + client_version + "\" is not a version of the client");
+  if (!PlainVersion(client_version))
+    return InvalidArgument("\"" + client_version + "\" is not a version of the client");
   std::string key = "client/" + client_version;
   if (layers_->GetRecord(key).ok()) return OkStatus();
   auto done = flights_.Do(key, nullptr, [&]() -> Result<std::string> {
     ASSIGN_OR_RETURN(ImageSpec toolbox, bases_->AnyPython(nullptr, nullptr));
     std::string id = DigestId("ly", "probe " + client_version);
-    auto made = MakeLayer(id, "the wheel of client " + client_version, toolbox, kEnsureScript, {client_version}, {}, nullptr, nullptr);
+    auto made = MakeLayer(id, "the wheel of client " + client_version, toolbox, kEnsureScript,
+                          {client_version}, {}, nullptr, nullptr);
     if (!made.ok()) return made.status();
     (void)layers_->Remove(id);
     RETURN_IF_ERROR(layers_->PutRecord(key, "yes"));
@@ -161,7 +181,8 @@ Status RuntimeLayers::Ensure(const std::string& client_version) {
 }
 
 Result<ImageSpec> RuntimeLayers::Uv(const std::string& version, const LogSink& log, CancelToken* cancel) {
-  if (version != "latest" && !PlainVersion(version)) return InvalidArgument("\"" + version + "\" is not a release of uv");
+  if (version != "latest" && !PlainVersion(version))
+    return InvalidArgument("\"" + version + "\" is not a release of uv");
   // "0.7" is the newest 0.7.x; "0.7.3-bookworm" is 0.7.3.
   std::string release = version.substr(0, version.find('-'));
   bool exact = std::count(release.begin(), release.end(), '.') >= 2;

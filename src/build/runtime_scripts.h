@@ -1,4 +1,5 @@
-// Python that runs in a container of ours to make layers out of wheels. Arguments come in sys.argv, never pasted in.
+// Python that runs in a container of ours to make layers out of wheels. Arguments come in sys.argv, never
+// pasted in.
 #pragma once
 
 namespace lydian::build {

@@ -1,6 +1,6 @@
-// Makes the same thing once however many ask for it: the first does the work on its own thread, the others wait for its answer.
-// When the first one's work was cancelled, the next in line takes it up.
-// Thread-safety: Do from any thread; it blocks.
+// Makes the same thing once however many ask for it: the first does the work on its own thread, the others
+// wait for its answer. When the first one's work was cancelled, the next in line takes it up. Thread-safety:
+// Do from any thread; it blocks.
 #pragma once
 
 #include <condition_variable>
@@ -24,7 +24,8 @@ class SingleFlight {
     auto wake = cancel ? cancel->OnCancel([this] {
       std::lock_guard guard(mutex_);
       changed_.notify_all();
-    }) : nullptr;
+    })
+                       : nullptr;
     for (;;) {
       std::shared_ptr<Flight> flight;
       {

@@ -45,7 +45,8 @@ Result<RunResult> StepRunner::Run(const StepCommand& command, const LogSink& log
     ASSIGN_OR_RETURN(owner, ResolveOwner(view, command.user));
   }
   HostSettings host = FindHostSettings();
-  // What the image says about an index or a proxy wins over the host; the host's authorities are needed in any case.
+  // What the image says about an index or a proxy wins over the host; the host's authorities are needed in
+  // any case.
   std::map<std::string, std::string> env = {{"HOME", owner.home}, {"HOSTNAME", "build"}};
   for (const auto& [key, value] : host.env) env[key] = value;
   Assign(env, command.env);
@@ -99,7 +100,8 @@ Status CleanUpper(const std::vector<std::string>& lowers, const std::string& tra
   ASSIGN_OR_RETURN(OverlayView below, OverlayView::ReadOnly(lowers));
   for (const char* path : kMountPoints) {
     struct stat st;
-    if (::lstat((upper + path).c_str(), &st) == 0 && S_ISREG(st.st_mode) && st.st_size == 0 && !below.Stat(path).ok())
+    if (::lstat((upper + path).c_str(), &st) == 0 && S_ISREG(st.st_mode) && st.st_size == 0 &&
+        !below.Stat(path).ok())
       ::unlink((upper + path).c_str());
   }
   for (const char* path : kFolders) {
@@ -107,8 +109,10 @@ Status CleanUpper(const std::vector<std::string>& lowers, const std::string& tra
     if (::lstat((upper + path).c_str(), &st) != 0 || !S_ISDIR(st.st_mode)) continue;
     auto old = below.Stat(path);
     // A folder that says nothing new. One that is not empty stays: rmdir refuses it.
-    bool same = old.ok() && old->st_mode == st.st_mode && old->st_uid == st.st_uid && old->st_gid == st.st_gid;
-    if (same || (!old.ok() && std::string(path) != "/root" && std::string(path) != "/etc")) ::rmdir((upper + path).c_str());
+    bool same =
+        old.ok() && old->st_mode == st.st_mode && old->st_uid == st.st_uid && old->st_gid == st.st_gid;
+    if (same || (!old.ok() && std::string(path) != "/root" && std::string(path) != "/etc"))
+      ::rmdir((upper + path).c_str());
   }
   return OkStatus();
 }

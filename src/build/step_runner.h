@@ -1,5 +1,5 @@
-// A command in a container on layers, with what it borrows from the host, its writes in a transaction: what a RUN does.
-// Thread-safety: Run from any thread; blocks.
+// A command in a container on layers, with what it borrows from the host, its writes in a transaction: what a
+// RUN does. Thread-safety: Run from any thread; blocks.
 #pragma once
 
 #include <map>
@@ -15,14 +15,14 @@
 namespace lydian::build {
 
 struct StepCommand {
-  std::vector<std::string> layer_ids;         // bottom first
-  std::string writable_dir;                   // a transaction's
+  std::vector<std::string> layer_ids;  // bottom first
+  std::string writable_dir;            // a transaction's
   std::vector<std::string> argv;
-  std::vector<std::string> env;               // of image and arguments: "K=V"
-  std::map<std::string, std::string> secrets; // over `env`
+  std::vector<std::string> env;                // of image and arguments: "K=V"
+  std::map<std::string, std::string> secrets;  // over `env`
   std::string workdir = "/";
-  std::string user;                           // "" = root
-  std::string script;                         // run this file instead of argv
+  std::string user;    // "" = root
+  std::string script;  // run this file instead of argv
   bool no_network = false;
   std::vector<Mount> mounts;
   TaskLimits limits;
@@ -30,7 +30,8 @@ struct StepCommand {
 
 class StepRunner {
  public:
-  StepRunner(image::LayerStore* layers, ContainerRunner* containers) : layers_(layers), containers_(containers) {}
+  StepRunner(image::LayerStore* layers, ContainerRunner* containers)
+      : layers_(layers), containers_(containers) {}
 
   // Afterwards `upper` holds what the command changed, and nothing that was borrowed.
   Result<RunResult> Run(const StepCommand& command, const LogSink& log, CancelToken* cancel);

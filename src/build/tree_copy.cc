@@ -44,7 +44,8 @@ Status CopyBytes(int from, int to, const std::string& what) {
     if (moved == 0) return OkStatus();
     if (moved > 0) continue;
     if (errno == EINTR) continue;
-    if (errno != EXDEV && errno != EINVAL && errno != EOPNOTSUPP && errno != ENOSYS) return ErrnoStatus("copying " + what);
+    if (errno != EXDEV && errno != EINVAL && errno != EOPNOTSUPP && errno != ENOSYS)
+      return ErrnoStatus("copying " + what);
     break;
   }
   for (;;) {
@@ -97,7 +98,8 @@ std::set<std::string> Glob(const std::vector<const ContextFile*>& context, const
   return found;
 }
 
-void MatchOne(const std::vector<const ContextFile*>& context, const std::string& source, std::vector<ContextMatch>& out) {
+void MatchOne(const std::vector<const ContextFile*>& context, const std::string& source,
+              std::vector<ContextMatch>& out) {
   for (const auto* file : context) {
     std::string path = JoinPath("/", file->path());
     if (path == source) {
@@ -141,7 +143,8 @@ class Copier {
   }
 
   Status Place(const Target& target, const std::string& host_path, unsigned mode) {
-    return PlaceFile(target.folder.get(), target.name, host_path, Mode(mode), owner_.uid, owner_.gid).With(target.path);
+    return PlaceFile(target.folder.get(), target.name, host_path, Mode(mode), owner_.uid, owner_.gid)
+        .With(target.path);
   }
 
   // ADD of a tar: its content, into the destination as a folder.
@@ -157,17 +160,21 @@ class Copier {
   }
 
   // One entry of another view, with all below it. `target_folder`/`name` is its new place.
-  Status Entry(int source_folder, const std::string& source_name, int target_folder, const std::string& name, int depth) {
+  Status Entry(int source_folder, const std::string& source_name, int target_folder, const std::string& name,
+               int depth) {
     if (depth > 200) return InvalidArgument("folders are nested too deeply");
     struct stat st;
-    if (::fstatat(source_folder, source_name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) return ErrnoStatus(source_name);
+    if (::fstatat(source_folder, source_name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0)
+      return ErrnoStatus(source_name);
     bool keep = step_.chown.empty();
     unsigned uid = keep ? st.st_uid : owner_.uid, gid = keep ? st.st_gid : owner_.gid;
     if (S_ISLNK(st.st_mode)) return Link(source_folder, source_name, target_folder, name, uid, gid);
     if (S_ISDIR(st.st_mode)) {
-      UniqueFd from(::openat(source_folder, source_name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+      UniqueFd from(
+          ::openat(source_folder, source_name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
       if (!from.valid()) return ErrnoStatus(source_name);
-      if (::mkdirat(target_folder, name.c_str(), 0700) != 0 && errno != EEXIST) return ErrnoStatus("making " + name);
+      if (::mkdirat(target_folder, name.c_str(), 0700) != 0 && errno != EEXIST)
+        return ErrnoStatus("making " + name);
       UniqueFd to(::openat(target_folder, name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
       if (!to.valid()) return ErrnoStatus(name);
       RETURN_IF_ERROR(SetOwnerAndMode(to.get(), uid, gid, static_cast<unsigned>(Mode(st.st_mode)), name));
@@ -180,7 +187,8 @@ class Copier {
     RETURN_IF_ERROR(CopyBytes(from.get(), to.get(), name));
     RETURN_IF_ERROR(SetOwnerAndMode(to.get(), uid, gid, static_cast<unsigned>(Mode(st.st_mode)), name));
     char capability[64];
-    if (ssize_t size = ::fgetxattr(from.get(), "security.capability", capability, sizeof capability); size > 0)
+    if (ssize_t size = ::fgetxattr(from.get(), "security.capability", capability, sizeof capability);
+        size > 0)
       if (::fsetxattr(to.get(), "security.capability", capability, static_cast<size_t>(size), 0) != 0)
         return ErrnoStatus("capabilities of " + name);
     struct timespec times[2] = {st.st_atim, st.st_mtim};
@@ -204,15 +212,16 @@ class Copier {
  private:
   int Mode(unsigned mode) const { return step_.chmod >= 0 ? step_.chmod : static_cast<int>(mode & 07777); }
 
-  Status Link(int source_folder, const std::string& source_name, int target_folder, const std::string& name, unsigned uid,
-              unsigned gid) {
+  Status Link(int source_folder, const std::string& source_name, int target_folder, const std::string& name,
+              unsigned uid, unsigned gid) {
     char text[4096];
     ssize_t size = ::readlinkat(source_folder, source_name.c_str(), text, sizeof text);
     if (size < 0) return ErrnoStatus(source_name);
     RETURN_IF_ERROR(ClearName(target_folder, name));
     if (::symlinkat(std::string(text, static_cast<size_t>(size)).c_str(), target_folder, name.c_str()) != 0)
       return ErrnoStatus("linking " + name);
-    if (::fchownat(target_folder, name.c_str(), uid, gid, AT_SYMLINK_NOFOLLOW) != 0) return ErrnoStatus("owner of " + name);
+    if (::fchownat(target_folder, name.c_str(), uid, gid, AT_SYMLINK_NOFOLLOW) != 0)
+      return ErrnoStatus("owner of " + name);
     return OkStatus();
   }
 
@@ -242,7 +251,8 @@ std::vector<std::vector<std::string>> Table(const OverlayView& view, const std::
 }
 
 bool Number(const std::string& text, unsigned& value) {
-  if (text.empty() || text.size() > 9 || !std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isdigit(c); }))
+  if (text.empty() || text.size() > 9 ||
+      !std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isdigit(c); }))
     return false;
   value = static_cast<unsigned>(std::stoul(text));
   return true;
@@ -265,7 +275,8 @@ Status GlobView(const OverlayView& view, const std::string& pattern, std::vector
       (void)folder->release();
       while (dirent* entry = ::readdir(dir)) {
         std::string name = entry->d_name;
-        if (name != "." && name != ".." && ::fnmatch(part.c_str(), name.c_str(), 0) == 0) next.push_back(JoinPath(path, name));
+        if (name != "." && name != ".." && ::fnmatch(part.c_str(), name.c_str(), 0) == 0)
+          next.push_back(JoinPath(path, name));
       }
       ::closedir(dir);
     }
@@ -278,7 +289,8 @@ Status GlobView(const OverlayView& view, const std::string& pattern, std::vector
 
 }  // namespace
 
-Status PlaceFile(int folder, const std::string& name, const std::string& host_path, int mode, unsigned uid, unsigned gid) {
+Status PlaceFile(int folder, const std::string& name, const std::string& host_path, int mode, unsigned uid,
+                 unsigned gid) {
   UniqueFd from(::open(host_path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!from.valid()) return ErrnoStatus("opening the content of " + name);
   ASSIGN_OR_RETURN(UniqueFd to, NewFile(folder, name));
@@ -298,7 +310,8 @@ Result<std::vector<ContextMatch>> MatchContext(const std::vector<const ContextFi
       MatchOne(context, path, matches);
     }
     // "COPY . /" of an empty context is a copy of nothing, and no mistake.
-    if (matches.size() == before && path != "/") return NotFound("\"" + source + "\" is not in the build context");
+    if (matches.size() == before && path != "/")
+      return NotFound("\"" + source + "\" is not in the build context");
   }
   return matches;
 }
@@ -306,14 +319,15 @@ Result<std::vector<ContextMatch>> MatchContext(const std::vector<const ContextFi
 std::string ContextDigest(const std::vector<ContextMatch>& matches) {
   std::vector<std::string> lines;
   for (const auto& match : matches)
-    lines.push_back(match.source + "\n" + match.relative + "\n" + match.file->sha256() + "\n" + std::to_string(match.file->mode()));
+    lines.push_back(match.source + "\n" + match.relative + "\n" + match.file->sha256() + "\n" +
+                    std::to_string(match.file->mode()));
   std::string all;
   for (const auto& line : lines) all += std::to_string(line.size()) + ":" + line;
   return Sha256Hex(all);
 }
 
-Status CopyFromContext(const OverlayView& view, const image::Step& step, const std::vector<ContextMatch>& matches,
-                       const Fetcher& fetch) {
+Status CopyFromContext(const OverlayView& view, const image::Step& step,
+                       const std::vector<ContextMatch>& matches, const Fetcher& fetch) {
   Copier copier(view, step);
   RETURN_IF_ERROR(copier.Prepare());
   for (const auto& match : matches) {

@@ -16,20 +16,21 @@ namespace lydian::build {
 // The local path of a file's content, by SHA-256.
 using Fetcher = std::function<Result<std::string>(const std::string& sha256)>;
 
-// What a COPY takes out of the context: path below the destination -> file. A pure function of the list, so that its digest
-// can be part of the step's.
+// What a COPY takes out of the context: path below the destination -> file. A pure function of the list, so
+// that its digest can be part of the step's.
 struct ContextMatch {
   const ContextFile* file = nullptr;
-  std::string source;       // the pattern it came from
-  std::string relative;     // below the source when that is a folder, else empty: the source is the file itself
+  std::string source;    // the pattern it came from
+  std::string relative;  // below the source when that is a folder, else empty: the source is the file itself
   bool in_folder = false;
 };
-Result<std::vector<ContextMatch>> MatchContext(const std::vector<const ContextFile*>& context, const std::vector<std::string>& sources);
+Result<std::vector<ContextMatch>> MatchContext(const std::vector<const ContextFile*>& context,
+                                               const std::vector<std::string>& sources);
 // Names, contents and modes of what was matched.
 std::string ContextDigest(const std::vector<ContextMatch>& matches);
 
-Status CopyFromContext(const OverlayView& view, const image::Step& step, const std::vector<ContextMatch>& matches,
-                       const Fetcher& fetch);
+Status CopyFromContext(const OverlayView& view, const image::Step& step,
+                       const std::vector<ContextMatch>& matches, const Fetcher& fetch);
 Status CopyFromView(const OverlayView& view, const image::Step& step, const OverlayView& source);
 
 // A name or number of /etc/passwd and /etc/group in `view`, "user[:group]".
@@ -41,6 +42,7 @@ struct Owner {
 Result<Owner> ResolveOwner(const OverlayView& view, const std::string& text);
 
 // The bytes of a host file into a new file of a folder; replaces what has the name.
-Status PlaceFile(int folder, const std::string& name, const std::string& host_path, int mode, unsigned uid, unsigned gid);
+Status PlaceFile(int folder, const std::string& name, const std::string& host_path, int mode, unsigned uid,
+                 unsigned gid);
 
 }  // namespace lydian::build

@@ -31,13 +31,16 @@ sigset_t StopSignals() {
 Status TryConnect(const std::string& path, const std::string& role) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) return InvalidArgument("the path is too long for a socket: " + path);
+  if (path.size() >= sizeof address.sun_path)
+    return InvalidArgument("the path is too long for a socket: " + path);
   std::memcpy(address.sun_path, path.data(), path.size());
   UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!socket.valid()) return ErrnoStatus("making a socket");
   if (::connect(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0) return OkStatus();
-  if (errno == EACCES || errno == EPERM) return PermissionDenied("this needs to be run as root (" + path + ")");
-  if (errno == ENOENT || errno == ECONNREFUSED) return Unavailable((role == "control" ? "" : "the ") + role + " is not up (`lydian up` starts it)");
+  if (errno == EACCES || errno == EPERM)
+    return PermissionDenied("this needs to be run as root (" + path + ")");
+  if (errno == ENOENT || errno == ECONNREFUSED)
+    return Unavailable((role == "control" ? "" : "the ") + role + " is not up (`lydian up` starts it)");
   return ErrnoStatus("connecting to " + path);
 }
 
@@ -97,7 +100,8 @@ Result<AdminClient> AdminClient::Connect(const StatePaths& paths, const std::str
   return client;
 }
 
-Result<std::string> AdminClient::CallRaw(const std::string& method, const std::string& request, Millis timeout) {
+Result<std::string> AdminClient::CallRaw(const std::string& method, const std::string& request,
+                                         Millis timeout) {
   auto answer = channel_->CallBlocking("/" + service_ + "/" + method, request, {}, timeout);
   if (answer.status().code() == Code::kDeadlineExceeded) return Unavailable(role_ + " does not answer");
   return answer;

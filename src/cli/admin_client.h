@@ -1,5 +1,6 @@
 // Calls to a running Lydian's admin sockets (proto/lydian/admin.proto), for uid 0.
-// Not thread-safe. Errors: of the connection in words for a person ("control is not up: ..."), of the call as they come.
+// Not thread-safe. Errors: of the connection in words for a person ("control is not up: ..."), of the call as
+// they come.
 #pragma once
 
 #include <functional>
@@ -15,7 +16,8 @@ namespace lydian::cli {
 
 // The services and methods of the admin sockets: what control and the worker register.
 inline constexpr char kControlAdmin[] = "lydian.ControlAdmin";  // Status, TokenCreate, TokenList, TokenRevoke
-inline constexpr char kWorkerAdmin[] = "lydian.WorkerAdmin";    // Status, Bases; streams: Run, MakeBase, ImportImage
+inline constexpr char kWorkerAdmin[] =
+    "lydian.WorkerAdmin";  // Status, Bases; streams: Run, MakeBase, ImportImage
 
 class AdminClient {
  public:
@@ -30,9 +32,11 @@ class AdminClient {
     return response;
   }
 
-  // Hands each message to `on_message` on this thread, until the end of the stream. SIGINT and SIGTERM cancel the call, whose status
-  // is then CANCELLED; they must be blocked (BlockStopSignals) before the client is made.
-  Status Stream(const std::string& method, const std::string& request, const std::function<Status(const std::string&)>& on_message);
+  // Hands each message to `on_message` on this thread, until the end of the stream. SIGINT and SIGTERM cancel
+  // the call, whose status is then CANCELLED; they must be blocked (BlockStopSignals) before the client is
+  // made.
+  Status Stream(const std::string& method, const std::string& request,
+                const std::function<Status(const std::string&)>& on_message);
 
  private:
   Result<std::string> CallRaw(const std::string& method, const std::string& request, Millis timeout);

@@ -40,12 +40,15 @@ TEST(ProfileTest, IsActiveWhenItIsTheOnlyOne) {
 }
 
 TEST(ProfileTest, LeavesOthersAndCommentsAlone) {
-  const std::string text = "# mine\n[work] # the company's\ntoken_id = \"ak-w\"\nactive = true\n\n[lydian]\n# kept\ntoken_id = \"old\"\n"
-                           "environment = \"dev\"\nactive = true\n\n[z]\na = 1\n";
+  const std::string text =
+      "# mine\n[work] # the company's\ntoken_id = \"ak-w\"\nactive = true\n\n[lydian]\n# kept\ntoken_id = "
+      "\"old\"\n"
+      "environment = \"dev\"\nactive = true\n\n[z]\na = 1\n";
   auto edited = WithProfile(text, kProfile);
   ASSERT_TRUE(edited.ok());
   EXPECT_FALSE(edited->active);
-  EXPECT_THAT(edited->text, HasSubstr("# mine\n[work] # the company's\ntoken_id = \"ak-w\"\nactive = true\n\n[lydian]\n# kept\ntoken_id = "));
+  EXPECT_THAT(edited->text, HasSubstr("# mine\n[work] # the company's\ntoken_id = \"ak-w\"\nactive = "
+                                      "true\n\n[lydian]\n# kept\ntoken_id = "));
   EXPECT_THAT(edited->text, HasSubstr("environment = \"dev\"\n"));
   EXPECT_THAT(edited->text, HasSubstr("\n\n[z]\na = 1\n"));
   EXPECT_THAT(edited->text, Not(HasSubstr("old")));
@@ -66,7 +69,8 @@ TEST(ProfileTest, BecomesActiveBesideProfilesThatNobodyUses) {
 }
 
 TEST(ProfileTest, FormsThatLinesDoNotShow) {
-  auto edited = WithProfile("lydian = {token_id = \"old\", environment = \"dev\"}\nother.token_id = \"x\"\n", kProfile);
+  auto edited =
+      WithProfile("lydian = {token_id = \"old\", environment = \"dev\"}\nother.token_id = \"x\"\n", kProfile);
   ASSERT_TRUE(edited.ok());
   EXPECT_THAT(edited->text, HasSubstr("dev"));
   EXPECT_THAT(edited->text, Not(HasSubstr("old")));
@@ -109,7 +113,8 @@ TEST(FdsTest, ParsesWhatItFormats) {
   EXPECT_EQ((*fds)["link"], 16);
   EXPECT_EQ(FormatFds(*fds), "api=5,link=16");
   EXPECT_TRUE(ParseFds("")->empty());
-  for (const char* bad : {"api", "api=", "api=x", "=3", "api=3,api=4", "api=-1", "a=1,,b=2"}) EXPECT_FALSE(ParseFds(bad).ok()) << bad;
+  for (const char* bad : {"api", "api=", "api=x", "=3", "api=3,api=4", "api=-1", "a=1,,b=2"})
+    EXPECT_FALSE(ParseFds(bad).ok()) << bad;
 }
 
 TEST(LockFileTest, OneProcessHoldsItAndItGoesWithIt) {

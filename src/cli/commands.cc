@@ -21,13 +21,21 @@ struct Session {
 void AddUp(CLI::App& app, Session& session) {
   auto options = std::make_shared<UpOptions>();
   CLI::App* command = app.add_subcommand("up", "Start Lydian on this machine, and keep it running");
-  command->add_option("--listen", options->listen, "HOST:PORT of API, blobs and pages")->capture_default_str();
-  command->add_flag("--insecure", options->insecure, "Allow an address that other machines reach, without TLS");
-  command->add_flag("--background,--detach", options->detach, "Return when everything serves, and stay up past logout");
-  command->add_option("--address-range", options->address_range, "IPv4 range of the containers' network, as in 10.77.0.0/16; one that is free by default");
-  command->add_option("--memory-reserve", options->memory_reserve_bytes, "Memory that containers together never touch, as in 2GiB")
+  command->add_option("--listen", options->listen, "HOST:PORT of API, blobs and pages")
+      ->capture_default_str();
+  command->add_flag("--insecure", options->insecure,
+                    "Allow an address that other machines reach, without TLS");
+  command->add_flag("--background,--detach", options->detach,
+                    "Return when everything serves, and stay up past logout");
+  command->add_option(
+      "--address-range", options->address_range,
+      "IPv4 range of the containers' network, as in 10.77.0.0/16; one that is free by default");
+  command
+      ->add_option("--memory-reserve", options->memory_reserve_bytes,
+                   "Memory that containers together never touch, as in 2GiB")
       ->transform(CLI::AsSizeValue(false));
-  command->add_option("--disk", options->disk_bytes, "Writable disk of a container, as in 20GiB")->transform(CLI::AsSizeValue(false));
+  command->add_option("--disk", options->disk_bytes, "Writable disk of a container, as in 20GiB")
+      ->transform(CLI::AsSizeValue(false));
   command->add_option("--pids", options->pids, "Processes in a container")->capture_default_str();
   command->callback([options, &session] {
     options->state = session.state;
@@ -44,7 +52,8 @@ void AddStatus(CLI::App& app, Session& session) {
   status->callback([json, &session] { session.code = ShowStatus(session.state, *json); });
 
   auto range = std::make_shared<std::string>();
-  CLI::App* doctor = app.add_subcommand("doctor", "What this machine has and lacks, and what is used instead");
+  CLI::App* doctor =
+      app.add_subcommand("doctor", "What this machine has and lacks, and what is used instead");
   doctor->add_option("--address-range", *range, "IPv4 range of the containers' network to be looked at");
   doctor->callback([range, &session] { session.code = Doctor(session.state, *range); });
 
@@ -60,7 +69,8 @@ void AddToken(CLI::App& app, Session& session) {
   auto options = std::make_shared<Options>();
   CLI::App* token = app.add_subcommand("token", "Tokens of clients")->require_subcommand(1);
   CLI::App* create = token->add_subcommand("create", "Make a token; its secret is shown once");
-  create->add_option("--workspace", options->workspace, "Its workspace, which is made if it is new")->capture_default_str();
+  create->add_option("--workspace", options->workspace, "Its workspace, which is made if it is new")
+      ->capture_default_str();
   create->add_option("--name", options->name, "What it is for");
   create->add_flag("--json", options->json, "As JSON");
   create->callback([options, &session] {
@@ -72,19 +82,25 @@ void AddToken(CLI::App& app, Session& session) {
   CLI::App* revoke = token->add_subcommand("revoke", "Refuse a token from now on");
   revoke->add_option("token", options->id, "ak-...")->required();
   revoke->add_flag("--json", options->json, "As JSON");
-  revoke->callback([options, &session] { session.code = TokenRevoke(session.state, options->id, options->json); });
+  revoke->callback(
+      [options, &session] { session.code = TokenRevoke(session.state, options->id, options->json); });
 }
 
 void AddRunOptions(CLI::App* command, RunOptions& options) {
   command->add_option("--image", options.image, "Image id, or a base such as python:3.11-slim-bookworm");
   command->add_option("--rootfs", options.rootfs, "A folder as root file system")->excludes("--image");
-  command->add_option("--memory", options.memory_bytes, "Limit, as in 256MiB")->transform(CLI::AsSizeValue(false));
+  command->add_option("--memory", options.memory_bytes, "Limit, as in 256MiB")
+      ->transform(CLI::AsSizeValue(false));
   command->add_option("--cpus", options.cpus, "Limit, as in 0.5");
-  command->add_option("--disk", options.disk_bytes, "Writable disk, as in 1GiB")->transform(CLI::AsSizeValue(false));
+  command->add_option("--disk", options.disk_bytes, "Writable disk, as in 1GiB")
+      ->transform(CLI::AsSizeValue(false));
   command->add_option("--pids", options.pids, "Limit of processes");
-  command->add_option("--network", options.network, "nat or none")->check(CLI::IsMember({"nat", "none"}))->capture_default_str();
-  command->add_option("--env", options.env, "NAME=VALUE; may be given several times")->expected(1)->multi_option_policy(
-      CLI::MultiOptionPolicy::TakeAll);
+  command->add_option("--network", options.network, "nat or none")
+      ->check(CLI::IsMember({"nat", "none"}))
+      ->capture_default_str();
+  command->add_option("--env", options.env, "NAME=VALUE; may be given several times")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command->add_option("--workdir", options.workdir, "Working directory");
   command->add_flag("--client-runtime", options.client_runtime, "With the client's runtime in /pkg");
 }
@@ -92,14 +108,17 @@ void AddRunOptions(CLI::App* command, RunOptions& options) {
 void AddDebug(CLI::App& app, Session& session) {
   auto options = std::make_shared<RunOptions>();
   CLI::App* debug = app.add_subcommand("debug", "Look inside")->require_subcommand(1);
-  CLI::App* run = debug->add_subcommand("run", "Run one container: lydian debug run --image REF -- COMMAND; leaves with its exit code");
+  CLI::App* run = debug->add_subcommand(
+      "run", "Run one container: lydian debug run --image REF -- COMMAND; leaves with its exit code");
   AddRunOptions(run, *options);
   run->add_flag("--timing", options->timing, "Say how long each step of the start took");
   run->add_flag("--empty-pools", options->drain_pools, "Start with nothing prepared, for measurements");
   run->callback([options, &session] {
     options->command = session.trailing;
-    if (options->command.empty()) throw CLI::ValidationError("debug run", "what is to be run comes behind --");
-    if (options->image.empty() && options->rootfs.empty()) throw CLI::ValidationError("debug run", "give --image or --rootfs");
+    if (options->command.empty())
+      throw CLI::ValidationError("debug run", "what is to be run comes behind --");
+    if (options->image.empty() && options->rootfs.empty())
+      throw CLI::ValidationError("debug run", "give --image or --rootfs");
     session.code = DebugRun(session.state, *options);
   });
   CLI::App* job = debug->add_subcommand("job", "Print the steps that a container's start would take");
@@ -118,11 +137,14 @@ void AddImage(CLI::App& app, Session& session) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* image = app.add_subcommand("image", "Base images")->require_subcommand(1);
-  CLI::App* import = image->add_subcommand("import", "Take a base image from an archive (docker save, OCI, or a tar of its root)");
+  CLI::App* import = image->add_subcommand(
+      "import", "Take a base image from an archive (docker save, OCI, or a tar of its root)");
   import->add_option("name", options->name, "The reference that it stands for")->required();
   import->add_option("archive", options->archive, "A file")->required()->check(CLI::ExistingFile);
-  import->callback([options, &session] { session.code = ImageImport(session.state, options->name, options->archive); });
-  CLI::App* base = image->add_subcommand("base", "Make a base image from its recipe, once; takes some minutes");
+  import->callback(
+      [options, &session] { session.code = ImageImport(session.state, options->name, options->archive); });
+  CLI::App* base =
+      image->add_subcommand("base", "Make a base image from its recipe, once; takes some minutes");
   base->add_option("name", options->name, "As in python:3.11-slim-bookworm")->required();
   base->callback([options, &session] { session.code = ImageBase(session.state, options->name); });
   CLI::App* list = image->add_subcommand("bases", "Base images that can be had");
@@ -154,7 +176,9 @@ int RunCommandLine(int argc, char** argv, const Wiring& wiring) {
   AddToken(app, session);
   AddImage(app, session);
   AddDebug(app, session);
-  app.add_subcommand("version", "Print the version")->callback([] { std::printf("lydian %s\n", LYDIAN_VERSION); });
+  app.add_subcommand("version", "Print the version")->callback([] {
+    std::printf("lydian %s\n", LYDIAN_VERSION);
+  });
   // Options such as --state may stand behind the innermost command too.
   for (CLI::App* command : app.get_subcommands({})) {
     command->fallthrough();
@@ -168,7 +192,8 @@ int RunCommandLine(int argc, char** argv, const Wiring& wiring) {
     while (!inner->get_subcommands().empty()) inner = inner->get_subcommands().front();
     std::vector<std::string> unknown = app.remaining(true);
     if (!unknown.empty() && error.get_name() == "RequiredError" && !inner->get_subcommands({}).empty()) {
-      std::fprintf(stderr, "lydian: there is no command `%s`; `lydian --help` lists them\n", unknown.front().c_str());
+      std::fprintf(stderr, "lydian: there is no command `%s`; `lydian --help` lists them\n",
+                   unknown.front().c_str());
       return kExitUsage;
     }
     return app.exit(error) == 0 ? kExitOk : kExitUsage;

@@ -20,14 +20,15 @@ enum ExitCode : int {
 struct UpOptions {
   std::string state = kDefaultState;
   std::string listen = "127.0.0.1:7070";
-  bool insecure = false;       // other addresses than loopback without TLS
-  bool detach = false;         // returns when everything serves
-  std::string address_range;   // empty: one that is free is chosen
+  bool insecure = false;      // other addresses than loopback without TLS
+  bool detach = false;        // returns when everything serves
+  std::string address_range;  // empty: one that is free is chosen
   uint64_t memory_reserve_bytes = 0;
   uint64_t disk_bytes = uint64_t{20} << 30;
   uint32_t pids = 4096;
-  std::string user = "lydian"; // control's
-  bool check_runtime = true;   // whether this machine can run containers; tests of the supervisor alone don't ask
+  std::string user = "lydian";  // control's
+  bool check_runtime =
+      true;  // whether this machine can run containers; tests of the supervisor alone don't ask
 };
 
 struct Wiring {

@@ -33,13 +33,16 @@ Result<Job> MakeJob(const RunOptions& options) {
   job.mutable_rootfs()->set_quota_bytes(options.disk_bytes);
   for (const std::string& arg : options.command) job.mutable_process()->add_argv(arg);
   if (options.image.empty()) {
-    for (const char* variable : {kDefaultPath, "HOME=/root", "LANG=C.UTF-8", "TZ=UTC"}) job.mutable_process()->add_env(variable);
+    for (const char* variable : {kDefaultPath, "HOME=/root", "LANG=C.UTF-8", "TZ=UTC"})
+      job.mutable_process()->add_env(variable);
   }
   for (const std::string& variable : options.env) {
-    if (variable.find('=') == std::string::npos) return InvalidArgument("--env wants NAME=VALUE: " + variable);
+    if (variable.find('=') == std::string::npos)
+      return InvalidArgument("--env wants NAME=VALUE: " + variable);
     job.mutable_process()->add_env(variable);
   }
-  job.mutable_process()->set_cwd(options.workdir.empty() && options.image.empty() ? "/root" : options.workdir);
+  job.mutable_process()->set_cwd(options.workdir.empty() && options.image.empty() ? "/root"
+                                                                                  : options.workdir);
   job.mutable_limits()->set_memory_bytes(options.memory_bytes);
   job.mutable_limits()->set_milli_cpu(static_cast<uint32_t>(options.cpus * 1000));
   job.mutable_limits()->set_pids(options.pids);
@@ -50,20 +53,23 @@ Result<Job> MakeJob(const RunOptions& options) {
 
 void PrintPlan(const Plan& plan) {
   int number = 0;
-  for (const Step& step : plan.steps()) std::printf("%3d  %-16s %s\n", ++number, step.name().c_str(), step.detail().c_str());
+  for (const Step& step : plan.steps())
+    std::printf("%3d  %-16s %s\n", ++number, step.name().c_str(), step.detail().c_str());
 }
 
 void PrintTiming(const RunTiming& timing) {
   for (const Phase& phase : timing.phases()) {
     std::fprintf(stderr, "%-20s %9.3f ms\n", phase.name().c_str(), static_cast<double>(phase.nanos()) / 1e6);
   }
-  std::fprintf(stderr, "%-20s %9.3f ms\n%-20s %9.3f ms\n", "ready to exec", static_cast<double>(timing.ready_nanos()) / 1e6, "exit reported",
+  std::fprintf(stderr, "%-20s %9.3f ms\n%-20s %9.3f ms\n", "ready to exec",
+               static_cast<double>(timing.ready_nanos()) / 1e6, "exit reported",
                static_cast<double>(timing.exit_nanos()) / 1e6);
 }
 
 int ExitCodeOf(int wait_status) {
   if (WIFEXITED(wait_status)) return WEXITSTATUS(wait_status);
-  std::fprintf(stderr, "lydian: killed by signal %d (%s)\n", WTERMSIG(wait_status), ::strsignal(WTERMSIG(wait_status)));
+  std::fprintf(stderr, "lydian: killed by signal %d (%s)\n", WTERMSIG(wait_status),
+               ::strsignal(WTERMSIG(wait_status)));
   return 128 + WTERMSIG(wait_status);
 }
 
@@ -97,14 +103,21 @@ int DebugRun(const std::string& state, const RunOptions& options) {
     RunEvent event;
     if (!event.ParseFromString(bytes)) return Internal("the worker's events can't be read");
     switch (event.kind_case()) {
-      case RunEvent::kStdoutData: return WriteAll(1, event.stdout_data());
-      case RunEvent::kStderrData: return WriteAll(2, event.stderr_data());
-      case RunEvent::kStatus: code = ExitCodeOf(event.status()); break;
+      case RunEvent::kStdoutData:
+        return WriteAll(1, event.stdout_data());
+      case RunEvent::kStderrData:
+        return WriteAll(2, event.stderr_data());
+      case RunEvent::kStatus:
+        code = ExitCodeOf(event.status());
+        break;
       case RunEvent::kTiming:
         if (options.timing) PrintTiming(event.timing());
         break;
-      case RunEvent::kPlan: PrintPlan(event.plan()); break;
-      case RunEvent::KIND_NOT_SET: break;
+      case RunEvent::kPlan:
+        PrintPlan(event.plan());
+        break;
+      case RunEvent::KIND_NOT_SET:
+        break;
     }
     return OkStatus();
   });

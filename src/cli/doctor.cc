@@ -25,9 +25,11 @@ constexpr Tool kTools[] = {
     {"mmdebstrap", "base images from Debian packages", "import an archive: lydian image import", false},
     {"gcc", "builds CPython for base images", "import an archive: lydian image import", false},
     {"make", "builds CPython for base images", "import an archive: lydian image import", false},
-    {"mkfs.ext4", "quota images for what containers write", "project quotas, where the file system has them", false},
+    {"mkfs.ext4", "quota images for what containers write", "project quotas, where the file system has them",
+     false},
     {"xz", "unpacks source archives", "import an archive: lydian image import", false},
-    {"nft", "looking at the rules of the containers' network", "nothing: Lydian itself does not call it", false},
+    {"nft", "looking at the rules of the containers' network", "nothing: Lydian itself does not call it",
+     false},
 };
 
 std::string FindTool(const std::string& name) {
@@ -40,9 +42,13 @@ std::string FindTool(const std::string& name) {
   return "";
 }
 
-void Row(bool ok, bool required, const std::string& name, const std::string& found, const std::string& what_for,
-         const std::string& instead) {
-  std::printf("%-8s %-26s %-34s %s%s\n", ok ? "ok" : required ? "MISSING" : "-", name.c_str(), found.c_str(), what_for.c_str(),
+void Row(bool ok, bool required, const std::string& name, const std::string& found,
+         const std::string& what_for, const std::string& instead) {
+  std::printf("%-8s %-26s %-34s %s%s\n",
+              ok         ? "ok"
+              : required ? "MISSING"
+                         : "-",
+              name.c_str(), found.c_str(), what_for.c_str(),
               ok || instead.empty() ? "" : ("; instead: " + instead).c_str());
 }
 
@@ -55,9 +61,11 @@ void ShowBases(const std::string& state) {
   auto list = client->Call<BaseListRequest, BaseListResponse>("Bases", {}, Millis(30'000));
   if (!list.ok()) return (void)std::printf("  (%s)\n", list.status().message().c_str());
   for (const BaseEntry& base : list->bases()) {
-    std::printf("%-8s %-36s %-10s %s\n", base.made() ? "made" : "-", base.name().c_str(), base.version().c_str(), base.note().c_str());
+    std::printf("%-8s %-36s %-10s %s\n", base.made() ? "made" : "-", base.name().c_str(),
+                base.version().c_str(), base.note().c_str());
   }
-  std::printf("Another one: a registry mirror, `lydian image import NAME ARCHIVE`, or a recipe of your own.\n");
+  std::printf(
+      "Another one: a registry mirror, `lydian image import NAME ARCHIVE`, or a recipe of your own.\n");
 }
 
 }  // namespace
@@ -71,7 +79,8 @@ int Doctor(const std::string& state, const std::string& address_range) {
   options.address_range = address_range;
   std::printf("%-8s %-26s %-34s %s\n", "", "KERNEL, RIGHTS", "FOUND", "WHAT FOR");
   bool root = ::geteuid() == 0;
-  Row(root, true, "root", root ? "yes" : "uid " + std::to_string(::geteuid()), "containers; run this as root to see the rest", "");
+  Row(root, true, "root", root ? "yes" : "uid " + std::to_string(::geteuid()),
+      "containers; run this as root to see the rest", "");
   fine &= root;
   for (const runtime::Feature& feature : runtime::ProbeFeatures(options)) {
     Row(feature.ok, feature.required, feature.name, feature.found, feature.what_for, feature.instead);
@@ -80,13 +89,15 @@ int Doctor(const std::string& state, const std::string& address_range) {
   std::printf("\n%-8s %-26s %-34s %s\n", "", "TOOLS", "FOUND", "WHAT FOR");
   for (const Tool& tool : kTools) {
     std::string found = FindTool(tool.name);
-    Row(!found.empty(), tool.required, tool.name, found.empty() ? "not there" : found, tool.what_for, tool.without);
+    Row(!found.empty(), tool.required, tool.name, found.empty() ? "not there" : found, tool.what_for,
+        tool.without);
     fine &= !found.empty() || !tool.required;
   }
   struct statvfs disk {};
   std::string folder = paths.ok() ? paths->root : "/";
   if (::statvfs(folder.c_str(), &disk) == 0) {
-    std::printf("\nDisk: %.1f GiB free at %s\n", static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize) / (1 << 30),
+    std::printf("\nDisk: %.1f GiB free at %s\n",
+                static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize) / (1 << 30),
                 folder.c_str());
   }
   ShowBases(state);

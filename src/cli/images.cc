@@ -28,8 +28,10 @@ Status Follow(AdminClient& client, const std::string& method, const std::string&
       std::fflush(stdout);
     }
     if (!event.error().empty()) {
-      outcome = Status(event.error_code() > 0 && event.error_code() <= 16 ? static_cast<Code>(event.error_code()) : Code::kInternal,
-                       event.error());
+      outcome =
+          Status(event.error_code() > 0 && event.error_code() <= 16 ? static_cast<Code>(event.error_code())
+                                                                    : Code::kInternal,
+                 event.error());
     }
     return OkStatus();
   });
@@ -73,7 +75,8 @@ int ImageBases(const std::string& state) {
   if (!list.ok()) return Fail(list.status());
   std::printf("%-36s %-10s %-6s %s\n", "BASE", "VERSION", "MADE", "");
   for (const BaseEntry& base : list->bases()) {
-    std::printf("%-36s %-10s %-6s %s\n", base.name().c_str(), base.version().c_str(), base.made() ? "yes" : "no", base.note().c_str());
+    std::printf("%-36s %-10s %-6s %s\n", base.name().c_str(), base.version().c_str(),
+                base.made() ? "yes" : "no", base.note().c_str());
   }
   return kExitOk;
 }

@@ -24,7 +24,9 @@ std::optional<Holder> Parse(const std::string& text) {
   auto json = nlohmann::json::parse(text.substr(0, text.find('\n')), nullptr, false);
   if (!json.is_object()) return std::nullopt;
   Holder holder;
-  auto number = [&](const char* key) { return json.contains(key) && json[key].is_number() ? json[key].get<double>() : 0.0; };
+  auto number = [&](const char* key) {
+    return json.contains(key) && json[key].is_number() ? json[key].get<double>() : 0.0;
+  };
   auto string = [&](const char* key) {
     return json.contains(key) && json[key].is_string() ? json[key].get<std::string>() : std::string();
   };
@@ -57,7 +59,8 @@ Result<LockFile> LockFile::Take(const std::string& path, const Holder& what, std
     if (errno != EACCES && errno != EAGAIN) return ErrnoStatus("locking " + path);
     ASSIGN_OR_RETURN(auto holder, ReadHolder(path));
     if (other != nullptr) *other = holder;
-    return FailedPrecondition(path + " is held by process " + (holder ? std::to_string(holder->pid) : "unknown"));
+    return FailedPrecondition(path + " is held by process " +
+                              (holder ? std::to_string(holder->pid) : "unknown"));
   }
   RETURN_IF_ERROR(file.Update(what));
   return file;
@@ -65,7 +68,9 @@ Result<LockFile> LockFile::Take(const std::string& path, const Holder& what, std
 
 Status LockFile::Update(const Holder& what) {
   // The pid is the first number in the file: scripts read it.
-  nlohmann::ordered_json json{{"pid", ::getpid()}, {"start_time", ProcessStartTime(::getpid())}, {"since", SystemClock().UnixSeconds()}};
+  nlohmann::ordered_json json{{"pid", ::getpid()},
+                              {"start_time", ProcessStartTime(::getpid())},
+                              {"since", SystemClock().UnixSeconds()}};
   if (!what.listen.empty()) json["listen"] = what.listen;
   if (!what.url.empty()) json["url"] = what.url;
   if (!what.fds.empty()) json["fds"] = what.fds;
@@ -89,7 +94,8 @@ Result<std::optional<Holder>> ReadHolder(const std::string& path) {
   ASSIGN_OR_RETURN(std::string text, ReadAll(fd.get(), path));
   // Between taking the lock and writing there may be nothing yet; the kernel knows the pid either way.
   Holder holder = Parse(text).value_or(Holder{});
-  if (holder.pid != lock.l_pid) holder = Holder{.pid = lock.l_pid, .start_time = ProcessStartTime(lock.l_pid)};
+  if (holder.pid != lock.l_pid)
+    holder = Holder{.pid = lock.l_pid, .start_time = ProcessStartTime(lock.l_pid)};
   return std::optional<Holder>(holder);
 }
 

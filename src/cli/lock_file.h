@@ -1,8 +1,10 @@
-// Who runs: each process of Lydian holds the lock of a file of its own, in which its pid and start time stand. The lock is a
-// POSIX record lock: it goes with its process, however it ends, and no child inherits it.
+// Who runs: each process of Lydian holds the lock of a file of its own, in which its pid and start time
+// stand. The lock is a POSIX record lock: it goes with its process, however it ends, and no child inherits
+// it.
 //
-// Thread-safety: none. A process must not open the file in another way while it holds the lock (closing that would release it).
-// Errors: FAILED_PRECONDITION when somebody else holds it, with who; else the errno with the path.
+// Thread-safety: none. A process must not open the file in another way while it holds the lock (closing that
+// would release it). Errors: FAILED_PRECONDITION when somebody else holds it, with who; else the errno with
+// the path.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +29,10 @@ struct Holder {
 class LockFile {
  public:
   LockFile() = default;
-  // Takes the lock and writes this process, with `listen` and `fds` of `what`. On FAILED_PRECONDITION `other` says who has it.
-  static Result<LockFile> Take(const std::string& path, const Holder& what, std::optional<Holder>* other = nullptr);
+  // Takes the lock and writes this process, with `listen` and `fds` of `what`. On FAILED_PRECONDITION `other`
+  // says who has it.
+  static Result<LockFile> Take(const std::string& path, const Holder& what,
+                               std::optional<Holder>* other = nullptr);
   Status Update(const Holder& what);
 
  private:

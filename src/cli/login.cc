@@ -14,16 +14,20 @@ namespace {
 Result<Profile> ReadFirstToken(const StatePaths& paths) {
   auto text = ReadFile(paths.first_token(), 1 << 20);
   if (!text.ok()) {
-    if (text.status().code() == Code::kPermissionDenied) return PermissionDenied("`lydian login` reads the first token, and needs to be run as root");
-    if (text.status().code() == Code::kNotFound) return NotFound("there is no token yet: start Lydian first, with `lydian up`");
+    if (text.status().code() == Code::kPermissionDenied)
+      return PermissionDenied("`lydian login` reads the first token, and needs to be run as root");
+    if (text.status().code() == Code::kNotFound)
+      return NotFound("there is no token yet: start Lydian first, with `lydian up`");
     return text.status();
   }
   auto json = nlohmann::json::parse(*text, nullptr, false);
   auto field = [&](const char* name) {
-    return json.is_object() && json.contains(name) && json[name].is_string() ? json[name].get<std::string>() : std::string();
+    return json.is_object() && json.contains(name) && json[name].is_string() ? json[name].get<std::string>()
+                                                                             : std::string();
   };
   Profile profile{field("url"), field("token_id"), field("token_secret")};
-  if (profile.token_id.empty() || profile.token_secret.empty()) return DataLoss(paths.first_token() + " holds no token");
+  if (profile.token_id.empty() || profile.token_secret.empty())
+    return DataLoss(paths.first_token() + " holds no token");
   return profile;
 }
 

@@ -3,12 +3,12 @@
 #include <fcntl.h>
 #include <pwd.h>
 #include <sys/stat.h>
+#include <toml++/toml.h>
 #include <unistd.h>
 
 #include <climits>
 #include <cstdlib>
 #include <sstream>
-#include <toml++/toml.h>
 #include <vector>
 
 #include "base/fd.h"
@@ -43,7 +43,8 @@ std::string Trimmed(const std::string& text) {
 }
 
 std::string Unquoted(const std::string& name) {
-  bool quoted = name.size() >= 2 && name.front() == name.back() && (name.front() == '"' || name.front() == '\'');
+  bool quoted =
+      name.size() >= 2 && name.front() == name.back() && (name.front() == '"' || name.front() == '\'');
   return quoted ? name.substr(1, name.size() - 2) : name;
 }
 
@@ -104,7 +105,8 @@ Result<toml::table> Parse(const std::string& text) {
   try {
     return toml::parse(text);
   } catch (const toml::parse_error& error) {
-    return InvalidArgument("line " + std::to_string(error.source().begin.line) + " is not TOML: " + std::string(error.description()));
+    return InvalidArgument("line " + std::to_string(error.source().begin.line) +
+                           " is not TOML: " + std::string(error.description()));
   }
 }
 
@@ -140,31 +142,36 @@ Result<EditedConfig> WithProfile(const std::string& text, const Profile& profile
   std::string other_active;
   for (const auto& [name, section] : before) {
     const toml::table* table = section.as_table();
-    if (table != nullptr && name.str() != kName && (*table)["active"].value_or(false)) other_active = name.str();
+    if (table != nullptr && name.str() != kName && (*table)["active"].value_or(false))
+      other_active = name.str();
   }
-  // Without an active one the client uses `default` where it is there, and complains as soon as there is another beside it.
+  // Without an active one the client uses `default` where it is there, and complains as soon as there is
+  // another beside it.
   bool implied = other_active.empty() && before.contains("default");
   bool was_active = before[kName]["active"].value_or(false);
   EditedConfig edited;
   edited.active = other_active.empty() && (!implied || was_active);
   edited.text = text;
   if (implied && !was_active) edited.text = SetInSection(edited.text, "default", {{"active", "true"}});
-  edited.text = SetInSection(edited.text, kName,
-                             {{"server_url", Quote(profile.server_url)},
-                              {"token_id", Quote(profile.token_id)},
-                              {"token_secret", Quote(profile.token_secret)},
-                              // A company's proxy variables would be used for this machine's own address otherwise.
-                              {"disable_api_proxy", "true"},
-                              {"active", edited.active ? "true" : ""}});
+  edited.text =
+      SetInSection(edited.text, kName,
+                   {{"server_url", Quote(profile.server_url)},
+                    {"token_id", Quote(profile.token_id)},
+                    {"token_secret", Quote(profile.token_secret)},
+                    // A company's proxy variables would be used for this machine's own address otherwise.
+                    {"disable_api_proxy", "true"},
+                    {"active", edited.active ? "true" : ""}});
   auto after = Parse(edited.text);
   const toml::table* mine = after.ok() ? (*after)[kName].as_table() : nullptr;
   if (mine != nullptr && (*mine)["token_secret"].value_or(std::string()) == profile.token_secret &&
       (*mine)["server_url"].value_or(std::string()) == profile.server_url && SameBut(before, *after)) {
     return edited;
   }
-  // Written in a way that lines don't show (an inline table, dotted keys): as values then, which loses comments.
+  // Written in a way that lines don't show (an inline table, dotted keys): as values then, which loses
+  // comments.
   toml::table table = before;
-  if (implied && !was_active && table["default"].is_table()) table["default"].as_table()->insert_or_assign("active", true);
+  if (implied && !was_active && table["default"].is_table())
+    table["default"].as_table()->insert_or_assign("active", true);
   if (!table[kName].is_table()) table.insert_or_assign(kName, toml::table{});
   toml::table& section = *table[kName].as_table();
   section.insert_or_assign("server_url", profile.server_url);

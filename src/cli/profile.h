@@ -1,5 +1,6 @@
-// The profile `lydian` in the official client's configuration file. Everything else in the file stays as it is, comments too.
-// Thread-safety: none. Errors: a file that is no TOML is refused and left alone, with the line.
+// The profile `lydian` in the official client's configuration file. Everything else in the file stays as it
+// is, comments too. Thread-safety: none. Errors: a file that is no TOML is refused and left alone, with the
+// line.
 #pragma once
 
 #include <string>
@@ -19,7 +20,8 @@ struct EditedConfig {
   std::string text;
   bool active = false;  // the client uses `lydian` without being told to
 };
-// `lydian` becomes active only where no other profile is in use: who works with another must not change sides unawares.
+// `lydian` becomes active only where no other profile is in use: who works with another must not change sides
+// unawares.
 Result<EditedConfig> WithProfile(const std::string& text, const Profile& profile);
 
 // Reads, edits and replaces the file (mode 0600, its owner kept); returns whether `lydian` is active.

@@ -16,7 +16,9 @@ std::string StatePaths::lock(const std::string& role) const {
 Result<StatePaths> FindState(const std::string& folder) {
   char real[PATH_MAX];
   if (::realpath(folder.c_str(), real) == nullptr) {
-    if (errno == ENOENT) return NotFound("there is no Lydian in " + folder + ": start it with `lydian up`, or name its folder with --state");
+    if (errno == ENOENT)
+      return NotFound("there is no Lydian in " + folder +
+                      ": start it with `lydian up`, or name its folder with --state");
     return ErrnoStatus("finding " + folder);
   }
   return StatePaths{real};

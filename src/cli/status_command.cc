@@ -79,21 +79,26 @@ StatusResponse Collect(const StatePaths& paths, std::string* notes) {
 
 void PrintTable(const StatusResponse& status) {
   std::printf("Lydian %s\n\nPROCESS    PID\n", status.version().c_str());
-  for (const ProcessInfo& process : status.processes()) std::printf("%-10s %d\n", process.role().c_str(), process.pid());
+  for (const ProcessInfo& process : status.processes())
+    std::printf("%-10s %d\n", process.role().c_str(), process.pid());
   for (const std::string& listener : status.listeners()) std::printf("listens on %s\n", listener.c_str());
   if (status.disk_low()) std::printf("The disk is nearly full: nothing new is started.\n");
   if (!status.apps().empty()) std::printf("\n%-28s %-24s %-12s %s\n", "APP", "NAME", "STATE", "TASKS");
   for (const AppInfo& app : status.apps()) {
-    std::printf("%-28s %-24s %-12s %u\n", app.app_id().c_str(), app.name().c_str(), app.state().c_str(), app.tasks());
+    std::printf("%-28s %-24s %-12s %u\n", app.app_id().c_str(), app.name().c_str(), app.state().c_str(),
+                app.tasks());
   }
-  if (!status.tasks().empty()) std::printf("\n%-32s %-20s %-10s %-8s %s\n", "TASK", "FUNCTION", "STATE", "PID", "CONTAINER");
+  if (!status.tasks().empty())
+    std::printf("\n%-32s %-20s %-10s %-8s %s\n", "TASK", "FUNCTION", "STATE", "PID", "CONTAINER");
   for (const TaskInfo& task : status.tasks()) {
-    std::printf("%-32s %-20s %-10s %-8d %s\n", task.task_id().c_str(), task.function_name().c_str(), task.state().c_str(), task.pid(),
-                task.container_id().c_str());
+    std::printf("%-32s %-20s %-10s %-8d %s\n", task.task_id().c_str(), task.function_name().c_str(),
+                task.state().c_str(), task.pid(), task.container_id().c_str());
   }
-  if (!status.queues().empty()) std::printf("\n%-28s %-20s %-8s %s\n", "QUEUE", "FUNCTION", "WAITING", "RUNNING");
+  if (!status.queues().empty())
+    std::printf("\n%-28s %-20s %-8s %s\n", "QUEUE", "FUNCTION", "WAITING", "RUNNING");
   for (const QueueInfo& queue : status.queues()) {
-    std::printf("%-28s %-20s %-8u %u\n", queue.function_id().c_str(), queue.function_name().c_str(), queue.queued(), queue.running());
+    std::printf("%-28s %-20s %-8u %u\n", queue.function_id().c_str(), queue.function_name().c_str(),
+                queue.queued(), queue.running());
   }
   if (!status.images().empty()) std::printf("\n%-28s %-12s %s\n", "IMAGE", "STATE", "LAYERS");
   for (const ImageInfo& image : status.images()) {
@@ -116,13 +121,15 @@ int ShowStatus(const std::string& state, bool json) {
     options.preserve_proto_field_names = true;
     options.always_print_primitive_fields = true;
     std::string text;
-    if (!google::protobuf::util::MessageToJsonString(status, &text, options).ok()) return Fail(Internal("the status can't be written"));
+    if (!google::protobuf::util::MessageToJsonString(status, &text, options).ok())
+      return Fail(Internal("the status can't be written"));
     std::printf("%s\n", text.c_str());
   } else if (!status.processes().empty()) {
     PrintTable(status);
   }
   if (status.processes().empty()) return Fail(Unavailable("Lydian is not up: start it with `lydian up`"));
-  if (status.processes(0).role() != "up") notes += "up does not run, and nobody restarts the others if they die: `lydian up` takes over\n";
+  if (status.processes(0).role() != "up")
+    notes += "up does not run, and nobody restarts the others if they die: `lydian up` takes over\n";
   if (!notes.empty()) std::fprintf(stderr, "%s", notes.c_str());
   return kExitOk;
 }

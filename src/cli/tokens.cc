@@ -36,12 +36,13 @@ int TokenCreate(const std::string& state, const std::string& workspace, const st
   auto made = client->Call<TokenCreateRequest, TokenCreateResponse>("TokenCreate", request);
   if (!made.ok()) return Fail(made.status());
   if (json) {
-    nlohmann::ordered_json out{
-        {"token_id", made->token_id()}, {"token_secret", made->token_secret()}, {"workspace", made->workspace()}};
+    nlohmann::ordered_json out{{"token_id", made->token_id()},
+                               {"token_secret", made->token_secret()},
+                               {"workspace", made->workspace()}};
     std::printf("%s\n", out.dump().c_str());
   } else {
-    std::printf("token id      %s\ntoken secret  %s\nworkspace     %s\nThe secret is shown only now.\n", made->token_id().c_str(),
-                made->token_secret().c_str(), made->workspace().c_str());
+    std::printf("token id      %s\ntoken secret  %s\nworkspace     %s\nThe secret is shown only now.\n",
+                made->token_id().c_str(), made->token_secret().c_str(), made->workspace().c_str());
   }
   return kExitOk;
 }
@@ -52,7 +53,8 @@ int TokenList(const std::string& state, bool json) {
   auto list = client->Call<TokenListRequest, TokenListResponse>("TokenList", {});
   if (!list.ok()) return Fail(list.status());
   nlohmann::ordered_json out = nlohmann::ordered_json::array();
-  if (!json) std::printf("%-28s %-16s %-20s %-17s %-17s %s\n", "TOKEN", "WORKSPACE", "NAME", "MADE", "LAST USED", "");
+  if (!json)
+    std::printf("%-28s %-16s %-20s %-17s %-17s %s\n", "TOKEN", "WORKSPACE", "NAME", "MADE", "LAST USED", "");
   for (const TokenEntry& token : list->tokens()) {
     if (json) {
       out.push_back({{"token_id", token.token_id()},
@@ -62,8 +64,9 @@ int TokenList(const std::string& state, bool json) {
                      {"last_used_at", token.last_used_at()},
                      {"revoked", token.revoked()}});
     } else {
-      std::printf("%-28s %-16s %-20s %-17s %-17s %s\n", token.token_id().c_str(), token.workspace().c_str(), token.name().c_str(),
-                  Day(token.created_at()).c_str(), Day(token.last_used_at()).c_str(), token.revoked() ? "revoked" : "");
+      std::printf("%-28s %-16s %-20s %-17s %-17s %s\n", token.token_id().c_str(), token.workspace().c_str(),
+                  token.name().c_str(), Day(token.created_at()).c_str(), Day(token.last_used_at()).c_str(),
+                  token.revoked() ? "revoked" : "");
     }
   }
   if (json) std::printf("%s\n", nlohmann::ordered_json{{"tokens", out}}.dump().c_str());

@@ -26,7 +26,9 @@ void CallEngine::SetTaskSpecSource(TaskSpecSource* source) {
 }
 
 WorkerRegistry& CallEngine::registry() { return core_->registry(); }
-std::optional<TaskIdentity> CallEngine::IdentityOfTask(const std::string& task_id) const { return core_->IdentityOfTask(task_id); }
+std::optional<TaskIdentity> CallEngine::IdentityOfTask(const std::string& task_id) const {
+  return core_->IdentityOfTask(task_id);
+}
 
 void CallEngine::CreateCall(NewCall call, std::function<void(Result<CreatedCall>)> reply) {
   auto shared = std::make_shared<NewCall>(std::move(call));
@@ -36,30 +38,35 @@ void CallEngine::CreateCall(NewCall call, std::function<void(Result<CreatedCall>
 }
 
 void CallEngine::PutInputs(const CallScope& scope, const std::string& call_id, const std::string& function_id,
-                           std::vector<NewInput> inputs, std::function<void(Result<std::vector<PutInput>>)> reply) {
+                           std::vector<NewInput> inputs,
+                           std::function<void(Result<std::vector<PutInput>>)> reply) {
   auto shared = std::make_shared<std::vector<NewInput>>(std::move(inputs));
-  core_->strand().Run([core = core_.get(), scope, call_id, function_id, shared, reply = std::move(reply)]() mutable {
-    core->PutInputs(scope, call_id, function_id, std::move(*shared), std::move(reply));
-  });
+  core_->strand().Run(
+      [core = core_.get(), scope, call_id, function_id, shared, reply = std::move(reply)]() mutable {
+        core->PutInputs(scope, call_id, function_id, std::move(*shared), std::move(reply));
+      });
 }
 
-std::shared_ptr<void> CallEngine::GetOutputs(OutputsQuery query, std::function<void(Result<OutputsPage>)> reply) {
+std::shared_ptr<void> CallEngine::GetOutputs(OutputsQuery query,
+                                             std::function<void(Result<OutputsPage>)> reply) {
   EngineCore* core = core_.get();
   uint64_t handle = core->NewHandle();
   auto shared = std::make_shared<OutputsQuery>(std::move(query));
   auto answered = std::make_shared<std::atomic<bool>>(false);
   core->strand().Run([core, handle, shared, answered, reply = std::move(reply)]() mutable {
-    core->GetOutputs(handle, std::move(*shared), [answered, reply = std::move(reply)](Result<OutputsPage> page) {
-      answered->store(true);
-      reply(std::move(page));
-    });
+    core->GetOutputs(handle, std::move(*shared),
+                     [answered, reply = std::move(reply)](Result<OutputsPage> page) {
+                       answered->store(true);
+                       reply(std::move(page));
+                     });
   });
   return Handle([core, handle, answered] {
     if (!answered->load()) core->strand().Run([core, handle] { core->DropPoll(handle); });
   });
 }
 
-void CallEngine::CancelCall(const CallScope& scope, const std::string& call_id, bool terminate, std::function<void(Status)> reply) {
+void CallEngine::CancelCall(const CallScope& scope, const std::string& call_id, bool terminate,
+                            std::function<void(Status)> reply) {
   core_->strand().Post([core = core_.get(), scope, call_id, terminate, reply = std::move(reply)] {
     auto call = core->FindCall(scope, call_id);
     if (call.ok()) core->CancelCall(*call, terminate);
@@ -67,7 +74,8 @@ void CallEngine::CancelCall(const CallScope& scope, const std::string& call_id, 
   });
 }
 
-void CallEngine::GetCallInfo(const CallScope& scope, const std::string& call_id, std::function<void(Result<CallInfo>)> reply) {
+void CallEngine::GetCallInfo(const CallScope& scope, const std::string& call_id,
+                             std::function<void(Result<CallInfo>)> reply) {
   core_->strand().Post([core = core_.get(), scope, call_id, reply = std::move(reply)] {
     auto call = core->FindCall(scope, call_id);
     if (!call.ok()) return reply(call.status());
@@ -75,7 +83,8 @@ void CallEngine::GetCallInfo(const CallScope& scope, const std::string& call_id,
   });
 }
 
-void CallEngine::GetCallGraph(const CallScope& scope, const std::string& call_id, std::function<void(Result<CallGraph>)> reply) {
+void CallEngine::GetCallGraph(const CallScope& scope, const std::string& call_id,
+                              std::function<void(Result<CallGraph>)> reply) {
   core_->strand().Post([core = core_.get(), scope, call_id, reply = std::move(reply)] {
     auto call = core->FindCall(scope, call_id);
     if (!call.ok()) return reply(call.status());
@@ -93,16 +102,19 @@ void CallEngine::ListCalls(const CallScope& scope, const std::string& function_i
 }
 
 void CallEngine::PutChunks(const CallScope& scope, const std::string& call_id, const std::string& task_id,
-                           std::vector<std::pair<uint64_t, std::string>> chunks, std::function<void(Status)> reply) {
+                           std::vector<std::pair<uint64_t, std::string>> chunks,
+                           std::function<void(Status)> reply) {
   auto shared = std::make_shared<std::vector<std::pair<uint64_t, std::string>>>(std::move(chunks));
-  core_->strand().Post([core = core_.get(), scope, call_id, task_id, shared, reply = std::move(reply)]() mutable {
-    auto call = core->FindCall(scope, call_id);
-    if (!call.ok()) return reply(call.status());
-    core->PutChunks(*call, task_id, std::move(*shared), std::move(reply));
-  });
+  core_->strand().Post(
+      [core = core_.get(), scope, call_id, task_id, shared, reply = std::move(reply)]() mutable {
+        auto call = core->FindCall(scope, call_id);
+        if (!call.ok()) return reply(call.status());
+        core->PutChunks(*call, task_id, std::move(*shared), std::move(reply));
+      });
 }
 
-std::shared_ptr<void> CallEngine::NextChunks(const CallScope& scope, const std::string& call_id, uint64_t last_index,
+std::shared_ptr<void> CallEngine::NextChunks(const CallScope& scope, const std::string& call_id,
+                                             uint64_t last_index,
                                              std::function<void(Result<DataChunks>)> reply) {
   EngineCore* core = core_.get();
   uint64_t handle = core->NewHandle();
@@ -111,7 +123,9 @@ std::shared_ptr<void> CallEngine::NextChunks(const CallScope& scope, const std::
     if (!call.ok()) return reply(call.status());
     core->NextChunks(handle, *call, last_index, std::move(reply));
   });
-  return Handle([core, handle, call_id] { core->strand().Post([core, handle, call_id] { core->DropChunkWait(handle, call_id); }); });
+  return Handle([core, handle, call_id] {
+    core->strand().Post([core, handle, call_id] { core->DropChunkWait(handle, call_id); });
+  });
 }
 
 void CallEngine::FunctionStatsIn(const CallScope& scope, const std::string& function_id,
@@ -131,19 +145,22 @@ void CallEngine::ActivateApp(const std::string& app_id) {
   core_->strand().Post([core = core_.get(), app_id] { core->ActivateApp(app_id); });
 }
 
-void CallEngine::StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms, std::function<void()> done) {
+void CallEngine::StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms,
+                         std::function<void()> done) {
   core_->strand().Post([core = core_.get(), app_id, reason, grace_ms, done = std::move(done)]() mutable {
     core->StopApp(app_id, reason, grace_ms, std::move(done));
   });
 }
 
-void CallEngine::StopTask(const std::string& task_id, const std::string& reason, std::function<void(Status)> done) {
+void CallEngine::StopTask(const std::string& task_id, const std::string& reason,
+                          std::function<void(Status)> done) {
   core_->strand().Post([core = core_.get(), task_id, reason, done = std::move(done)]() mutable {
     core->StopTaskById(task_id, reason, std::move(done));
   });
 }
 
-void CallEngine::RunBuilder(const std::string& function_id, const std::string& input, std::function<void(BuilderOutcome)> done) {
+void CallEngine::RunBuilder(const std::string& function_id, const std::string& input,
+                            std::function<void(BuilderOutcome)> done) {
   core_->strand().Post([core = core_.get(), function_id, input, done = std::move(done)]() mutable {
     core->RunBuilder(function_id, input, std::move(done));
   });

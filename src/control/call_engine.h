@@ -1,14 +1,14 @@
-// The call engine: every call, input and output, and the containers that work them off. Who counts attempts, delays, cancels and times
-// out is here and nowhere else.
+// The call engine: every call, input and output, and the containers that work them off. Who counts attempts,
+// delays, cancels and times out is here and nowhere else.
 //
-// An input's life: journalled -> queued -> leased to a task -> (output journalled) -> finished. A failed attempt goes back to queued
-// after the retry's delay; one whose container we lost goes back at once, and counts nothing. docs/formats/journal.md,
-// docs/formats/worker-link.md.
+// An input's life: journalled -> queued -> leased to a task -> (output journalled) -> finished. A failed
+// attempt goes back to queued after the retry's delay; one whose container we lost goes back at once, and
+// counts nothing. docs/formats/journal.md, docs/formats/worker-link.md.
 //
-// Thread-safety: every method from any thread. Callbacks come on the engine's strand (a few from the caller's thread, before the
-// method returns) and must not block. Ownership: the engine owns its strand, journal and the worker registry; the log store and the
-// source of task specs must outlive it.
-// Errors: NOT_FOUND for ids that aren't the caller's; RESOURCE_EXHAUSTED when too much is queued or the disk is full.
+// Thread-safety: every method from any thread. Callbacks come on the engine's strand (a few from the caller's
+// thread, before the method returns) and must not block. Ownership: the engine owns its strand, journal and
+// the worker registry; the log store and the source of task specs must outlive it. Errors: NOT_FOUND for ids
+// that aren't the caller's; RESOURCE_EXHAUSTED when too much is queued or the disk is full.
 #pragma once
 
 #include <memory>
@@ -47,25 +47,25 @@ struct EngineOptions {
   std::function<std::string(const std::string& result)> result_text;
   uint64_t max_queued_inputs = 1'000'000;
   uint64_t max_queued_bytes = uint64_t{1} << 30;
-  Millis worker_grace{15'000};   // a worker's broken connection
-  Millis missing_grace{2'000};   // a task that a returned worker doesn't name: its exit may be on the way
-  Millis map_coalesce{10};       // how long a map's poll gathers outputs
-  Millis start_backoff{500};     // after a container that died before it was ready; doubles
-  uint32_t start_failures = 3;   // in a row, then its inputs fail
-  Millis acked_keep{60'000};     // fetched results of synchronous calls, should the answer have been lost
-  Millis stopped_keep{300'000};  // synchronous calls of a stopped app
-  Millis cancel_patience{30'000};// for a container to end a cancelled input, before it is killed
+  Millis worker_grace{15'000};     // a worker's broken connection
+  Millis missing_grace{2'000};     // a task that a returned worker doesn't name: its exit may be on the way
+  Millis map_coalesce{10};         // how long a map's poll gathers outputs
+  Millis start_backoff{500};       // after a container that died before it was ready; doubles
+  uint32_t start_failures = 3;     // in a row, then its inputs fail
+  Millis acked_keep{60'000};       // fetched results of synchronous calls, should the answer have been lost
+  Millis stopped_keep{300'000};    // synchronous calls of a stopped app
+  Millis cancel_patience{30'000};  // for a container to end a cancelled input, before it is killed
 };
 
 // Who asks: everything is looked up within it.
 struct CallScope {
   std::string workspace_id;
-  std::string environment;       // "" = any (a token's); a container's own otherwise
+  std::string environment;  // "" = any (a token's); a container's own otherwise
 };
 
 struct NewInput {
   uint32_t idx = 0;
-  std::string payload;           // modal.client.FunctionInput
+  std::string payload;  // modal.client.FunctionInput
   std::string method;
 };
 
@@ -92,15 +92,16 @@ struct OutputsQuery {
   std::string call_id, last_entry_id;
   Millis timeout{0};
   bool clear_on_success = false;
-  std::optional<int32_t> start_idx, end_idx;  // both inclusive; with start_idx it is a poll for these alone, answered at once
-  size_t max_values = 0;         // 0 = no limit of its own
+  std::optional<int32_t> start_idx,
+      end_idx;            // both inclusive; with start_idx it is a poll for these alone, answered at once
+  size_t max_values = 0;  // 0 = no limit of its own
 };
 
 struct OutputView {
   uint32_t seq = 0, idx = 0;
   std::string input_id, task_id;
   int32_t status = 0, data_format = 0;
-  SharedBytes result;            // modal.client.GenericResult; null when `text` says it all
+  SharedBytes result;  // modal.client.GenericResult; null when `text` says it all
   std::string text;
   double started_at = 0, created_at = 0;
 };
@@ -121,7 +122,7 @@ struct CallInfo {
 struct CallGraph {
   struct InputNode {
     std::string input_id, call_id, task_id;
-    int32_t status = 0;          // 0 = not finished
+    int32_t status = 0;  // 0 = not finished
   };
   struct CallNode {
     std::string call_id, parent_input_id, function_name;
@@ -145,29 +146,35 @@ class EngineCore;
 
 class CallEngine : public Engine {
  public:
-  // Reads the journal back: what was not finished is queued again or taken up by the worker that still runs it.
+  // Reads the journal back: what was not finished is queued again or taken up by the worker that still runs
+  // it.
   static Result<std::unique_ptr<CallEngine>> Open(EngineOptions options, Clock& clock = SystemClock());
   ~CallEngine() override;
   // Before the first worker connects.
   void SetTaskSpecSource(TaskSpecSource* source);
 
   void CreateCall(NewCall call, std::function<void(Result<CreatedCall>)> reply);
-  void PutInputs(const CallScope& scope, const std::string& call_id, const std::string& function_id, std::vector<NewInput> inputs,
-                 std::function<void(Result<std::vector<PutInput>>)> reply);
+  void PutInputs(const CallScope& scope, const std::string& call_id, const std::string& function_id,
+                 std::vector<NewInput> inputs, std::function<void(Result<std::vector<PutInput>>)> reply);
   // Destroying the handle takes the question back.
   std::shared_ptr<void> GetOutputs(OutputsQuery query, std::function<void(Result<OutputsPage>)> reply);
-  void CancelCall(const CallScope& scope, const std::string& call_id, bool terminate, std::function<void(Status)> reply);
-  void GetCallInfo(const CallScope& scope, const std::string& call_id, std::function<void(Result<CallInfo>)> reply);
-  void GetCallGraph(const CallScope& scope, const std::string& call_id, std::function<void(Result<CallGraph>)> reply);
-  void ListCalls(const CallScope& scope, const std::string& function_id, std::function<void(Result<std::vector<CallInfo>>)> reply);
-  // Generator data. A chunk of the same index replaces the older one (a retry starts again at 1). `task_id`: the container that puts
-  // it; it must hold an input of the call.
+  void CancelCall(const CallScope& scope, const std::string& call_id, bool terminate,
+                  std::function<void(Status)> reply);
+  void GetCallInfo(const CallScope& scope, const std::string& call_id,
+                   std::function<void(Result<CallInfo>)> reply);
+  void GetCallGraph(const CallScope& scope, const std::string& call_id,
+                    std::function<void(Result<CallGraph>)> reply);
+  void ListCalls(const CallScope& scope, const std::string& function_id,
+                 std::function<void(Result<std::vector<CallInfo>>)> reply);
+  // Generator data. A chunk of the same index replaces the older one (a retry starts again at 1). `task_id`:
+  // the container that puts it; it must hold an input of the call.
   void PutChunks(const CallScope& scope, const std::string& call_id, const std::string& task_id,
                  std::vector<std::pair<uint64_t, std::string>> chunks, std::function<void(Status)> reply);
   // The chunks behind `last_index`, once there are any; about 4 MiB at most.
   std::shared_ptr<void> NextChunks(const CallScope& scope, const std::string& call_id, uint64_t last_index,
                                    std::function<void(Result<DataChunks>)> reply);
-  void FunctionStatsIn(const CallScope& scope, const std::string& function_id, std::function<void(Result<FunctionStats>)> reply);
+  void FunctionStatsIn(const CallScope& scope, const std::string& function_id,
+                       std::function<void(Result<FunctionStats>)> reply);
 
   // Only alive tasks.
   std::optional<TaskIdentity> IdentityOfTask(const std::string& task_id) const;
@@ -178,9 +185,12 @@ class CallEngine : public Engine {
   // Engine.
   void PutFunction(const FunctionInfo& info, bool replace_tasks) override;
   void ActivateApp(const std::string& app_id) override;
-  void StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms, std::function<void()> done) override;
-  void StopTask(const std::string& task_id, const std::string& reason, std::function<void(Status)> done) override;
-  void RunBuilder(const std::string& function_id, const std::string& input, std::function<void(BuilderOutcome)> done) override;
+  void StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms,
+               std::function<void()> done) override;
+  void StopTask(const std::string& task_id, const std::string& reason,
+                std::function<void(Status)> done) override;
+  void RunBuilder(const std::string& function_id, const std::string& input,
+                  std::function<void(BuilderOutcome)> done) override;
   void Tasks(std::function<void(std::vector<TaskView>)> reply) override;
   void TaskById(const std::string& task_id, std::function<void(Result<TaskView>)> reply) override;
   void Stats(const std::string& function_id, std::function<void(FunctionStats)> reply) override;

@@ -1,5 +1,5 @@
-// Inputs a second through the call engine, journalled: put, leased, finished, delivered; with a worker that answers at once.
-// Run it on the disk that counts: TMPDIR=/var/lib build/src/control/control_bench
+// Inputs a second through the call engine, journalled: put, leased, finished, delivered; with a worker that
+// answers at once. Run it on the disk that counts: TMPDIR=/var/lib build/src/control/control_bench
 #include <benchmark/benchmark.h>
 
 #include <atomic>
@@ -98,10 +98,11 @@ void MapThroughEngine(benchmark::State& state) {
     for (uint32_t from = 0; from < total; from += 49) {
       std::vector<NewInput> inputs;
       for (uint32_t i = from; i < std::min(from + 49, total); ++i) inputs.push_back({i, payload, ""});
-      bench.engine->PutInputs(map.scope, call, "fu-1", std::move(inputs), [&](Result<std::vector<PutInput>> done) {
-        if (!done.ok()) abort();
-        put += static_cast<uint32_t>(done->size());
-      });
+      bench.engine->PutInputs(map.scope, call, "fu-1", std::move(inputs),
+                              [&](Result<std::vector<PutInput>> done) {
+                                if (!done.ok()) abort();
+                                put += static_cast<uint32_t>(done->size());
+                              });
     }
     std::string cursor = "0-0";
     for (uint32_t seen = 0; seen < total;) {
@@ -111,7 +112,8 @@ void MapThroughEngine(benchmark::State& state) {
       query.timeout = Millis(5000);
       query.last_entry_id = cursor;
       std::promise<OutputsPage> page;
-      auto asked = bench.engine->GetOutputs(query, [&](Result<OutputsPage> got) { page.set_value(std::move(*got)); });
+      auto asked =
+          bench.engine->GetOutputs(query, [&](Result<OutputsPage> got) { page.set_value(std::move(*got)); });
       OutputsPage got = page.get_future().get();
       seen += static_cast<uint32_t>(got.outputs.size());
       cursor = got.last_entry_id;
@@ -119,7 +121,11 @@ void MapThroughEngine(benchmark::State& state) {
   }
   state.SetItemsProcessed(state.iterations() * total);
 }
-BENCHMARK(MapThroughEngine)->Arg(20'000)->UseRealTime()->MeasureProcessCPUTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(MapThroughEngine)
+    ->Arg(20'000)
+    ->UseRealTime()
+    ->MeasureProcessCPUTime()
+    ->Unit(benchmark::kMillisecond);
 
 // One call after the other, as `.remote()` does.
 void CallThroughEngine(benchmark::State& state) {
@@ -138,7 +144,8 @@ void CallThroughEngine(benchmark::State& state) {
       query.timeout = Millis(5000);
       query.clear_on_success = true;
       query.start_idx = query.end_idx = 0;
-      asked = bench.engine->GetOutputs(query, [&](Result<OutputsPage> got) { page.set_value(std::move(*got)); });
+      asked =
+          bench.engine->GetOutputs(query, [&](Result<OutputsPage> got) { page.set_value(std::move(*got)); });
     });
     if (page.get_future().get().outputs.size() != 1) abort();
   }

@@ -15,8 +15,11 @@ constexpr double kAsyncKeepSecs = 7 * 86'400.0, kSyncKeepSecs = 86'400.0, kTaskK
 constexpr auto kHousekeepingEvery = std::chrono::minutes(10);
 constexpr int64_t kChunksKeepNanos = int64_t{600} * 1'000'000'000;
 
-// The same for the same place in the same call, so that an answer can be given again without having been kept.
-std::string InputId(const std::string& call_id, uint32_t idx) { return DigestId("in", call_id + "/" + std::to_string(idx)); }
+// The same for the same place in the same call, so that an answer can be given again without having been
+// kept.
+std::string InputId(const std::string& call_id, uint32_t idx) {
+  return DigestId("in", call_id + "/" + std::to_string(idx));
+}
 
 }  // namespace
 
@@ -31,17 +34,20 @@ Result<FunctionState*> EngineCore::FindFunction(const CallScope& scope, const st
 
 Result<Call*> EngineCore::FindCall(const CallScope& scope, const std::string& call_id) {
   auto it = calls_.find(call_id);
-  if (it != calls_.end() && it->second->committed && it->second->function->info.workspace_id == scope.workspace_id &&
+  if (it != calls_.end() && it->second->committed &&
+      it->second->function->info.workspace_id == scope.workspace_id &&
       (scope.environment.empty() || it->second->function->info.environment == scope.environment)) {
     return it->second.get();
   }
-  return NotFound("no function call " + call_id + " (results that were fetched, or are too old, are dropped)");
+  return NotFound("no function call " + call_id +
+                  " (results that were fetched, or are too old, are dropped)");
 }
 
 Status EngineCore::CheckRoom(const std::vector<NewInput>& inputs) const {
   uint64_t bytes = 0;
   for (const NewInput& input : inputs) bytes += input.payload.size();
-  if (queued_inputs_ + inputs.size() > options_.max_queued_inputs || queued_bytes_ + bytes > options_.max_queued_bytes) {
+  if (queued_inputs_ + inputs.size() > options_.max_queued_inputs ||
+      queued_bytes_ + bytes > options_.max_queued_bytes) {
     return ResourceExhausted("too many inputs are queued (" + std::to_string(queued_inputs_) + ", " +
                              std::to_string(queued_bytes_ >> 20) + " MiB): try again when some are done");
   }
@@ -50,9 +56,11 @@ Status EngineCore::CheckRoom(const std::vector<NewInput>& inputs) const {
 
 Status EngineCore::CheckIndexes(const Call& call, const std::vector<NewInput>& inputs) const {
   for (const NewInput& input : inputs) {
-    if (input.idx > kMaxIndex) return InvalidArgument("input index " + std::to_string(input.idx) + " is out of range");
+    if (input.idx > kMaxIndex)
+      return InvalidArgument("input index " + std::to_string(input.idx) + " is out of range");
   }
-  if (call.call_type == kCallUnary && call.total + inputs.size() > 1) return InvalidArgument("a single call has one input");
+  if (call.call_type == kCallUnary && call.total + inputs.size() > 1)
+    return InvalidArgument("a single call has one input");
   return {};
 }
 
@@ -83,14 +91,16 @@ void EngineCore::CreateCall(NewCall request, std::function<void(Result<CreatedCa
       if (!entry.committed) return entry.waiters.push_back(std::move(reply));
       CreatedCall again{entry.call_id, {}, {}};
       if (entry.call != nullptr) again.retry = entry.call->function->info.retry;
-      for (const NewInput& input : request.inputs) again.inputs.push_back({input.idx, InputId(entry.call_id, input.idx)});
+      for (const NewInput& input : request.inputs)
+        again.inputs.push_back({input.idx, InputId(entry.call_id, input.idx)});
       return reply(std::move(again));
     }
   }
   auto function = FindFunction(request.scope, request.function_id);
   if (!function.ok()) return reply(function.status());
   if ((*function)->app->stopped) {
-    return reply(FailedPrecondition("function " + (*function)->info.name + " can't be called: its app has stopped"));
+    return reply(
+        FailedPrecondition("function " + (*function)->info.name + " can't be called: its app has stopped"));
   }
   auto owned = std::make_unique<Call>();
   Call* call = owned.get();
@@ -108,8 +118,15 @@ void EngineCore::CreateCall(NewCall request, std::function<void(Result<CreatedCa
   ++call->function->calls;
   calls_[call->id] = std::move(owned);
 
-  CallRow row{call->number, call->id, call->function->info.function_id, call->function->info.app_id, call->parent_input_id,
-              call->idempotency_key, call->call_type, call->invocation_type, call->created_at};
+  CallRow row{call->number,
+              call->id,
+              call->function->info.function_id,
+              call->function->info.app_id,
+              call->parent_input_id,
+              call->idempotency_key,
+              call->call_type,
+              call->invocation_type,
+              call->created_at};
   std::vector<InputRow> rows;
   std::vector<PutInput> answer;
   for (NewInput& input : request.inputs) {
@@ -158,7 +175,8 @@ void EngineCore::CallCommitted(Call* call, const std::vector<PutInput>& answer, 
 }
 
 void EngineCore::PutInputs(const CallScope& scope, const std::string& call_id, const std::string& function_id,
-                           std::vector<NewInput> inputs, std::function<void(Result<std::vector<PutInput>>)> reply) {
+                           std::vector<NewInput> inputs,
+                           std::function<void(Result<std::vector<PutInput>>)> reply) {
   auto found = FindCall(scope, call_id);
   if (!found.ok()) return reply(found.status());
   Call* call = *found;
@@ -183,20 +201,24 @@ void EngineCore::PutInputs(const CallScope& scope, const std::string& call_id, c
   // Also with nothing new: a repeated put is answered after the commit of the first.
   Journal::Record record = Journal::PutInputs(std::move(rows));
   record.durable = !call->synchronous();
-  record.done = [this, call_id, fresh = std::move(fresh), answer = std::move(answer), reply = std::move(reply)](Status committed) {
+  record.done = [this, call_id, fresh = std::move(fresh), answer = std::move(answer),
+                 reply = std::move(reply)](Status committed) {
     InputsCommitted(call_id, fresh, committed);
     auto it = calls_.find(call_id);
     // What a repeated put relied on may have been taken back with the first.
-    bool all_there = it != calls_.end() && std::all_of(answer.begin(), answer.end(), [&](const PutInput& input) {
-      return input.idx < it->second->seen.size() && it->second->seen[input.idx];
-    });
-    if (committed.ok() && !all_there) committed = ResourceExhausted("the inputs could not be stored: try again");
+    bool all_there =
+        it != calls_.end() && std::all_of(answer.begin(), answer.end(), [&](const PutInput& input) {
+          return input.idx < it->second->seen.size() && it->second->seen[input.idx];
+        });
+    if (committed.ok() && !all_there)
+      committed = ResourceExhausted("the inputs could not be stored: try again");
     committed.ok() ? reply(answer) : reply(committed);
   };
   journal_->Append(std::move(record), strand_.Quiet());
 }
 
-void EngineCore::InputsCommitted(const std::string& call_id, const std::vector<uint32_t>& fresh, Status status) {
+void EngineCore::InputsCommitted(const std::string& call_id, const std::vector<uint32_t>& fresh,
+                                 Status status) {
   auto found = calls_.find(call_id);
   if (found == calls_.end()) return;
   Call* call = found->second.get();
@@ -217,9 +239,11 @@ void EngineCore::InputsCommitted(const std::string& call_id, const std::vector<u
     if (call->cancelled || call->function->app->stopped) cancelled.push_back(input);
   }
   for (Input* input : cancelled) {
-    FinishWithText(input, ResultStatus::kTerminated, call->cancelled ? "the call was cancelled" : call->function->app->stop_reason);
+    FinishWithText(input, ResultStatus::kTerminated,
+                   call->cancelled ? "the call was cancelled" : call->function->app->stop_reason);
   }
-  // Whoever calls again after a failure gets a new try at once; the back-off is for what keeps failing by itself.
+  // Whoever calls again after a failure gets a new try at once; the back-off is for what keeps failing by
+  // itself.
   if (call->function->queue.size() <= fresh.size()) call->function->not_before = 0;
   Dispatch(call->function);
   // What found a container at once changes nothing, unless spare ones are wanted while there is work.
@@ -264,21 +288,27 @@ void EngineCore::TakeFromTask(Input* input) {
   input->task = nullptr;
   if (task->leases.empty()) task->idle_since = NowNanos();
   if (head) HeadChanged(task);
-  // With nothing waiting it can only mean a scale-down later, and a timer for something earlier will see to it.
+  // With nothing waiting it can only mean a scale-down later, and a timer for something earlier will see to
+  // it.
   int64_t due = NowNanos() + int64_t{task->function->info.scaledown_window_secs} * 1'000'000'000;
   if (waiting_inputs_ > 0 || !scale_timer_ || scale_timer_->first > due) PostScale();
 }
 
 void EngineCore::Detach(Input* input) {
   switch (input->state) {
-    case Input::State::kQueued: TakeFromQueue(input); break;
-    case Input::State::kLeased: TakeFromTask(input); break;
+    case Input::State::kQueued:
+      TakeFromQueue(input);
+      break;
+    case Input::State::kLeased:
+      TakeFromTask(input);
+      break;
     case Input::State::kDelayed:
       --input->call->function->delayed;
       if (input->timer) strand_.CancelTimer(*input->timer);
       input->timer.reset();
       break;
-    default: break;
+    default:
+      break;
   }
 }
 
@@ -305,12 +335,14 @@ void EngineCore::Finish(Input* input, OutputView output, OutputDone committed) {
     if (committed) committed();
     return;
   }
-  OutputRow row{call->number, output.seq, output.idx, output.input_id, output.task_id, output.status, output.data_format,
-                output.result, output.text, output.started_at, output.created_at};
+  OutputRow row{call->number,   output.seq,        output.idx,         output.input_id,
+                output.task_id, output.status,     output.data_format, output.result,
+                output.text,    output.started_at, output.created_at};
   std::vector<OutputRow> rows;
   rows.push_back(std::move(row));
   Journal::Record record = Journal::Finish(std::move(rows));
-  record.done = [this, call_id = call->id, output = std::move(output), committed = std::move(committed)](Status status) {
+  record.done = [this, call_id = call->id, output = std::move(output),
+                 committed = std::move(committed)](Status status) {
     if (!status.ok()) LOG_ERROR("an output is in memory alone", {{"call_id", call_id}, {"error", status}});
     if (committed) committed();
     Finished(call_id, output.idx, output);
@@ -344,11 +376,13 @@ void EngineCore::AttemptFailed(Input* input, OutputView output, OutputDone commi
   if (input->state == Input::State::kFinishing) return;
   FunctionState* function = input->call->function;
   const RetryPolicy& policy = function->info.retry;
-  if (input->cancelled || function->app->stopped || input->call->builder || input->attempt >= policy.retries) {
+  if (input->cancelled || function->app->stopped || input->call->builder ||
+      input->attempt >= policy.retries) {
     return Finish(input, std::move(output), std::move(committed));
   }
   Detach(input);
-  double delay = policy.initial_delay_ms * std::pow(std::max(policy.backoff_coefficient, 1.0), input->attempt);
+  double delay =
+      policy.initial_delay_ms * std::pow(std::max(policy.backoff_coefficient, 1.0), input->attempt);
   if (policy.max_delay_ms > 0) delay = std::min<double>(delay, policy.max_delay_ms);
   ++input->attempt;
   input->state = Input::State::kDelayed;
@@ -356,9 +390,11 @@ void EngineCore::AttemptFailed(Input* input, OutputView output, OutputDone commi
   Journal::Record record = Journal::SetAttempt(input->call->number, input->idx, input->attempt);
   if (committed) record.done = [committed = std::move(committed)](Status) { committed(); };
   journal_->Append(std::move(record), strand_.Quiet());
-  input->timer = strand_.PostAfter(Millis(static_cast<int64_t>(delay)), [this, id = input->id, attempt = input->attempt] {
+  input->timer = strand_.PostAfter(Millis(static_cast<int64_t>(delay)), [this, id = input->id,
+                                                                         attempt = input->attempt] {
     auto it = inputs_.find(id);
-    if (it == inputs_.end() || it->second->state != Input::State::kDelayed || it->second->attempt != attempt) return;
+    if (it == inputs_.end() || it->second->state != Input::State::kDelayed || it->second->attempt != attempt)
+      return;
     Input* again = it->second;
     Detach(again);
     Enqueue(again, false);
@@ -370,12 +406,14 @@ void EngineCore::AttemptFailed(Input* input, OutputView output, OutputDone commi
 void EngineCore::Requeue(Input* input) {
   FunctionState* function = input->call->function;
   if (input->cancelled) return FinishWithText(input, ResultStatus::kTerminated, "the call was cancelled");
-  if (function->app->stopped) return FinishWithText(input, ResultStatus::kTerminated, function->app->stop_reason);
+  if (function->app->stopped)
+    return FinishWithText(input, ResultStatus::kTerminated, function->app->stop_reason);
   Detach(input);
   Enqueue(input, true);
 }
 
-void EngineCore::FailQueued(FunctionState* function, ResultStatus status, const std::string& text, SharedBytes result) {
+void EngineCore::FailQueued(FunctionState* function, ResultStatus status, const std::string& text,
+                            SharedBytes result) {
   while (!function->queue.empty()) {
     OutputView output;
     output.status = static_cast<int32_t>(status);
@@ -394,7 +432,8 @@ void EngineCore::CancelCall(Call* call, bool terminate) {
   std::map<TaskState*, std::vector<std::string>> running;
   for (auto& [idx, input] : call->inputs) {
     input->cancelled = true;
-    if (input->state == Input::State::kQueued || input->state == Input::State::kDelayed) waiting.push_back(input.get());
+    if (input->state == Input::State::kQueued || input->state == Input::State::kDelayed)
+      waiting.push_back(input.get());
     if (input->state == Input::State::kLeased) running[input->task].push_back(input->id);
   }
   std::sort(waiting.begin(), waiting.end(), [](const Input* a, const Input* b) { return a->idx < b->idx; });
@@ -424,15 +463,24 @@ void EngineCore::CancelCall(Call* call, bool terminate) {
 }
 
 CallInfo EngineCore::InfoOf(const Call& call) const {
-  CallInfo info{call.id, call.function->info.function_id, call.function->info.app_id, call.function->info.name, call.created_at};
+  CallInfo info{call.id, call.function->info.function_id, call.function->info.app_id,
+                call.function->info.name, call.created_at};
   info.total = call.total;
   info.pending = call.unfinished;
   for (const OutputView& output : call.outputs) {
     switch (static_cast<ResultStatus>(output.status)) {
-      case ResultStatus::kSuccess: ++info.succeeded; break;
-      case ResultStatus::kTerminated: ++info.cancelled; break;
-      case ResultStatus::kTimeout: ++info.timed_out; break;
-      default: ++info.failed; break;
+      case ResultStatus::kSuccess:
+        ++info.succeeded;
+        break;
+      case ResultStatus::kTerminated:
+        ++info.cancelled;
+        break;
+      case ResultStatus::kTimeout:
+        ++info.timed_out;
+        break;
+      default:
+        ++info.failed;
+        break;
     }
   }
   return info;
@@ -443,7 +491,8 @@ std::vector<CallInfo> EngineCore::CallsOf(const std::string& function_id) const 
   for (const auto& [id, call] : calls_) {
     if (call->committed && call->function->info.function_id == function_id) out.push_back(InfoOf(*call));
   }
-  std::sort(out.begin(), out.end(), [](const CallInfo& a, const CallInfo& b) { return a.created_at > b.created_at; });
+  std::sort(out.begin(), out.end(),
+            [](const CallInfo& a, const CallInfo& b) { return a.created_at > b.created_at; });
   if (out.size() > 1000) out.resize(1000);
   return out;
 }
@@ -461,7 +510,8 @@ CallGraph EngineCore::GraphOf(Call* root) const {
     todo.pop_front();
     graph.calls.push_back({call->id, call->parent_input_id, call->function->info.name});
     std::vector<CallGraph::InputNode> nodes;
-    for (const OutputView& output : call->outputs) nodes.push_back({output.input_id, call->id, output.task_id, output.status});
+    for (const OutputView& output : call->outputs)
+      nodes.push_back({output.input_id, call->id, output.task_id, output.status});
     for (const auto& [idx, input] : call->inputs) {
       nodes.push_back({input->id, call->id, input->task == nullptr ? "" : input->task->id, 0});
     }
@@ -534,8 +584,10 @@ void EngineCore::DropNow(const std::vector<Call*>& calls) {
 }
 
 void EngineCore::DropCall(Call* call) {
-  while (!call->polls.empty()) AnswerPoll(call->polls.front(), NotFound("function call " + call->id + " was dropped"));
-  for (ChunkWait& wait : call->chunk_waits) wait.reply(NotFound("function call " + call->id + " was dropped"));
+  while (!call->polls.empty())
+    AnswerPoll(call->polls.front(), NotFound("function call " + call->id + " was dropped"));
+  for (ChunkWait& wait : call->chunk_waits)
+    wait.reply(NotFound("function call " + call->id + " was dropped"));
   if (!call->idempotency_key.empty()) {
     auto it = idempotent_.find(call->idempotency_key);
     if (it != idempotent_.end() && it->second.call == call) it->second.call = nullptr;
@@ -556,11 +608,14 @@ void EngineCore::Housekeeping() {
     if (call->unfinished > 0 || !call->committed || !call->polls.empty()) continue;
     double age = now - std::max(call->finished_at, call->created_at);
     double keep = call->synchronous() ? kSyncKeepSecs : kAsyncKeepSecs;
-    if (call->synchronous() && call->function->app->stopped) keep = std::chrono::duration<double>(options_.stopped_keep).count();
+    if (call->synchronous() && call->function->app->stopped)
+      keep = std::chrono::duration<double>(options_.stopped_keep).count();
     if (age > keep) old.push_back(call.get());
   }
   DropNow(old);
-  std::erase_if(idempotent_, [&](const auto& entry) { return entry.second.committed && now - entry.second.at > kIdempotencySecs; });
+  std::erase_if(idempotent_, [&](const auto& entry) {
+    return entry.second.committed && now - entry.second.at > kIdempotencySecs;
+  });
   std::vector<std::string> functions;
   for (auto& [id, function] : functions_) {
     if (function->app->stopped && function->calls == 0 && function->tasks.empty()) functions.push_back(id);

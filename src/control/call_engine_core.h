@@ -35,8 +35,8 @@ class EngineCore : public WorkerEvents {
 
   // call_engine_calls.cc
   void CreateCall(NewCall request, std::function<void(Result<CreatedCall>)> reply);
-  void PutInputs(const CallScope& scope, const std::string& call_id, const std::string& function_id, std::vector<NewInput> inputs,
-                 std::function<void(Result<std::vector<PutInput>>)> reply);
+  void PutInputs(const CallScope& scope, const std::string& call_id, const std::string& function_id,
+                 std::vector<NewInput> inputs, std::function<void(Result<std::vector<PutInput>>)> reply);
   Result<Call*> FindCall(const CallScope& scope, const std::string& call_id);
   Result<FunctionState*> FindFunction(const CallScope& scope, const std::string& function_id);
   void CancelCall(Call* call, bool terminate);
@@ -47,16 +47,20 @@ class EngineCore : public WorkerEvents {
   // call_engine_outputs.cc
   void GetOutputs(uint64_t handle, OutputsQuery query, std::function<void(Result<OutputsPage>)> reply);
   void DropPoll(uint64_t handle);
-  void PutChunks(Call* call, const std::string& task_id, std::vector<std::pair<uint64_t, std::string>> chunks, std::function<void(Status)> reply);
-  void NextChunks(uint64_t handle, Call* call, uint64_t last_index, std::function<void(Result<DataChunks>)> reply);
+  void PutChunks(Call* call, const std::string& task_id, std::vector<std::pair<uint64_t, std::string>> chunks,
+                 std::function<void(Status)> reply);
+  void NextChunks(uint64_t handle, Call* call, uint64_t last_index,
+                  std::function<void(Result<DataChunks>)> reply);
   void DropChunkWait(uint64_t handle, const std::string& call_id);
 
   // call_engine_tasks.cc
   void PutFunction(const FunctionInfo& info, bool replace_tasks);
   void ActivateApp(const std::string& app_id);
-  void StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms, std::function<void()> done);
+  void StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms,
+               std::function<void()> done);
   void StopTaskById(const std::string& task_id, const std::string& reason, std::function<void(Status)> done);
-  void RunBuilder(const std::string& function_id, const std::string& input, std::function<void(BuilderOutcome)> done);
+  void RunBuilder(const std::string& function_id, const std::string& input,
+                  std::function<void(BuilderOutcome)> done);
   std::vector<TaskView> TaskViews() const;
   std::optional<TaskView> FindTaskView(const std::string& task_id) const;
   static TaskView ViewOf(const TaskRow& row);
@@ -86,8 +90,8 @@ class EngineCore : public WorkerEvents {
   void Enqueue(Input* input, bool front);
   void TakeFromQueue(Input* input);
   void TakeFromTask(Input* input);
-  void Detach(Input* input);   // from wherever it is
-  void Forget(Input* input);   // destroys it
+  void Detach(Input* input);  // from wherever it is
+  void Forget(Input* input);  // destroys it
   // The end of an input. `committed` once it is in the journal.
   void Finish(Input* input, OutputView output, OutputDone committed = nullptr);
   void FinishWithText(Input* input, ResultStatus status, const std::string& text);
@@ -95,14 +99,17 @@ class EngineCore : public WorkerEvents {
   // A failed attempt: another one, or the end with `output`.
   void AttemptFailed(Input* input, OutputView output, OutputDone committed = nullptr);
   void Requeue(Input* input);  // no attempt counted
-  void FailQueued(FunctionState* function, ResultStatus status, const std::string& text, SharedBytes result = nullptr);
+  void FailQueued(FunctionState* function, ResultStatus status, const std::string& text,
+                  SharedBytes result = nullptr);
   void Acknowledge(Call* call);
   void ScheduleDrops();
   void DropAcknowledged();
   void DropCall(Call* call);
   void DropNow(const std::vector<Call*>& calls);
   void Housekeeping();
-  std::string Named(const FunctionState& function, const std::string& text) const { return "Function " + function.info.name + ": " + text; }
+  std::string Named(const FunctionState& function, const std::string& text) const {
+    return "Function " + function.info.name + ": " + text;
+  }
 
   // outputs
   void ServePoll(const std::shared_ptr<Poll>& poll);
@@ -127,7 +134,8 @@ class EngineCore : public WorkerEvents {
   void TakeOutput(const std::string& worker_id, Output& output);
 
   // tasks
-  void StartTask(FunctionState* function, const std::string& worker_id, std::shared_ptr<Builder> builder = nullptr);
+  void StartTask(FunctionState* function, const std::string& worker_id,
+                 std::shared_ptr<Builder> builder = nullptr);
   void SpecMade(const std::string& task_id, Result<TaskSpec> spec);
   void Started(TaskState* task, const TaskUpdate& update);
   void Ready(TaskState* task);
@@ -200,7 +208,8 @@ class EngineCore : public WorkerEvents {
   std::map<std::string, Outbox> outbox_;
   bool flush_posted_ = false, scale_posted_ = false;
   std::optional<std::pair<int64_t, Strand::TimerId>> scale_timer_;
-  std::set<std::string> recovering_;  // workers whose tasks may still hold inputs: nothing is leased before they said
+  std::set<std::string>
+      recovering_;  // workers whose tasks may still hold inputs: nothing is leased before they said
   std::atomic<uint64_t> next_handle_{1};
   std::vector<std::pair<FunctionState*, std::shared_ptr<Builder>>> waiting_builders_;
 

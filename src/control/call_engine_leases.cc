@@ -6,7 +6,8 @@
 namespace lydian::control {
 namespace {
 
-// Short inputs are leased ahead, so that a container isn't idle for a round trip between two: as many as it does in this time.
+// Short inputs are leased ahead, so that a container isn't idle for a round trip between two: as many as it
+// does in this time.
 constexpr double kPrefetchMillis = 25;
 constexpr uint32_t kMostPrefetch = 32;
 // Leases behind an input that takes longer than this (or several times the average) are asked back.
@@ -19,28 +20,35 @@ int64_t Nanos(double millis) { return static_cast<int64_t>(millis * 1e6); }
 bool Batched(const FunctionState& function) { return function.info.batch_max_size > 1; }
 
 // Batches in work at once: a batched function that isn't concurrent has its batch size as slots.
-uint32_t BatchSlots(const FunctionInfo& info) { return info.slots == info.batch_max_size ? 1 : std::max(info.slots, 1u); }
+uint32_t BatchSlots(const FunctionInfo& info) {
+  return info.slots == info.batch_max_size ? 1 : std::max(info.slots, 1u);
+}
 
 uint32_t Slots(const FunctionInfo& info) { return info.single_use ? 1 : std::max(info.slots, 1u); }
 
 }  // namespace
 
 void EngineCore::Dispatch(FunctionState* function) {
-  if (function->queue.empty() || !recovering_.empty() || !function->app->active || function->app->stopped) return;
+  if (function->queue.empty() || !recovering_.empty() || !function->app->active || function->app->stopped)
+    return;
   if (Batched(*function)) return DispatchBatches(function);
   std::vector<TaskState*> ready;
   for (TaskState* task : function->tasks) {
-    if (task->state != TaskState::State::kReady || !task->alive_for_work() || (function->info.single_use && task->used)) continue;
+    if (task->state != TaskState::State::kReady || !task->alive_for_work() ||
+        (function->info.single_use && task->used))
+      continue;
     const WorkerRegistry::Worker* worker = registry_.Find(task->worker_id);
     if (worker != nullptr && worker->connected) ready.push_back(task);
   }
   if (ready.empty()) return;
-  // First every container gets what it can work on, the emptiest first; then, where inputs are short, some ahead.
+  // First every container gets what it can work on, the emptiest first; then, where inputs are short, some
+  // ahead.
   uint32_t slots = Slots(function->info);
   while (!function->queue.empty()) {
     TaskState* best = nullptr;
     for (TaskState* task : ready) {
-      if (task->leases.size() < slots && (best == nullptr || task->leases.size() < best->leases.size())) best = task;
+      if (task->leases.size() < slots && (best == nullptr || task->leases.size() < best->leases.size()))
+        best = task;
     }
     if (best == nullptr) break;
     Lease(best, function->queue.front(), 0);
@@ -50,7 +58,8 @@ void EngineCore::Dispatch(FunctionState* function) {
   size_t share = function->queue.size() / ready.size();
   for (TaskState* task : ready) {
     size_t depth = std::min<size_t>(PrefetchDepth(*task), share);
-    while (!function->queue.empty() && task->leases.size() < slots + depth) Lease(task, function->queue.front(), 0);
+    while (!function->queue.empty() && task->leases.size() < slots + depth)
+      Lease(task, function->queue.front(), 0);
   }
 }
 
@@ -61,8 +70,9 @@ uint32_t EngineCore::PrefetchDepth(const TaskState& task) const {
   return std::min<uint32_t>(kMostPrefetch, static_cast<uint32_t>(std::ceil(kPrefetchMillis / run)));
 }
 
-// A batch is open from its first lease until it is full or that lease has waited for batch_linger_ms, which is when the worker hands
-// it over: so inputs go at once, first into open batches, then into containers with a free place for one.
+// A batch is open from its first lease until it is full or that lease has waited for batch_linger_ms, which
+// is when the worker hands it over: so inputs go at once, first into open batches, then into containers with
+// a free place for one.
 void EngineCore::DispatchBatches(FunctionState* function) {
   int64_t now = NowNanos();
   int64_t linger = static_cast<int64_t>(function->info.batch_linger_ms) * 1'000'000;
@@ -73,7 +83,8 @@ void EngineCore::DispatchBatches(FunctionState* function) {
     if (worker != nullptr && worker->connected) ready.push_back(task);
   }
   auto fill = [&](TaskState* task, uint64_t batch, const std::string& method, size_t have) {
-    for (auto it = function->queue.begin(); it != function->queue.end() && have < function->info.batch_max_size;) {
+    for (auto it = function->queue.begin();
+         it != function->queue.end() && have < function->info.batch_max_size;) {
       Input* input = *it++;
       if (input->method != method) continue;
       Lease(task, input, batch);
@@ -254,7 +265,8 @@ void EngineCore::FlushOutbox() {
   }
 }
 
-// Only what comes from the holder counts: the same task, attempt and epoch. Everything is acknowledged once it is settled.
+// Only what comes from the holder counts: the same task, attempt and epoch. Everything is acknowledged once
+// it is settled.
 void EngineCore::TakeOutput(const std::string& worker_id, Output& output) {
   LeaseRef ref;
   ref.set_input_id(output.input_id());
@@ -262,13 +274,17 @@ void EngineCore::TakeOutput(const std::string& worker_id, Output& output) {
   ref.set_epoch(output.epoch());
   auto it = inputs_.find(output.input_id());
   Input* input = it == inputs_.end() ? nullptr : it->second;
-  bool holds = input != nullptr && input->state == Input::State::kLeased && input->task->id == output.task_id() &&
-               input->attempt == output.attempt() && input->epoch == output.epoch();
-  // Given up by us a moment ago (a worker's restart), not begun anew anywhere: the work is done, so it counts.
-  bool still_open = input != nullptr && input->state == Input::State::kQueued && input->attempt == output.attempt();
+  bool holds = input != nullptr && input->state == Input::State::kLeased &&
+               input->task->id == output.task_id() && input->attempt == output.attempt() &&
+               input->epoch == output.epoch();
+  // Given up by us a moment ago (a worker's restart), not begun anew anywhere: the work is done, so it
+  // counts.
+  bool still_open =
+      input != nullptr && input->state == Input::State::kQueued && input->attempt == output.attempt();
   if (!holds && !still_open) {
     if (input != nullptr && input->state == Input::State::kFinishing && input->attempt == output.attempt()) {
-      // A repeat: it is acknowledged when the first is in the journal, and what is appended now comes after it.
+      // A repeat: it is acknowledged when the first is in the journal, and what is appended now comes after
+      // it.
       Journal::Record record;
       record.must = true;
       record.apply = [](store::Session&) { return Status(); };
@@ -289,7 +305,8 @@ void EngineCore::TakeOutput(const std::string& worker_id, Output& output) {
     TaskState* task = input->task;
     double took = static_cast<double>(NowNanos() - std::max(task->head_nanos, input->leased_nanos)) / 1e6;
     if (task->leases.front() == input || Slots(function->info) > 1) {
-      function->run_ms = function->run_ms == 0 ? took : function->run_ms * (1 - kAverageShare) + took * kAverageShare;
+      function->run_ms =
+          function->run_ms == 0 ? took : function->run_ms * (1 - kAverageShare) + took * kAverageShare;
     }
   }
   auto committed = [this, worker_id, ref] { Ack(worker_id, ref); };

@@ -6,7 +6,8 @@
 namespace lydian::control {
 namespace {
 
-// A map's poll is answered at once with this many outputs; each answer costs the client about as much as two more outputs in it.
+// A map's poll is answered at once with this many outputs; each answer costs the client about as much as two
+// more outputs in it.
 constexpr size_t kManyOutputs = 50;
 constexpr size_t kMostOutputs = 1000;
 constexpr size_t kMostBytes = size_t{16} << 20;
@@ -29,7 +30,8 @@ Millis HoldFor(Millis timeout) {
 
 }  // namespace
 
-void EngineCore::GetOutputs(uint64_t handle, OutputsQuery query, std::function<void(Result<OutputsPage>)> reply) {
+void EngineCore::GetOutputs(uint64_t handle, OutputsQuery query,
+                            std::function<void(Result<OutputsPage>)> reply) {
   auto found = FindCall(query.scope, query.call_id);
   if (!found.ok()) return reply(found.status());
   Call* call = *found;
@@ -67,9 +69,11 @@ OutputsPage EngineCore::Collect(const Call& call, const Poll& poll) const {
   size_t bytes = 0;
   uint32_t last = poll.cursor;
   // By seq, with gaps only where earlier ones were dropped: the place of the cursor is found by halving.
-  auto it = Ranged(poll.query) ? call.outputs.begin()
-                               : std::upper_bound(call.outputs.begin(), call.outputs.end(), poll.cursor,
-                                                  [](uint32_t cursor, const OutputView& output) { return cursor < output.seq; });
+  auto it =
+      Ranged(poll.query)
+          ? call.outputs.begin()
+          : std::upper_bound(call.outputs.begin(), call.outputs.end(), poll.cursor,
+                             [](uint32_t cursor, const OutputView& output) { return cursor < output.seq; });
   int64_t first_idx = poll.query.start_idx.value_or(0), last_idx = poll.query.end_idx.value_or(INT32_MAX);
   for (; it != call.outputs.end() && page.outputs.size() < most && bytes < kMostBytes; ++it) {
     if (Ranged(poll.query) && (int64_t{it->idx} < first_idx || int64_t{it->idx} > last_idx)) continue;
@@ -87,19 +91,23 @@ void EngineCore::ServePoll(const std::shared_ptr<Poll>& poll) {
   if (Ranged(poll->query)) {
     OutputsPage page = Collect(*call, *poll);
     if (page.outputs.empty()) {
-      // Nothing is left that could come: the client raises "expired" for it, and asks on where it should wait.
+      // Nothing is left that could come: the client raises "expired" for it, and asks on where it should
+      // wait.
       return;
     }
-    bool last = call->call_type == kCallUnary && poll->query.clear_on_success && call->synchronous() && call->unfinished == 0;
+    bool last = call->call_type == kCallUnary && poll->query.clear_on_success && call->synchronous() &&
+                call->unfinished == 0;
     AnswerPoll(poll, std::move(page));
     if (last) Acknowledge(call);
     return;
   }
-  size_t news = call->outputs.empty() || call->outputs.back().seq <= poll->cursor
-                    ? 0
-                    : static_cast<size_t>(call->outputs.end() -
-                                          std::upper_bound(call->outputs.begin(), call->outputs.end(), poll->cursor,
-                                                           [](uint32_t cursor, const OutputView& o) { return cursor < o.seq; }));
+  size_t news =
+      call->outputs.empty() || call->outputs.back().seq <= poll->cursor
+          ? 0
+          : static_cast<size_t>(
+                call->outputs.end() -
+                std::upper_bound(call->outputs.begin(), call->outputs.end(), poll->cursor,
+                                 [](uint32_t cursor, const OutputView& o) { return cursor < o.seq; }));
   if (news == 0) return;
   size_t many = poll->query.max_values == 0 ? kManyOutputs : std::min(poll->query.max_values, kManyOutputs);
   if (poll->coalesced || news >= many) return AnswerPoll(poll, Collect(*call, *poll));
@@ -138,7 +146,8 @@ void EngineCore::WakePolls(Call* call) {
   }
 }
 
-void EngineCore::PutChunks(Call* call, const std::string& task_id, std::vector<std::pair<uint64_t, std::string>> chunks,
+void EngineCore::PutChunks(Call* call, const std::string& task_id,
+                           std::vector<std::pair<uint64_t, std::string>> chunks,
                            std::function<void(Status)> reply) {
   bool holds = task_id.empty();
   for (const auto& [idx, input] : call->inputs) holds |= input->task != nullptr && input->task->id == task_id;
@@ -146,7 +155,8 @@ void EngineCore::PutChunks(Call* call, const std::string& task_id, std::vector<s
   std::vector<ChunkRow> rows;
   for (auto& [index, bytes] : chunks) {
     if (index == 0 || index > UINT32_MAX) return reply(InvalidArgument("data chunks are numbered from 1"));
-    rows.push_back({call->number, static_cast<uint32_t>(index), std::make_shared<const std::string>(std::move(bytes))});
+    rows.push_back(
+        {call->number, static_cast<uint32_t>(index), std::make_shared<const std::string>(std::move(bytes))});
   }
   std::vector<ChunkRow> copy = rows;
   Journal::Record record = Journal::PutChunks(std::move(rows));
@@ -161,7 +171,8 @@ void EngineCore::PutChunks(Call* call, const std::string& task_id, std::vector<s
   journal_->Append(std::move(record));
 }
 
-void EngineCore::NextChunks(uint64_t handle, Call* call, uint64_t last_index, std::function<void(Result<DataChunks>)> reply) {
+void EngineCore::NextChunks(uint64_t handle, Call* call, uint64_t last_index,
+                            std::function<void(Result<DataChunks>)> reply) {
   call->chunk_waits.push_back({handle, last_index, std::move(reply)});
   ServeChunks(call);
 }
@@ -172,7 +183,8 @@ void EngineCore::ServeChunks(Call* call) {
     size_t bytes = 0;
     // Without a gap: what comes out of order (a retry writes from 1 again) waits for what is missing.
     uint64_t next = wait->last_index + 1;
-    for (auto it = call->chunks.lower_bound(next); it != call->chunks.end() && it->first == next && bytes < kChunkBytes; ++it, ++next) {
+    for (auto it = call->chunks.lower_bound(next);
+         it != call->chunks.end() && it->first == next && bytes < kChunkBytes; ++it, ++next) {
       bytes += it->second->size();
       found.chunks.emplace_back(it->first, it->second);
     }

@@ -3,7 +3,11 @@
 namespace lydian::control {
 
 EngineCore::EngineCore(EngineOptions options, Clock& clock)
-    : options_(std::move(options)), clock_(clock), pool_("engine-io", 2), strand_("engine"), registry_(strand_, options_.worker_grace) {
+    : options_(std::move(options)),
+      clock_(clock),
+      pool_("engine-io", 2),
+      strand_("engine"),
+      registry_(strand_, options_.worker_grace) {
   registry_.SetEvents(this);
 }
 
@@ -14,7 +18,8 @@ EngineCore::~EngineCore() {
 }
 
 Status EngineCore::OpenJournal() {
-  ASSIGN_OR_RETURN(journal_, Journal::Open(options_.journal_path, [this](Task task) { strand_.Run(std::move(task)); }));
+  ASSIGN_OR_RETURN(journal_,
+                   Journal::Open(options_.journal_path, [this](Task task) { strand_.Run(std::move(task)); }));
   RETURN_IF_ERROR(Recover());
   strand_.Post([this] { Housekeeping(); });
   return {};
@@ -79,8 +84,8 @@ Status EngineCore::Recover() {
     call->next_seq = std::max(call->next_seq, row.seq + 1);
     call->output_bytes += row.result ? row.result->size() : row.text.size();
     call->finished_at = std::max(call->finished_at, row.created_at);
-    call->outputs.push_back({row.seq, row.idx, row.input_id, row.task_id, row.status, row.data_format, row.result, row.text,
-                             row.started_at, row.created_at});
+    call->outputs.push_back({row.seq, row.idx, row.input_id, row.task_id, row.status, row.data_format,
+                             row.result, row.text, row.started_at, row.created_at});
   }
   std::vector<Input*> recovered;
   for (InputRow& row : found.inputs) {
@@ -123,7 +128,7 @@ Status EngineCore::Recover() {
     task->id = row.task_id;
     task->function = known;
     task->worker_id = row.worker_id;
-    task->state = row.state == "ready" ? TaskState::State::kReady
+    task->state = row.state == "ready"      ? TaskState::State::kReady
                   : row.state == "starting" ? TaskState::State::kStarting
                                             : TaskState::State::kStopping;
     if (task->state == TaskState::State::kStopping) {
@@ -142,8 +147,10 @@ Status EngineCore::Recover() {
     SetIdentity(*task);
     tasks_[task->id] = std::move(task);
   }
-  LOG_INFO("journal read", {{"calls", calls_.size()}, {"unfinished_inputs", inputs_.size()}, {"tasks", tasks_.size()}});
-  // Those who were cancelled or whose app has stopped end now, unless a container still holds them (it will say).
+  LOG_INFO("journal read",
+           {{"calls", calls_.size()}, {"unfinished_inputs", inputs_.size()}, {"tasks", tasks_.size()}});
+  // Those who were cancelled or whose app has stopped end now, unless a container still holds them (it will
+  // say).
   strand_.PostAfter(options_.worker_grace, [this] {
     std::set<std::string> silent = recovering_;
     for (const std::string& worker_id : silent) {

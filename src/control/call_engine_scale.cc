@@ -96,10 +96,13 @@ void EngineCore::Scale() {
     uint64_t memory = 0;
     for (const auto& worker : view.workers) memory = std::max(memory, worker.memory_bytes);
     FailQueued(functions[f], ResultStatus::kFailure,
-               Named(*functions[f], "its request of " + MiB(request.memory_bytes) + " memory and " + std::to_string(request.milli_cpu) +
-                                        " milli-CPU fits no machine; the largest has " + MiB(memory) + " for containers"));
+               Named(*functions[f], "its request of " + MiB(request.memory_bytes) + " memory and " +
+                                        std::to_string(request.milli_cpu) +
+                                        " milli-CPU fits no machine; the largest has " + MiB(memory) +
+                                        " for containers"));
   }
-  for (const sched::Start& start : plan.starts) StartTask(functions[start.function], view.workers[start.worker].id);
+  for (const sched::Start& start : plan.starts)
+    StartTask(functions[start.function], view.workers[start.worker].id);
   if (scale_timer_ && scale_timer_->first != plan.again_at) {
     strand_.CancelTimer(scale_timer_->second);
     scale_timer_.reset();

@@ -1,5 +1,6 @@
 // What the call engine holds in memory. Private to call_engine*.cc; only touched on the engine's strand.
-// Ownership: an app its functions, a call its unfinished inputs and its outputs; the engine all apps, calls and tasks.
+// Ownership: an app its functions, a call its unfinished inputs and its outputs; the engine all apps, calls
+// and tasks.
 #pragma once
 
 #include <deque>
@@ -32,7 +33,7 @@ struct Input {
   uint32_t attempt = 0;
   State state = State::kJournalling;
   bool cancelled = false;
-  uint32_t blocking_calls = 0;   // synchronous calls that it made and that are not finished
+  uint32_t blocking_calls = 0;  // synchronous calls that it made and that are not finished
   std::string id, method;
   SharedBytes payload;
   // kQueued
@@ -42,7 +43,7 @@ struct Input {
   TaskState* task = nullptr;
   std::list<Input*>::iterator lease_at;
   uint64_t epoch = 0;
-  int64_t leased_nanos = 0;      // when the task could begin it
+  int64_t leased_nanos = 0;  // when the task could begin it
   uint64_t batch = 0;
   // kDelayed
   std::optional<Strand::TimerId> timer;
@@ -52,10 +53,10 @@ struct Poll {
   uint64_t id = 0;
   Call* call = nullptr;
   OutputsQuery query;
-  uint32_t cursor = 0;           // of last_entry_id
+  uint32_t cursor = 0;  // of last_entry_id
   std::function<void(Result<OutputsPage>)> reply;
   std::optional<Strand::TimerId> deadline, coalesce;
-  bool coalesced = false;        // the gathering time is over
+  bool coalesced = false;  // the gathering time is over
 };
 
 struct ChunkWait {
@@ -71,10 +72,10 @@ struct Call {
   int32_t call_type = kCallUnary, invocation_type = kSync;
   double created_at = 0;
   bool committed = false, cancelled = false;
-  bool acked = false;            // in the queue to be dropped
+  bool acked = false;  // in the queue to be dropped
   uint32_t total = 0, unfinished = 0;
   uint32_t next_seq = 1;
-  std::vector<bool> seen;        // by idx: put already, finished ones too
+  std::vector<bool> seen;                                       // by idx: put already, finished ones too
   std::unordered_map<uint32_t, std::unique_ptr<Input>> inputs;  // unfinished, by idx
   std::vector<OutputView> outputs;                              // journalled, by seq
   uint64_t output_bytes = 0;
@@ -90,7 +91,7 @@ struct Call {
 };
 
 struct Builder {
-  std::string input;             // payload
+  std::string input;  // payload
   std::function<void(BuilderOutcome)> done;
   std::unique_ptr<Call> call;
   std::optional<OutputView> output;
@@ -99,33 +100,35 @@ struct Builder {
 
 struct TaskState {
   enum class State {
-    kMaking,       // its spec is being made
-    kStarting,     // sent to the worker
+    kMaking,    // its spec is being made
+    kStarting,  // sent to the worker
     kReady,
-    kStopping,     // no more inputs
+    kStopping,  // no more inputs
   };
   std::string id;
   FunctionState* function = nullptr;
   std::string worker_id;
   State state = State::kMaking;
   TaskRow row;
-  std::list<Input*> leases;      // in the order in which they were sent
-  bool retired = false;          // of an older definition
-  bool missing = false;          // not named by a worker that came back
+  std::list<Input*> leases;  // in the order in which they were sent
+  bool retired = false;      // of an older definition
+  bool missing = false;      // not named by a worker that came back
   bool killed_for_timeout = false, cancel_killed = false;
-  bool used = false;             // single_use: has had its input
+  bool used = false;  // single_use: has had its input
   std::optional<StopTask::Mode> stop_sent;
   StopTask stop;
   int64_t idle_since = 0;
-  int64_t begun_nanos = 0;       // when its start was decided
-  int64_t head_nanos = 0;        // since when it works on the first of `leases`
-  uint64_t open_batch = 0;       // the newest batch, and how many inputs went into it
+  int64_t begun_nanos = 0;  // when its start was decided
+  int64_t head_nanos = 0;   // since when it works on the first of `leases`
+  uint64_t open_batch = 0;  // the newest batch, and how many inputs went into it
   size_t open_batch_size = 0;
   std::optional<Strand::TimerId> deadline, recall, startup;
   std::vector<std::function<void(Status)>> stop_waiters;
   std::shared_ptr<Builder> builder;
 
-  bool alive_for_work() const { return state != State::kStopping && !retired && !missing && builder == nullptr; }
+  bool alive_for_work() const {
+    return state != State::kStopping && !retired && !missing && builder == nullptr;
+  }
 };
 
 struct AppState {
@@ -133,7 +136,7 @@ struct AppState {
   bool active = false, stopped = false;
   std::string stop_reason;
   std::vector<FunctionState*> functions;
-  size_t tasks = 0;              // not ended, with logs not stored
+  size_t tasks = 0;  // not ended, with logs not stored
   std::vector<std::function<void()>> stop_waiters;
 };
 
@@ -142,12 +145,12 @@ struct FunctionState {
   AppState* app = nullptr;
   std::list<Input*> queue;
   uint64_t delayed = 0, leased = 0;
-  std::vector<TaskState*> tasks; // alive; builders' too
+  std::vector<TaskState*> tasks;  // alive; builders' too
   uint32_t start_failures = 0;
-  int64_t not_before = 0;        // back-off
+  int64_t not_before = 0;  // back-off
   std::string last_start_error;
-  double start_ms = 0;           // of a container, until it was ready; 0 = unknown
-  double run_ms = 0;             // moving average of an input's time in a container; 0 = unknown
+  double start_ms = 0;  // of a container, until it was ready; 0 = unknown
+  double run_ms = 0;    // moving average of an input's time in a container; 0 = unknown
   uint64_t calls = 0;
 };
 

@@ -11,11 +11,13 @@ enum { kShownCreated = 6, kShownLoading = 3, kShownCreating = 7, kShownActive = 
 constexpr int64_t kLongestBackoffNanos = int64_t{30} * 1'000'000'000;
 constexpr uint32_t kStopGraceMs = 30'000;
 
-// "container killed by signal 9 (SIGKILL)", "container ended with exit code 3", "container ran out of memory: used ..."
+// "container killed by signal 9 (SIGKILL)", "container ended with exit code 3", "container ran out of memory:
+// used ..."
 std::string ExitSentence(const TaskExit& exit) {
   if (exit.oom()) return "container ran " + exit.text();
   if (exit.signal() != 0) return "container " + exit.text();
-  return "container ended with " + (exit.text().empty() ? "exit code " + std::to_string(exit.exit_code()) : exit.text());
+  return "container ended with " +
+         (exit.text().empty() ? "exit code " + std::to_string(exit.exit_code()) : exit.text());
 }
 
 }  // namespace
@@ -75,7 +77,8 @@ void EngineCore::ActivateApp(const std::string& app_id) {
   PostScale();
 }
 
-void EngineCore::StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms, std::function<void()> done) {
+void EngineCore::StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms,
+                         std::function<void()> done) {
   AppState* state = app(app_id);
   if (done) state->stop_waiters.push_back(std::move(done));
   if (!state->stopped) {
@@ -91,7 +94,8 @@ void EngineCore::StopApp(const std::string& app_id, const std::string& reason, u
       }
     }
     for (Input* input : delayed) FinishWithText(input, ResultStatus::kTerminated, state->stop_reason);
-    for (FunctionState* function : state->functions) FailQueued(function, ResultStatus::kTerminated, state->stop_reason);
+    for (FunctionState* function : state->functions)
+      FailQueued(function, ResultStatus::kTerminated, state->stop_reason);
     std::erase_if(waiting_builders_, [&](auto& waiting) {
       if (waiting.first->app != state) return false;
       waiting.second->done({FailedPrecondition(state->stop_reason), ""});
@@ -99,7 +103,8 @@ void EngineCore::StopApp(const std::string& app_id, const std::string& reason, u
     });
   }
   for (FunctionState* function : state->functions) {
-    for (TaskState* task : std::vector<TaskState*>(function->tasks)) SendStop(task, StopTask::GRACEFUL, grace_ms, state->stop_reason);
+    for (TaskState* task : std::vector<TaskState*>(function->tasks))
+      SendStop(task, StopTask::GRACEFUL, grace_ms, state->stop_reason);
   }
   CheckAppStopped(state);
 }
@@ -111,7 +116,8 @@ void EngineCore::CheckAppStopped(AppState* state) {
   for (auto& waiter : waiters) waiter();
 }
 
-void EngineCore::StopTaskById(const std::string& task_id, const std::string& reason, std::function<void(Status)> done) {
+void EngineCore::StopTaskById(const std::string& task_id, const std::string& reason,
+                              std::function<void(Status)> done) {
   TaskState* task = FindTask(task_id);
   if (task == nullptr) return done(NotFound("no running task " + task_id));
   task->stop_waiters.push_back(std::move(done));
@@ -119,7 +125,8 @@ void EngineCore::StopTaskById(const std::string& task_id, const std::string& rea
 }
 
 // Only ever harder than before; sent again when the worker comes back.
-void EngineCore::SendStop(TaskState* task, StopTask::Mode mode, uint32_t grace_ms, const std::string& reason) {
+void EngineCore::SendStop(TaskState* task, StopTask::Mode mode, uint32_t grace_ms,
+                          const std::string& reason) {
   if (task->stop_sent && *task->stop_sent >= mode) return;
   task->stop_sent = mode;
   if (task->state == TaskState::State::kMaking) return EndTask(task, "stopped before it began: " + reason);
@@ -130,14 +137,16 @@ void EngineCore::SendStop(TaskState* task, StopTask::Mode mode, uint32_t grace_m
   task->stop.set_reason(reason);
   task->row.state = "stopping";
   SaveTask(task);
-  LOG_INFO("stopping a task", {{"task_id", task->id}, {"mode", StopTask::Mode_Name(mode)}, {"reason", reason}});
+  LOG_INFO("stopping a task",
+           {{"task_id", task->id}, {"mode", StopTask::Mode_Name(mode)}, {"reason", reason}});
   ToWorker message;
   *message.mutable_stop_task() = task->stop;
   registry_.Send(task->worker_id, message);
   PostScale();
 }
 
-void EngineCore::StartTask(FunctionState* function, const std::string& worker_id, std::shared_ptr<Builder> builder) {
+void EngineCore::StartTask(FunctionState* function, const std::string& worker_id,
+                           std::shared_ptr<Builder> builder) {
   auto owned = std::make_unique<TaskState>();
   TaskState* task = owned.get();
   task->id = NewTaskId();
@@ -159,7 +168,8 @@ void EngineCore::StartTask(FunctionState* function, const std::string& worker_id
   tasks_[task->id] = std::move(owned);
   LogTaskState(*task, kShownCreated);
   pool_.Post([this, id = task->id, function_id = function->info.function_id, source = spec_source_] {
-    Result<TaskSpec> made = source == nullptr ? Result<TaskSpec>(Unavailable("no source of task specs")) : source->MakeTaskSpec(function_id);
+    Result<TaskSpec> made = source == nullptr ? Result<TaskSpec>(Unavailable("no source of task specs"))
+                                              : source->MakeTaskSpec(function_id);
     auto spec = std::make_shared<Result<TaskSpec>>(std::move(made));
     strand_.Post([this, id, spec] { SpecMade(id, std::move(*spec)); });
   });
@@ -171,7 +181,8 @@ void EngineCore::SpecMade(const std::string& task_id, Result<TaskSpec> spec) {
   FunctionState* function = task->function;
   if (!spec.ok()) {
     Code code = spec.status().code();
-    bool permanent = code != Code::kUnavailable && code != Code::kResourceExhausted && code != Code::kInternal && code != Code::kUnknown;
+    bool permanent = code != Code::kUnavailable && code != Code::kResourceExhausted &&
+                     code != Code::kInternal && code != Code::kUnknown;
     std::string text = "its container can't be started: " + spec.status().message();
     if (task->builder != nullptr) BuilderEnded(task, nullptr, Named(*function, text));
     EndTask(task, text);
@@ -196,7 +207,8 @@ void EngineCore::SpecMade(const std::string& task_id, Result<TaskSpec> spec) {
     out->set_single_use(true);
   }
   task->state = TaskState::State::kStarting;
-  LOG_INFO("starting a task", {{"task_id", task->id}, {"function", function->info.name}, {"worker_id", task->worker_id}});
+  LOG_INFO("starting a task",
+           {{"task_id", task->id}, {"function", function->info.name}, {"worker_id", task->worker_id}});
   if (!registry_.Send(task->worker_id, message)) LoseTask(task, "its worker is not connected");
 }
 
@@ -216,7 +228,8 @@ void EngineCore::Started(TaskState* task, const TaskUpdate& update) {
     if (late == nullptr) return;
     late->startup.reset();
     if (late->state != TaskState::State::kStarting) return;
-    std::string text = "its container was not ready within its startup timeout of " + std::to_string(limit) + " s";
+    std::string text =
+        "its container was not ready within its startup timeout of " + std::to_string(limit) + " s";
     if (late->builder == nullptr) StartFailed(late->function, text, false);
     SendStop(late, StopTask::KILL, 0, text);
   });
@@ -232,7 +245,8 @@ void EngineCore::Ready(TaskState* task) {
   task->function->not_before = 0;
   if (task->begun_nanos != 0) {
     double took = static_cast<double>(NowNanos() - task->begun_nanos) / 1e6;
-    for (double* average : {&task->function->start_ms, &start_ms_}) *average = *average == 0 ? took : *average * 0.7 + took * 0.3;
+    for (double* average : {&task->function->start_ms, &start_ms_})
+      *average = *average == 0 ? took : *average * 0.7 + took * 0.3;
   }
   task->row.state = "ready";
   SaveTask(task);
@@ -253,15 +267,18 @@ void EngineCore::InitFailed(TaskState* task, const TaskUpdate& update) {
   if (task->builder != nullptr) return BuilderEnded(task, &update, "");
   ++function->start_failures;
   function->not_before =
-      NowNanos() + std::min<int64_t>(kLongestBackoffNanos,
-                                     std::chrono::nanoseconds(options_.start_backoff).count() << std::min(function->start_failures, 16u));
-  bool works = std::any_of(function->tasks.begin(), function->tasks.end(),
-                           [](const TaskState* other) { return other->state == TaskState::State::kReady && other->alive_for_work(); });
+      NowNanos() +
+      std::min<int64_t>(kLongestBackoffNanos, std::chrono::nanoseconds(options_.start_backoff).count()
+                                                  << std::min(function->start_failures, 16u));
+  bool works = std::any_of(function->tasks.begin(), function->tasks.end(), [](const TaskState* other) {
+    return other->state == TaskState::State::kReady && other->alive_for_work();
+  });
   if (works) {
     LOG_WARN("a container failed to initialise while others work", {{"task_id", task->id}});
   } else {
     auto result = update.result().empty() ? nullptr : std::make_shared<const std::string>(update.result());
-    FailQueued(function, ResultStatus::kInitFailure, Named(*function, "its container failed to initialise"), result);
+    FailQueued(function, ResultStatus::kInitFailure, Named(*function, "its container failed to initialise"),
+               result);
   }
   PostScale();
 }
@@ -269,8 +286,10 @@ void EngineCore::InitFailed(TaskState* task, const TaskUpdate& update) {
 void EngineCore::StartFailed(FunctionState* function, const std::string& text, bool permanent) {
   ++function->start_failures;
   function->last_start_error = text;
-  LOG_WARN("a container did not come up", {{"function", function->info.name}, {"failures", function->start_failures}, {"text", text}});
-  int64_t backoff = std::chrono::nanoseconds(options_.start_backoff).count() << std::min(function->start_failures - 1, 16u);
+  LOG_WARN("a container did not come up",
+           {{"function", function->info.name}, {"failures", function->start_failures}, {"text", text}});
+  int64_t backoff = std::chrono::nanoseconds(options_.start_backoff).count()
+                    << std::min(function->start_failures - 1, 16u);
   function->not_before = NowNanos() + std::min(backoff, kLongestBackoffNanos);
   if (permanent || function->start_failures >= options_.start_failures) {
     FailQueued(function, ResultStatus::kFailure, Named(*function, text));
@@ -339,7 +358,8 @@ void EngineCore::SettleLeases(TaskState* task, const TaskExit& exit) {
 
 void EngineCore::EndTask(TaskState* task, const std::string& exit_text) {
   FunctionState* function = task->function;
-  if (task->builder != nullptr) BuilderEnded(task, nullptr, Named(*function, exit_text));  // unless it was told already
+  if (task->builder != nullptr)
+    BuilderEnded(task, nullptr, Named(*function, exit_text));  // unless it was told already
   for (auto* timer : {&task->deadline, &task->recall, &task->startup}) {
     if (*timer) strand_.CancelTimer(**timer);
   }
@@ -357,7 +377,9 @@ void EngineCore::EndTask(TaskState* task, const std::string& exit_text) {
   // Its logs were appended before this: when this is stored, they are.
   LogTaskState(*task, kShownCompleted,
                [this, app_id = function->app->id, waiters = std::move(task->stop_waiters)]() mutable {
-                 strand_.Post([this, app_id, waiters = std::move(waiters)]() mutable { TaskLogged(app_id, std::move(waiters)); });
+                 strand_.Post([this, app_id, waiters = std::move(waiters)]() mutable {
+                   TaskLogged(app_id, std::move(waiters));
+                 });
                });
   tasks_.erase(task->id);
   PostScale();
@@ -401,7 +423,8 @@ void EngineCore::SaveTask(TaskState* task) { journal_->Append(Journal::PutTask(t
 
 void EngineCore::SetIdentity(const TaskState& task) {
   std::lock_guard lock(identities_mutex_);
-  identities_[task.id] = {task.row.workspace_id, task.row.environment, task.row.app_id, task.row.function_id, task.row.restricted};
+  identities_[task.id] = {task.row.workspace_id, task.row.environment, task.row.app_id, task.row.function_id,
+                          task.row.restricted};
 }
 
 std::optional<TaskIdentity> EngineCore::IdentityOfTask(const std::string& task_id) const {
@@ -411,7 +434,8 @@ std::optional<TaskIdentity> EngineCore::IdentityOfTask(const std::string& task_i
   return it->second;
 }
 
-void EngineCore::RunBuilder(const std::string& function_id, const std::string& input, std::function<void(BuilderOutcome)> done) {
+void EngineCore::RunBuilder(const std::string& function_id, const std::string& input,
+                            std::function<void(BuilderOutcome)> done) {
   FunctionState* found = function(function_id);
   if (found == nullptr) return done({NotFound("no function " + function_id), ""});
   auto builder = std::make_shared<Builder>();
@@ -471,13 +495,15 @@ void EngineCore::BuilderEnded(TaskState* task, const TaskUpdate* update, const s
   } else {
     std::string why = text;
     SharedBytes result = builder->output ? builder->output->result : nullptr;
-    if (update != nullptr && !update->result().empty()) result = std::make_shared<const std::string>(update->result());
+    if (update != nullptr && !update->result().empty())
+      result = std::make_shared<const std::string>(update->result());
     if (result != nullptr && options_.result_text && !worked) {
       why = options_.result_text(*result);
     } else if (builder->output && !builder->output->text.empty()) {
       why = builder->output->text;
     } else if (worked) {
-      why = Named(*task->function, "what it wrote could not be kept: " + (update == nullptr ? "" : update->error()));
+      why = Named(*task->function,
+                  "what it wrote could not be kept: " + (update == nullptr ? "" : update->error()));
     }
     outcome.status = FailedPrecondition(why);
   }
@@ -506,7 +532,8 @@ TaskView EngineCore::ViewOf(const TaskRow& row) {
 std::vector<TaskView> EngineCore::TaskViews() const {
   std::vector<TaskView> out;
   for (const auto& [id, task] : tasks_) out.push_back(ViewOf(task->row));
-  std::sort(out.begin(), out.end(), [](const TaskView& a, const TaskView& b) { return a.enqueued_at < b.enqueued_at; });
+  std::sort(out.begin(), out.end(),
+            [](const TaskView& a, const TaskView& b) { return a.enqueued_at < b.enqueued_at; });
   return out;
 }
 
@@ -517,8 +544,8 @@ std::optional<TaskView> EngineCore::FindTaskView(const std::string& task_id) con
 }
 
 FunctionStats EngineCore::StatsOf(const FunctionState& function) const {
-  return {static_cast<uint32_t>(function.queue.size() + function.delayed), static_cast<uint32_t>(function.leased),
-          static_cast<uint32_t>(function.tasks.size())};
+  return {static_cast<uint32_t>(function.queue.size() + function.delayed),
+          static_cast<uint32_t>(function.leased), static_cast<uint32_t>(function.tasks.size())};
 }
 
 }  // namespace lydian::control

@@ -97,7 +97,8 @@ TEST_F(CallEngineTest, AMapDeliversEveryOutputOnce) {
     query.last_entry_id = cursor;
     auto page = Outputs(query);
     ASSERT_TRUE(page.ok()) << page.status();
-    for (const OutputView& output : page->outputs) EXPECT_TRUE(seen.emplace(output.idx, *output.result).second);
+    for (const OutputView& output : page->outputs)
+      EXPECT_TRUE(seen.emplace(output.idx, *output.result).second);
     cursor = page->last_entry_id;
     ++polls;
   }
@@ -259,7 +260,8 @@ TEST_F(CallEngineTest, ATimeoutEndsTheInputAndItsContainer) {
   auto page = Poll(call);
   ASSERT_EQ(page->outputs.size(), 1u);
   EXPECT_EQ(page->outputs[0].status, static_cast<int>(ResultStatus::kTimeout));
-  EXPECT_NE(page->outputs[0].text.find("Function f: an input ran for longer than its timeout of 1 s"), std::string::npos);
+  EXPECT_NE(page->outputs[0].text.find("Function f: an input ran for longer than its timeout of 1 s"),
+            std::string::npos);
   auto stop = worker->WaitStop();
   ASSERT_TRUE(stop);
   EXPECT_EQ(stop->mode(), StopTask::KILL);
@@ -422,7 +424,8 @@ TEST_F(CallEngineTest, GeneratorDataFlowsInOrder) {
   worker->Ready(task->task_id());
   ASSERT_TRUE(worker->WaitLease());
   std::promise<Result<DataChunks>> got;
-  auto asked = engine_->NextChunks(Scope(), call, 0, [&](Result<DataChunks> chunks) { got.set_value(std::move(chunks)); });
+  auto asked = engine_->NextChunks(Scope(), call, 0,
+                                   [&](Result<DataChunks> chunks) { got.set_value(std::move(chunks)); });
   EXPECT_EQ(PutChunks(call, "ta-OTHER", {{1, "one"}}).code(), Code::kPermissionDenied);
   EXPECT_TRUE(PutChunks(call, task->task_id(), {{2, "two"}}).ok());
   EXPECT_TRUE(PutChunks(call, task->task_id(), {{1, "one"}}).ok());

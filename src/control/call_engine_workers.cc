@@ -7,7 +7,8 @@ namespace {
 constexpr uint32_t kStopGraceMs = 10'000;
 }
 
-// What the worker runs and holds is the truth: it is taken up. What we thought it held comes back into the queue.
+// What the worker runs and holds is the truth: it is taken up. What we thought it held comes back into the
+// queue.
 void EngineCore::OnWorkerHello(const std::string& worker_id, const WorkerHello& hello, Welcome* welcome) {
   outbox_[worker_id] = {};
   std::set<std::string> named;
@@ -22,7 +23,8 @@ void EngineCore::OnWorkerHello(const std::string& worker_id, const WorkerHello& 
   }
   std::vector<std::string> missing;
   for (auto& [id, task] : tasks_) {
-    if (task->worker_id == worker_id && task->state != TaskState::State::kMaking && !named.contains(id)) missing.push_back(id);
+    if (task->worker_id == worker_id && task->state != TaskState::State::kMaking && !named.contains(id))
+      missing.push_back(id);
   }
   for (const std::string& id : missing) {
     FindTask(id)->missing = true;
@@ -41,7 +43,8 @@ void EngineCore::Adopt(TaskState* task, const RunningTask& running) {
   for (const LeaseRef& ref : running.held()) {
     auto it = inputs_.find(ref.input_id());
     Input* input = it == inputs_.end() ? nullptr : it->second;
-    if (input == nullptr || input->attempt != ref.attempt()) continue;  // settled; its output will be acknowledged and dropped
+    if (input == nullptr || input->attempt != ref.attempt())
+      continue;  // settled; its output will be acknowledged and dropped
     if (input->state == Input::State::kLeased && input->task == task) {
       held.insert(input);
       continue;
@@ -79,20 +82,22 @@ void EngineCore::OnWorkerReady(const std::string& worker_id) {
   for (auto& [id, task] : tasks_) {
     if (task->worker_id != worker_id || task->state == TaskState::State::kMaking) continue;
     // From where its logs go on: what is stored already isn't sent again.
-    options_.logs->TaskOffsets(id, [this, id = id, worker_id](uint64_t stdout_offset, uint64_t stderr_offset) {
-      ToWorker message;
-      message.mutable_log_ack()->set_task_id(id);
-      message.mutable_log_ack()->set_stdout_offset(stdout_offset);
-      message.mutable_log_ack()->set_stderr_offset(stderr_offset);
-      strand_.Post([this, worker_id, message] { registry_.Send(worker_id, message); });
-    });
+    options_.logs->TaskOffsets(
+        id, [this, id = id, worker_id](uint64_t stdout_offset, uint64_t stderr_offset) {
+          ToWorker message;
+          message.mutable_log_ack()->set_task_id(id);
+          message.mutable_log_ack()->set_stdout_offset(stdout_offset);
+          message.mutable_log_ack()->set_stderr_offset(stderr_offset);
+          strand_.Post([this, worker_id, message] { registry_.Send(worker_id, message); });
+        });
     if (!task->stop_sent && task->function->app->stopped) stopped.push_back(task.get());
     if (!task->stop_sent) continue;
     ToWorker message;
     *message.mutable_stop_task() = task->stop;
     registry_.Send(worker_id, message);
   }
-  for (TaskState* task : stopped) SendStop(task, StopTask::GRACEFUL, kStopGraceMs, task->function->app->stop_reason);
+  for (TaskState* task : stopped)
+    SendStop(task, StopTask::GRACEFUL, kStopGraceMs, task->function->app->stop_reason);
   auto builders = std::move(waiting_builders_);
   waiting_builders_.clear();
   for (auto& [function, builder] : builders) PlaceBuilder(function, builder);
@@ -120,11 +125,16 @@ void EngineCore::OnWorkerMessage(const std::string& worker_id, FromWorker messag
     case FromWorker::kOutputs:
       for (Output& output : *message.mutable_outputs()->mutable_outputs()) TakeOutput(worker_id, output);
       return;
-    case FromWorker::kTask: return OnTaskUpdate(message.task());
-    case FromWorker::kLog: return OnLogs(worker_id, *message.mutable_log());
-    case FromWorker::kDemand: return OnDemand(message.demand());
-    case FromWorker::kGiveBack: return OnGiveBack(message.give_back());
-    default: return;
+    case FromWorker::kTask:
+      return OnTaskUpdate(message.task());
+    case FromWorker::kLog:
+      return OnLogs(worker_id, *message.mutable_log());
+    case FromWorker::kDemand:
+      return OnDemand(message.demand());
+    case FromWorker::kGiveBack:
+      return OnGiveBack(message.give_back());
+    default:
+      return;
   }
 }
 
@@ -133,12 +143,18 @@ void EngineCore::OnTaskUpdate(const TaskUpdate& update) {
   if (task == nullptr) return;
   switch (update.state()) {
     case TaskUpdate::CREATING:
-    case TaskUpdate::STARTED: return Started(task, update);
-    case TaskUpdate::READY: return Ready(task);
-    case TaskUpdate::INIT_FAILED: return InitFailed(task, update);
-    case TaskUpdate::EXITED: return Exited(task, update);
-    case TaskUpdate::REFUSED: return Refused(task, update);
-    default: return;
+    case TaskUpdate::STARTED:
+      return Started(task, update);
+    case TaskUpdate::READY:
+      return Ready(task);
+    case TaskUpdate::INIT_FAILED:
+      return InitFailed(task, update);
+    case TaskUpdate::EXITED:
+      return Exited(task, update);
+    case TaskUpdate::REFUSED:
+      return Refused(task, update);
+    default:
+      return;
   }
 }
 
@@ -157,7 +173,9 @@ void EngineCore::OnGiveBack(const GiveBack& back) {
     auto it = inputs_.find(ref.input_id());
     if (it == inputs_.end()) continue;
     Input* input = it->second;
-    if (input->state != Input::State::kLeased || input->attempt != ref.attempt() || input->epoch != ref.epoch()) continue;
+    if (input->state != Input::State::kLeased || input->attempt != ref.attempt() ||
+        input->epoch != ref.epoch())
+      continue;
     if (!back.task_id().empty() && input->task->id != back.task_id()) continue;
     touched.insert(input->call->function);
     if (input->task->builder != nullptr) continue;  // its container ends; that says how
@@ -195,8 +213,8 @@ void EngineCore::OnLogs(const std::string& worker_id, LogBatch& batch) {
     record.data = std::move(*entry.mutable_data());
     records.push_back(std::move(record));
   }
-  options_.logs->AppendFromTask(task->function->app->id, std::move(records), task->id, batch.stdout_offset(), batch.stderr_offset(),
-                                std::move(acknowledge));
+  options_.logs->AppendFromTask(task->function->app->id, std::move(records), task->id, batch.stdout_offset(),
+                                batch.stderr_offset(), std::move(acknowledge));
 }
 
 }  // namespace lydian::control

@@ -10,7 +10,8 @@ namespace {
 
 // A full disk is tried again this often while something must be written.
 constexpr auto kRoomRetry = std::chrono::milliseconds(500);
-// What was committed and need not be on the disk at once gets there this long after the journal has come to rest.
+// What was committed and need not be on the disk at once gets there this long after the journal has come to
+// rest.
 constexpr auto kSyncDelay = std::chrono::milliseconds(200);
 
 }  // namespace
@@ -37,7 +38,8 @@ void Journal::Append(Record record, bool alone) {
     std::lock_guard lock(mutex_);
     if (!alone || committing_ || record.durable || !gathered_.empty() || !waiting_.empty()) {
       gathered_.push_back(std::move(record));
-      if (gathered_.size() > 1 || committing_) return;  // the thread is awake, or looks when the commit is done
+      if (gathered_.size() > 1 || committing_)
+        return;  // the thread is awake, or looks when the commit is done
       alone = false;
     } else {
       committing_ = true;
@@ -99,7 +101,8 @@ void Journal::Sync(std::unique_lock<std::mutex>& lock) {
   unsynced_ = false;
   committing_ = true;  // nobody commits into it: that would have to wait for the disk
   lock.unlock();
-  if (Status status = database_->Sync(); !status.ok()) LOG_ERROR("the journal could not be put on the disk", {{"error", status}});
+  if (Status status = database_->Sync(); !status.ok())
+    LOG_ERROR("the journal could not be put on the disk", {{"error", status}});
   lock.lock();
   committing_ = false;
 }
@@ -126,7 +129,8 @@ void Journal::CommitGroup(std::vector<Record>& group) {
       if (record.done) done.emplace_back(std::move(record.done), Status());
     }
   } else {
-    if (status.code() != Code::kResourceExhausted) LOG_WARN("a group of records failed; each is tried alone", {{"error", status}});
+    if (status.code() != Code::kResourceExhausted)
+      LOG_WARN("a group of records failed; each is tried alone", {{"error", status}});
     for (Record& record : records) {
       // A later `must` record never overtakes an earlier one: their order is the order of events.
       Status one = ResourceExhausted("behind records that wait for room");

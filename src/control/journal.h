@@ -1,11 +1,13 @@
-// The journal of calls (calls.db): every call, input and output is in it before anybody is told that it exists.
+// The journal of calls (calls.db): every call, input and output is in it before anybody is told that it
+// exists.
 //
-// Group commit: a thread of its own takes whatever has gathered and commits it as one transaction; what comes meanwhile is the next
-// group. There is no timer: an idle journal commits at once. Callbacks run in order on the engine's strand (through `post`).
+// Group commit: a thread of its own takes whatever has gathered and commits it as one transaction; what comes
+// meanwhile is the next group. There is no timer: an idle journal commits at once. Callbacks run in order on
+// the engine's strand (through `post`).
 //
 // Thread-safety: Append and the record makers from any thread. Load before the first Append.
-// Errors: on a full disk a record fails with RESOURCE_EXHAUSTED, unless it is `must` (an output, a task's end): those stay in memory,
-// unacknowledged, and are written once there is room. docs/formats/journal.md.
+// Errors: on a full disk a record fails with RESOURCE_EXHAUSTED, unless it is `must` (an output, a task's
+// end): those stay in memory, unacknowledged, and are written once there is room. docs/formats/journal.md.
 #pragma once
 
 #include <atomic>
@@ -29,7 +31,7 @@ namespace lydian::control {
 using SharedBytes = std::shared_ptr<const std::string>;
 
 struct CallRow {
-  uint32_t number = 0;             // grows; the upper half of the row ids of its inputs, outputs and chunks
+  uint32_t number = 0;  // grows; the upper half of the row ids of its inputs, outputs and chunks
   std::string call_id, function_id, app_id, parent_input_id, idempotency_key;
   int32_t call_type = 0, invocation_type = 0;
   double created_at = 0;
@@ -46,18 +48,19 @@ struct OutputRow {
   uint32_t call = 0, seq = 0, idx = 0;
   std::string input_id, task_id;
   int32_t status = 0, data_format = 0;
-  SharedBytes result;              // a container's; empty when `text` says what went wrong
+  SharedBytes result;  // a container's; empty when `text` says what went wrong
   std::string text;
   double started_at = 0, created_at = 0;
 };
 
 struct ChunkRow {
   uint32_t call = 0, idx = 0;
-  SharedBytes chunk;               // modal.client.DataChunk
+  SharedBytes chunk;  // modal.client.DataChunk
 };
 
 struct TaskRow {
-  std::string task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, environment, state, ip, exit_text;
+  std::string task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, environment,
+      state, ip, exit_text;
   bool restricted = false, ended = false;
   int pid = 0;
   double enqueued_at = 0, started_at = 0, finished_at = 0;
@@ -66,10 +69,10 @@ struct TaskRow {
 // What a restarted engine finds.
 struct JournalContents {
   std::vector<CallRow> calls;
-  std::vector<InputRow> inputs;    // unfinished ones
+  std::vector<InputRow> inputs;  // unfinished ones
   std::vector<OutputRow> outputs;
   std::vector<ChunkRow> chunks;
-  std::vector<TaskRow> tasks;      // alive ones
+  std::vector<TaskRow> tasks;  // alive ones
   std::vector<FunctionInfo> functions;
   std::vector<std::pair<std::string, std::string>> apps;  // id, state: "active", "stopped"
 };
@@ -88,14 +91,15 @@ class Journal {
   ~Journal();  // writes what has gathered
 
   Result<JournalContents> Load();
-  // With `alone`, when nothing else is about to come, the record is committed on the calling thread if that is possible: a
-  // commit takes less time than waking the journal's thread. `done` never runs within the call.
+  // With `alone`, when nothing else is about to come, the record is committed on the calling thread if that
+  // is possible: a commit takes less time than waking the journal's thread. `done` never runs within the
+  // call.
   void Append(Record record, bool alone = false);
 
   // Record makers: what to write, without callbacks.
   static Record PutCall(CallRow call, std::vector<InputRow> inputs);
   static Record PutInputs(std::vector<InputRow> inputs);
-  static Record Finish(std::vector<OutputRow> outputs);   // outputs in, their inputs out
+  static Record Finish(std::vector<OutputRow> outputs);  // outputs in, their inputs out
   static Record SetAttempt(uint32_t call, uint32_t idx, uint32_t attempt);
   static Record SetCancelled(uint32_t call);
   static Record PutChunks(std::vector<ChunkRow> chunks);
@@ -122,10 +126,10 @@ class Journal {
   std::condition_variable changed_;
   std::vector<Record> gathered_;
   bool stopping_ = false;
-  bool committing_ = false;        // who has set it may touch the database and the two below without the mutex
-  bool sync_armed_ = false;        // the thread will look at unsynced_ by itself
-  bool unsynced_ = false;          // something committed is not on the disk yet
-  std::vector<Record> waiting_;    // `must` records without room, in order
+  bool committing_ = false;      // who has set it may touch the database and the two below without the mutex
+  bool sync_armed_ = false;      // the thread will look at unsynced_ by itself
+  bool unsynced_ = false;        // something committed is not on the disk yet
+  std::vector<Record> waiting_;  // `must` records without room, in order
   std::thread thread_;
 };
 

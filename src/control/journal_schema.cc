@@ -58,7 +58,8 @@ std::string EncodeFunction(const FunctionInfo& info) {
   return out.SerializeAsString();
 }
 
-Result<FunctionInfo> DecodeFunction(const std::string& id, const std::string& app_id, const std::string& bytes) {
+Result<FunctionInfo> DecodeFunction(const std::string& id, const std::string& app_id,
+                                    const std::string& bytes) {
   JournalFunction in;
   if (!in.ParseFromString(bytes)) return DataLoss("the journal's row of function " + id + " can't be read");
   FunctionInfo info;
@@ -101,7 +102,8 @@ Status InsertInputs(Session& session, const std::vector<InputRow>& inputs) {
 }  // namespace
 
 const std::string_view kSelectTaskById =
-    "SELECT task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, environment, state, ip, exit_text, "
+    "SELECT task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, environment, "
+    "state, ip, exit_text, "
     "restricted, ended, pid, enqueued_at, started_at, finished_at FROM task WHERE task_id = ?";
 
 TaskRow ReadTask(Row& row) {
@@ -129,11 +131,12 @@ TaskRow ReadTask(Row& row) {
 Journal::Record Journal::PutCall(CallRow call, std::vector<InputRow> inputs) {
   Record record;
   record.apply = [call = std::move(call), inputs = std::move(inputs)](Session& session) -> Status {
-    RETURN_IF_ERROR(session.Execute(
-        "INSERT INTO call (number, call_id, function_id, app_id, parent_input_id, idempotency_key, call_type, invocation_type, "
-        "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        {call.number, call.call_id, call.function_id, call.app_id, call.parent_input_id, call.idempotency_key, call.call_type,
-         call.invocation_type, call.created_at}));
+    RETURN_IF_ERROR(
+        session.Execute("INSERT INTO call (number, call_id, function_id, app_id, parent_input_id, "
+                        "idempotency_key, call_type, invocation_type, "
+                        "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                        {call.number, call.call_id, call.function_id, call.app_id, call.parent_input_id,
+                         call.idempotency_key, call.call_type, call.invocation_type, call.created_at}));
     return InsertInputs(session, inputs);
   };
   return record;
@@ -152,11 +155,13 @@ Journal::Record Journal::Finish(std::vector<OutputRow> outputs) {
     for (const OutputRow& output : outputs) {
       RETURN_IF_ERROR(session.Execute("DELETE FROM input WHERE id = ?", {RowId(output.call, output.idx)}));
       RETURN_IF_ERROR(session.Execute(
-          "INSERT INTO output (id, idx, input_id, task_id, status, data_format, result, text, started_at, created_at) "
+          "INSERT INTO output (id, idx, input_id, task_id, status, data_format, result, text, started_at, "
+          "created_at) "
           "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-          {RowId(output.call, output.seq), output.idx, output.input_id, output.task_id, output.status, output.data_format,
-           output.result == nullptr ? store::Param(nullptr) : store::Param(Blob{*output.result}), output.text, output.started_at,
-           output.created_at}));
+          {RowId(output.call, output.seq), output.idx, output.input_id, output.task_id, output.status,
+           output.data_format,
+           output.result == nullptr ? store::Param(nullptr) : store::Param(Blob{*output.result}), output.text,
+           output.started_at, output.created_at}));
     }
     return {};
   };
@@ -185,8 +190,9 @@ Journal::Record Journal::PutChunks(std::vector<ChunkRow> chunks) {
   Record record;
   record.apply = [chunks = std::move(chunks)](Session& session) -> Status {
     for (const ChunkRow& chunk : chunks) {
-      RETURN_IF_ERROR(session.Execute("INSERT INTO chunk (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data",
-                                      {RowId(chunk.call, chunk.idx), Blob{*chunk.chunk}}));
+      RETURN_IF_ERROR(session.Execute(
+          "INSERT INTO chunk (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data",
+          {RowId(chunk.call, chunk.idx), Blob{*chunk.chunk}}));
     }
     return {};
   };
@@ -214,14 +220,18 @@ Journal::Record Journal::PutTask(TaskRow task) {
   record.must = true;
   record.apply = [task = std::move(task)](Session& session) {
     return session.Execute(
-        "INSERT INTO task (task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, environment, state, "
+        "INSERT INTO task (task_id, function_id, app_id, worker_id, container_id, function_name, "
+        "workspace_id, environment, state, "
         "ip, exit_text, restricted, ended, pid, enqueued_at, started_at, finished_at) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (task_id) DO UPDATE SET worker_id = excluded.worker_id, "
-        "container_id = excluded.container_id, state = excluded.state, ip = excluded.ip, exit_text = excluded.exit_text, "
-        "ended = excluded.ended, pid = excluded.pid, started_at = excluded.started_at, finished_at = excluded.finished_at",
-        {task.task_id, task.function_id, task.app_id, task.worker_id, task.container_id, task.function_name, task.workspace_id,
-         task.environment, task.state, task.ip, task.exit_text, task.restricted, task.ended, task.pid, task.enqueued_at,
-         task.started_at, task.finished_at});
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (task_id) DO UPDATE SET "
+        "worker_id = excluded.worker_id, "
+        "container_id = excluded.container_id, state = excluded.state, ip = excluded.ip, exit_text = "
+        "excluded.exit_text, "
+        "ended = excluded.ended, pid = excluded.pid, started_at = excluded.started_at, finished_at = "
+        "excluded.finished_at",
+        {task.task_id, task.function_id, task.app_id, task.worker_id, task.container_id, task.function_name,
+         task.workspace_id, task.environment, task.state, task.ip, task.exit_text, task.restricted,
+         task.ended, task.pid, task.enqueued_at, task.started_at, task.finished_at});
   };
   return record;
 }
@@ -240,9 +250,11 @@ Journal::Record Journal::PutFunction(FunctionInfo info) {
   record.must = true;
   record.apply = [info = std::move(info)](Session& session) {
     std::string bytes = EncodeFunction(info);
-    return session.Execute("INSERT INTO function (function_id, app_id, info) VALUES (?, ?, ?) ON CONFLICT (function_id) DO UPDATE SET "
-                           "app_id = excluded.app_id, info = excluded.info",
-                           {info.function_id, info.app_id, Blob{bytes}});
+    return session.Execute(
+        "INSERT INTO function (function_id, app_id, info) VALUES (?, ?, ?) ON CONFLICT (function_id) DO "
+        "UPDATE SET "
+        "app_id = excluded.app_id, info = excluded.info",
+        {info.function_id, info.app_id, Blob{bytes}});
   };
   return record;
 }
@@ -251,7 +263,8 @@ Journal::Record Journal::DropFunctions(std::vector<std::string> function_ids) {
   Record record;
   record.must = true;
   record.apply = [ids = std::move(function_ids)](Session& session) -> Status {
-    for (const std::string& id : ids) RETURN_IF_ERROR(session.Execute("DELETE FROM function WHERE function_id = ?", {id}));
+    for (const std::string& id : ids)
+      RETURN_IF_ERROR(session.Execute("DELETE FROM function WHERE function_id = ?", {id}));
     return {};
   };
   return record;
@@ -261,71 +274,79 @@ Journal::Record Journal::PutApp(std::string app_id, std::string state) {
   Record record;
   record.must = true;
   record.apply = [app_id = std::move(app_id), state = std::move(state)](Session& session) {
-    return session.Execute("INSERT INTO app (app_id, state) VALUES (?, ?) ON CONFLICT (app_id) DO UPDATE SET state = excluded.state",
-                           {app_id, state});
+    return session.Execute(
+        "INSERT INTO app (app_id, state) VALUES (?, ?) ON CONFLICT (app_id) DO UPDATE SET state = "
+        "excluded.state",
+        {app_id, state});
   };
   return record;
 }
 
 Result<JournalContents> Journal::Load() {
   JournalContents all;
+  RETURN_IF_ERROR(
+      database_->ForEach("SELECT number, call_id, function_id, app_id, parent_input_id, idempotency_key, "
+                         "call_type, invocation_type, created_at, "
+                         "cancelled FROM call ORDER BY number",
+                         {}, [&](Row& row) -> Status {
+                           CallRow call;
+                           call.number = static_cast<uint32_t>(row.Int(0));
+                           call.call_id = row.Text(1);
+                           call.function_id = row.Text(2);
+                           call.app_id = row.Text(3);
+                           call.parent_input_id = row.Text(4);
+                           call.idempotency_key = row.Text(5);
+                           call.call_type = static_cast<int32_t>(row.Int(6));
+                           call.invocation_type = static_cast<int32_t>(row.Int(7));
+                           call.created_at = row.Real(8);
+                           call.cancelled = row.Int(9) != 0;
+                           all.calls.push_back(std::move(call));
+                           return {};
+                         }));
   RETURN_IF_ERROR(database_->ForEach(
-      "SELECT number, call_id, function_id, app_id, parent_input_id, idempotency_key, call_type, invocation_type, created_at, "
-      "cancelled FROM call ORDER BY number",
-      {}, [&](Row& row) -> Status {
-        CallRow call;
-        call.number = static_cast<uint32_t>(row.Int(0));
-        call.call_id = row.Text(1);
-        call.function_id = row.Text(2);
-        call.app_id = row.Text(3);
-        call.parent_input_id = row.Text(4);
-        call.idempotency_key = row.Text(5);
-        call.call_type = static_cast<int32_t>(row.Int(6));
-        call.invocation_type = static_cast<int32_t>(row.Int(7));
-        call.created_at = row.Real(8);
-        call.cancelled = row.Int(9) != 0;
-        all.calls.push_back(std::move(call));
+      "SELECT id, input_id, method, attempt, payload FROM input ORDER BY id", {}, [&](Row& row) -> Status {
+        InputRow input{CallOf(row), LowOf(row),  static_cast<uint32_t>(row.Int(3)),
+                       row.Text(1), row.Text(2), Share(row.TakeText(4))};
+        all.inputs.push_back(std::move(input));
         return {};
       }));
-  RETURN_IF_ERROR(database_->ForEach("SELECT id, input_id, method, attempt, payload FROM input ORDER BY id", {}, [&](Row& row) -> Status {
-    InputRow input{CallOf(row), LowOf(row), static_cast<uint32_t>(row.Int(3)), row.Text(1), row.Text(2), Share(row.TakeText(4))};
-    all.inputs.push_back(std::move(input));
-    return {};
-  }));
-  RETURN_IF_ERROR(database_->ForEach(
-      "SELECT id, idx, input_id, task_id, status, data_format, result, text, started_at, created_at FROM output ORDER BY id", {},
-      [&](Row& row) -> Status {
-        OutputRow output;
-        output.call = CallOf(row);
-        output.seq = LowOf(row);
-        output.idx = static_cast<uint32_t>(row.Int(1));
-        output.input_id = row.Text(2);
-        output.task_id = row.Text(3);
-        output.status = static_cast<int32_t>(row.Int(4));
-        output.data_format = static_cast<int32_t>(row.Int(5));
-        if (!row.IsNull(6)) output.result = Share(row.TakeText(6));
-        output.text = row.Text(7);
-        output.started_at = row.Real(8);
-        output.created_at = row.Real(9);
-        all.outputs.push_back(std::move(output));
-        return {};
-      }));
+  RETURN_IF_ERROR(
+      database_->ForEach("SELECT id, idx, input_id, task_id, status, data_format, result, text, started_at, "
+                         "created_at FROM output ORDER BY id",
+                         {}, [&](Row& row) -> Status {
+                           OutputRow output;
+                           output.call = CallOf(row);
+                           output.seq = LowOf(row);
+                           output.idx = static_cast<uint32_t>(row.Int(1));
+                           output.input_id = row.Text(2);
+                           output.task_id = row.Text(3);
+                           output.status = static_cast<int32_t>(row.Int(4));
+                           output.data_format = static_cast<int32_t>(row.Int(5));
+                           if (!row.IsNull(6)) output.result = Share(row.TakeText(6));
+                           output.text = row.Text(7);
+                           output.started_at = row.Real(8);
+                           output.created_at = row.Real(9);
+                           all.outputs.push_back(std::move(output));
+                           return {};
+                         }));
   RETURN_IF_ERROR(database_->ForEach("SELECT id, data FROM chunk ORDER BY id", {}, [&](Row& row) -> Status {
     all.chunks.push_back({CallOf(row), LowOf(row), Share(row.TakeText(1))});
     return {};
   }));
   RETURN_IF_ERROR(database_->ForEach(
-      "SELECT task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, environment, state, ip, exit_text, "
+      "SELECT task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, "
+      "environment, state, ip, exit_text, "
       "restricted, ended, pid, enqueued_at, started_at, finished_at FROM task WHERE ended = 0",
       {}, [&](Row& row) -> Status {
         all.tasks.push_back(ReadTask(row));
         return {};
       }));
-  RETURN_IF_ERROR(database_->ForEach("SELECT function_id, app_id, info FROM function", {}, [&](Row& row) -> Status {
-    ASSIGN_OR_RETURN(FunctionInfo info, DecodeFunction(row.Text(0), row.Text(1), row.Text(2)));
-    all.functions.push_back(std::move(info));
-    return {};
-  }));
+  RETURN_IF_ERROR(
+      database_->ForEach("SELECT function_id, app_id, info FROM function", {}, [&](Row& row) -> Status {
+        ASSIGN_OR_RETURN(FunctionInfo info, DecodeFunction(row.Text(0), row.Text(1), row.Text(2)));
+        all.functions.push_back(std::move(info));
+        return {};
+      }));
   RETURN_IF_ERROR(database_->ForEach("SELECT app_id, state FROM app", {}, [&](Row& row) -> Status {
     all.apps.emplace_back(row.Text(0), row.Text(1));
     return {};

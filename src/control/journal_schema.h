@@ -13,8 +13,8 @@ std::vector<store::Migration> JournalMigrations();
 TaskRow ReadTask(store::Row& row);
 extern const std::string_view kSelectTaskById;
 
-// The row id of input, output or chunk `low` of call `call`: those of one call lie together, so that they are appended in order and
-// dropped as one range.
+// The row id of input, output or chunk `low` of call `call`: those of one call lie together, so that they are
+// appended in order and dropped as one range.
 constexpr int64_t RowId(uint32_t call, uint32_t low) {
   return static_cast<int64_t>((static_cast<uint64_t>(call) << 32) | low);
 }

@@ -52,7 +52,9 @@ class JournalTest : public testing::Test {
 TEST_F(JournalTest, KeepsWhatWasWritten) {
   Open();
   std::string binary("\0\x01\xff", 3);
-  ASSERT_TRUE(Write(Journal::PutCall(Call(7), {{7, 0, 0, "in-0", "m", Bytes(binary)}, {7, 5, 0, "in-5", "", Bytes("")}})).ok());
+  ASSERT_TRUE(Write(Journal::PutCall(
+                        Call(7), {{7, 0, 0, "in-0", "m", Bytes(binary)}, {7, 5, 0, "in-5", "", Bytes("")}}))
+                  .ok());
   ASSERT_TRUE(Write(Journal::SetAttempt(7, 5, 2)).ok());
   OutputRow output;
   output.call = 7, output.seq = 1, output.idx = 0;
@@ -124,7 +126,8 @@ TEST_F(JournalTest, CallbacksComeInOrder) {
   for (int i = 0; i < 200; ++i) EXPECT_EQ(order[static_cast<size_t>(i)], i);
 }
 
-// A disk that is full for a while. What may be refused is; what must be kept is kept, in order, and written once there is room.
+// A disk that is full for a while. What may be refused is; what must be kept is kept, in order, and written
+// once there is room.
 TEST_F(JournalTest, AFullDiskRefusesNewWorkAndLosesNoOutput) {
   Open();
   std::atomic<bool> full{true};

@@ -13,7 +13,7 @@
 namespace lydian::control {
 namespace {
 
-constexpr size_t kTailBytes = 128 << 10;       // kept in memory a stream, for readers that follow
+constexpr size_t kTailBytes = 128 << 10;  // kept in memory a stream, for readers that follow
 constexpr size_t kPageBytes = 1 << 20;
 constexpr auto kRoomRetry = std::chrono::milliseconds(500);
 constexpr int64_t kKeepNanos = int64_t{30} * 24 * 3600 * 1'000'000'000;
@@ -30,16 +30,19 @@ CREATE TABLE spool (task_id TEXT PRIMARY KEY, stdout_offset INTEGER NOT NULL, st
 )sql"}};
 }
 
-int64_t RowId(int64_t stream, uint64_t seq) { return (stream << 32) | static_cast<int64_t>(seq & UINT32_MAX); }
+int64_t RowId(int64_t stream, uint64_t seq) {
+  return (stream << 32) | static_cast<int64_t>(seq & UINT32_MAX);
+}
 
 size_t SizeOf(const LogRecord& record) { return record.data.size() + 200; }
 
 bool Matches(const LogFilter& filter, const LogRecord& record) {
   return (filter.task_id.empty() || filter.task_id == record.task_id) &&
-         (filter.function_id.empty() || filter.function_id == record.function_id || filter.function_id == record.root_function_id) &&
+         (filter.function_id.empty() || filter.function_id == record.function_id ||
+          filter.function_id == record.root_function_id) &&
          (filter.function_call_id.empty() || filter.function_call_id == record.function_call_id) &&
-         (filter.file_descriptor == 0 || filter.file_descriptor == record.file_descriptor) && record.unix_nanos >= filter.since_nanos &&
-         record.unix_nanos <= filter.until_nanos;
+         (filter.file_descriptor == 0 || filter.file_descriptor == record.file_descriptor) &&
+         record.unix_nanos >= filter.since_nanos && record.unix_nanos <= filter.until_nanos;
 }
 
 LogRecord ReadRecord(store::Row& row) {
@@ -72,8 +75,8 @@ struct Filling {
   }
 };
 
-// A strand owns everything: it commits what has gathered as one transaction and then wakes the readers. Old pages are read by a
-// thread of their own.
+// A strand owns everything: it commits what has gathered as one transaction and then wakes the readers. Old
+// pages are read by a thread of their own.
 class SqliteLogStore : public LogStore {
  public:
   explicit SqliteLogStore(std::unique_ptr<store::Database> database)
@@ -90,12 +93,13 @@ class SqliteLogStore : public LogStore {
     Flush();
   }
 
-  void Append(const std::string& stream, std::vector<LogRecord> records, std::function<void()> stored) override {
+  void Append(const std::string& stream, std::vector<LogRecord> records,
+              std::function<void()> stored) override {
     Change change{Change::kAppend, stream, std::move(records), std::move(stored)};
     Add(std::move(change));
   }
-  void AppendFromTask(const std::string& stream, std::vector<LogRecord> records, const std::string& task_id, uint64_t stdout_offset,
-                      uint64_t stderr_offset, std::function<void()> stored) override {
+  void AppendFromTask(const std::string& stream, std::vector<LogRecord> records, const std::string& task_id,
+                      uint64_t stdout_offset, uint64_t stderr_offset, std::function<void()> stored) override {
     Change change{Change::kAppend, stream, std::move(records), std::move(stored)};
     change.task_id = task_id;
     change.stdout_offset = stdout_offset;
@@ -108,14 +112,18 @@ class SqliteLogStore : public LogStore {
   void TaskOffsets(const std::string& task_id, std::function<void(uint64_t, uint64_t)> reply) override {
     strand_.Post([this, task_id, reply = std::move(reply)] {
       Flush();
-      auto rows = database_->Query("SELECT stdout_offset, stderr_offset FROM spool WHERE task_id = ?", {task_id});
-      if (!rows.ok()) LOG_ERROR("how far a task's logs are stored can't be read", {{"task_id", task_id}, {"error", rows.status()}});
+      auto rows =
+          database_->Query("SELECT stdout_offset, stderr_offset FROM spool WHERE task_id = ?", {task_id});
+      if (!rows.ok())
+        LOG_ERROR("how far a task's logs are stored can't be read",
+                  {{"task_id", task_id}, {"error", rows.status()}});
       if (!rows.ok() || rows->empty()) return reply(0, 0);
       reply(static_cast<uint64_t>((*rows)[0].Int(0)), static_cast<uint64_t>((*rows)[0].Int(1)));
     });
   }
 
-  std::shared_ptr<void> Read(const std::string& stream, uint64_t after_seq, const LogFilter& filter, size_t most, int64_t wait_millis,
+  std::shared_ptr<void> Read(const std::string& stream, uint64_t after_seq, const LogFilter& filter,
+                             size_t most, int64_t wait_millis,
                              std::function<void(Result<Page>)> reply) override {
     auto question = std::make_shared<Question>();
     question->stream = stream;
@@ -151,7 +159,7 @@ class SqliteLogStore : public LogStore {
     std::function<void(Result<Page>)> reply;
   };
   struct StreamState {
-    int64_t number = 0;       // 0 = nothing stored
+    int64_t number = 0;  // 0 = nothing stored
     uint64_t last = 0;
     bool done = false;
     std::deque<LogRecord> tail;
@@ -177,8 +185,9 @@ class SqliteLogStore : public LogStore {
     if (!rows.empty()) {
       state.number = rows[0].Int(0);
       state.done = rows[0].Int(1) != 0;
-      ASSIGN_OR_RETURN(auto last, database_->Query("SELECT id FROM log WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1",
-                                                   {RowId(state.number, 0), RowId(state.number, UINT32_MAX)}));
+      ASSIGN_OR_RETURN(
+          auto last, database_->Query("SELECT id FROM log WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1",
+                                      {RowId(state.number, 0), RowId(state.number, UINT32_MAX)}));
       if (!last.empty()) state.last = static_cast<uint64_t>(last[0].Int(0)) & UINT32_MAX;
     }
     return &streams_.emplace(name, std::move(state)).first->second;
@@ -191,20 +200,24 @@ class SqliteLogStore : public LogStore {
     if (state.number == 0) {
       ASSIGN_OR_RETURN(auto rows, session.Query("SELECT COALESCE(MAX(number), 0) + 1 FROM stream"));
       state.number = rows[0].Int(0);
-      RETURN_IF_ERROR(session.Execute("INSERT INTO stream (number, name, done, changed_at) VALUES (?, ?, 0, ?)",
-                                      {state.number, change.stream, now}));
+      RETURN_IF_ERROR(
+          session.Execute("INSERT INTO stream (number, name, done, changed_at) VALUES (?, ?, 0, ?)",
+                          {state.number, change.stream, now}));
     }
     if (change.kind != Change::kAppend) {
       return session.Execute("UPDATE stream SET done = ?, changed_at = ? WHERE number = ?",
                              {change.kind == Change::kDone ? 1 : 0, now, state.number});
     }
     if (!change.task_id.empty()) {
-      ASSIGN_OR_RETURN(int64_t moved,
-                       session.Change("INSERT INTO spool (task_id, stdout_offset, stderr_offset, at) VALUES (?, ?, ?, ?) ON CONFLICT "
-                                      "(task_id) DO UPDATE SET stdout_offset = excluded.stdout_offset, stderr_offset = "
-                                      "excluded.stderr_offset, at = excluded.at WHERE excluded.stdout_offset > spool.stdout_offset OR "
-                                      "excluded.stderr_offset > spool.stderr_offset",
-                                      {change.task_id, change.stdout_offset, change.stderr_offset, now}));
+      ASSIGN_OR_RETURN(
+          int64_t moved,
+          session.Change(
+              "INSERT INTO spool (task_id, stdout_offset, stderr_offset, at) VALUES (?, ?, ?, ?) ON CONFLICT "
+              "(task_id) DO UPDATE SET stdout_offset = excluded.stdout_offset, stderr_offset = "
+              "excluded.stderr_offset, at = excluded.at WHERE excluded.stdout_offset > spool.stdout_offset "
+              "OR "
+              "excluded.stderr_offset > spool.stderr_offset",
+              {change.task_id, change.stdout_offset, change.stderr_offset, now}));
       if (moved == 0) {
         fresh = false;
         return {};
@@ -214,11 +227,13 @@ class SqliteLogStore : public LogStore {
       LogRecord& record = change.records[i];
       record.seq = state.last + i + 1;
       if (record.unix_nanos == 0) record.unix_nanos = now;
-      RETURN_IF_ERROR(session.Execute(
-          "INSERT INTO log (id, unix_nanos, fd, task_state, task_id, function_id, root_function_id, input_id, function_call_id, "
-          "container_id, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-          {RowId(state.number, record.seq), record.unix_nanos, record.file_descriptor, record.task_state, record.task_id,
-           record.function_id, record.root_function_id, record.input_id, record.function_call_id, record.container_id, record.data}));
+      RETURN_IF_ERROR(
+          session.Execute("INSERT INTO log (id, unix_nanos, fd, task_state, task_id, function_id, "
+                          "root_function_id, input_id, function_call_id, "
+                          "container_id, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                          {RowId(state.number, record.seq), record.unix_nanos, record.file_descriptor,
+                           record.task_state, record.task_id, record.function_id, record.root_function_id,
+                           record.input_id, record.function_call_id, record.container_id, record.data}));
     }
     return {};
   }
@@ -252,7 +267,8 @@ class SqliteLogStore : public LogStore {
         StreamState& state = streams_[name];
         state.number = old.number, state.last = old.last, state.done = old.done;
       }
-      LOG_ERROR("logs could not be stored; they are kept and tried again", {{"error", status}, {"changes", waiting_.size()}});
+      LOG_ERROR("logs could not be stored; they are kept and tried again",
+                {{"error", status}, {"changes", waiting_.size()}});
       strand_.PostAfter(kRoomRetry, [this] { Flush(); });
       return;
     }
@@ -326,11 +342,13 @@ class SqliteLogStore : public LogStore {
 
   void ReadOld(const std::shared_ptr<Question>& question, int64_t number, uint64_t last) {
     std::weak_ptr<Question> weak = question;
-    readers_.Post([this, weak, number, last, after = question->after, filter = question->filter, most = question->most] {
+    readers_.Post([this, weak, number, last, after = question->after, filter = question->filter,
+                   most = question->most] {
       auto filling = std::make_shared<Filling>(Filling{{}, 0, most});
       Status end = Cancelled("");  // how the walk is ended at a full page
       Status status = database_->ForEach(
-          "SELECT id, unix_nanos, fd, task_state, task_id, function_id, root_function_id, input_id, function_call_id, container_id, "
+          "SELECT id, unix_nanos, fd, task_state, task_id, function_id, root_function_id, input_id, "
+          "function_call_id, container_id, "
           "data FROM log WHERE id > ? AND id <= ? ORDER BY id",
           {RowId(number, after), RowId(number, last)}, [&](store::Row& row) -> Status {
             if (filling->full()) return end;
@@ -371,9 +389,12 @@ class SqliteLogStore : public LogStore {
   void Sweep() {
     int64_t before = SystemClock().UnixNanos() - kKeepNanos;
     Status status = database_->Transaction([&](store::Session& session) -> Status {
-      ASSIGN_OR_RETURN(auto rows, session.Query("SELECT number, name FROM stream WHERE done = 1 AND changed_at < ?", {before}));
+      ASSIGN_OR_RETURN(
+          auto rows,
+          session.Query("SELECT number, name FROM stream WHERE done = 1 AND changed_at < ?", {before}));
       for (const store::Row& row : rows) {
-        RETURN_IF_ERROR(session.Execute("DELETE FROM log WHERE id BETWEEN ? AND ?", {RowId(row.Int(0), 0), RowId(row.Int(0), UINT32_MAX)}));
+        RETURN_IF_ERROR(session.Execute("DELETE FROM log WHERE id BETWEEN ? AND ?",
+                                        {RowId(row.Int(0), 0), RowId(row.Int(0), UINT32_MAX)}));
         RETURN_IF_ERROR(session.Execute("DELETE FROM stream WHERE number = ?", {row.Int(0)}));
         streams_.erase(row.Text(1));
       }

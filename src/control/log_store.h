@@ -1,11 +1,12 @@
-// Logs of apps and builds: appended by the engine (tasks), the image service (builds) and the system; read by AppGetLogs,
-// AppFetchLogs, ImageJoinStreaming and the app's page. Kept on disk (logs.db), read back after a restart.
+// Logs of apps and builds: appended by the engine (tasks), the image service (builds) and the system; read by
+// AppGetLogs, AppFetchLogs, ImageJoinStreaming and the app's page. Kept on disk (logs.db), read back after a
+// restart.
 //
-// A stream ("ap-..." or "im-...") has entries in order, each with a cursor "<seq>-0" that only grows. `done` closes a stream:
-// it stays readable, and a reader that comes later is told so.
+// A stream ("ap-..." or "im-...") has entries in order, each with a cursor "<seq>-0" that only grows. `done`
+// closes a stream: it stays readable, and a reader that comes later is told so.
 //
-// Thread-safety: every method from any thread. Append returns before the entry is on disk; `stored` runs (on the store's thread)
-// once it is written to the kernel.
+// Thread-safety: every method from any thread. Append returns before the entry is on disk; `stored` runs (on
+// the store's thread) once it is written to the kernel.
 #pragma once
 
 #include <cstdint>
@@ -19,39 +20,43 @@
 namespace lydian::control {
 
 struct LogRecord {
-  uint64_t seq = 0;              // set by the store
+  uint64_t seq = 0;  // set by the store
   int64_t unix_nanos = 0;
-  int file_descriptor = 1;       // 1 stdout, 2 stderr, 3 info; 0 = no text: a task state
-  int task_state = 0;            // modal.client.TaskState, when file_descriptor is 0
+  int file_descriptor = 1;  // 1 stdout, 2 stderr, 3 info; 0 = no text: a task state
+  int task_state = 0;       // modal.client.TaskState, when file_descriptor is 0
   std::string task_id, function_id, root_function_id, input_id, function_call_id, container_id;
-  std::string data;              // valid UTF-8
+  std::string data;  // valid UTF-8
 };
 
 struct LogFilter {
   std::string task_id, function_id, function_call_id;
-  int file_descriptor = 0;       // 0 = all
+  int file_descriptor = 0;  // 0 = all
   int64_t since_nanos = 0, until_nanos = INT64_MAX;
 };
 
 class LogStore {
  public:
   virtual ~LogStore() = default;
-  virtual void Append(const std::string& stream, std::vector<LogRecord> records, std::function<void()> stored = nullptr) = 0;
+  virtual void Append(const std::string& stream, std::vector<LogRecord> records,
+                      std::function<void()> stored = nullptr) = 0;
   virtual void MarkDone(const std::string& stream) = 0;
-  virtual void Reopen(const std::string& stream) = 0;   // a build that runs again under the same id
+  virtual void Reopen(const std::string& stream) = 0;  // a build that runs again under the same id
 
   struct Page {
     std::vector<LogRecord> records;  // after the cursor, in order, up to `most` records or about 1 MiB
     bool done = false;               // the stream is closed and this page holds its end
   };
-  // Reply comes at once if there is anything (or done), else when there is, or empty after `wait`. Returns a handle; destroying it
-  // takes the question back.
-  virtual std::shared_ptr<void> Read(const std::string& stream, uint64_t after_seq, const LogFilter& filter, size_t most,
-                                     int64_t wait_millis, std::function<void(Result<Page>)> reply) = 0;
+  // Reply comes at once if there is anything (or done), else when there is, or empty after `wait`. Returns a
+  // handle; destroying it takes the question back.
+  virtual std::shared_ptr<void> Read(const std::string& stream, uint64_t after_seq, const LogFilter& filter,
+                                     size_t most, int64_t wait_millis,
+                                     std::function<void(Result<Page>)> reply) = 0;
 
-  // Of a container, read from its spools up to these offsets: what is already stored up to there is dropped, whole.
-  virtual void AppendFromTask(const std::string& stream, std::vector<LogRecord> records, const std::string& task_id,
-                              uint64_t stdout_offset, uint64_t stderr_offset, std::function<void()> stored) {
+  // Of a container, read from its spools up to these offsets: what is already stored up to there is dropped,
+  // whole.
+  virtual void AppendFromTask(const std::string& stream, std::vector<LogRecord> records,
+                              const std::string& task_id, uint64_t stdout_offset, uint64_t stderr_offset,
+                              std::function<void()> stored) {
     (void)task_id, (void)stdout_offset, (void)stderr_offset;
     Append(stream, std::move(records), std::move(stored));
   }

@@ -73,7 +73,8 @@ TEST_F(LogStoreTest, OrderAndCursorSurviveAReopen) {
 TEST_F(LogStoreTest, AReaderWaitsForWhatComes) {
   std::promise<LogStore::Page> promise;
   auto future = promise.get_future();
-  auto asked = logs_->Read("ap-1", 0, {}, 10, 5000, [&](Result<LogStore::Page> page) { promise.set_value(std::move(*page)); });
+  auto asked = logs_->Read("ap-1", 0, {}, 10, 5000,
+                           [&](Result<LogStore::Page> page) { promise.set_value(std::move(*page)); });
   EXPECT_EQ(future.wait_for(30ms), std::future_status::timeout);
   Append({Line("x")});
   EXPECT_EQ(future.get().records.size(), 1u);

@@ -52,8 +52,10 @@ void WorkerRegistry::Deliver(uint64_t session, FromWorker message) {
       case FromWorker::kCapacity:
         workers_[worker_id].worker.capacity = in.capacity();
         return events_->OnWorkerCapacity(worker_id);
-      case FromWorker::KIND_NOT_SET: return;  // of a newer worker
-      default: return events_->OnWorkerMessage(worker_id, std::move(in));
+      case FromWorker::KIND_NOT_SET:
+        return;  // of a newer worker
+      default:
+        return events_->OnWorkerMessage(worker_id, std::move(in));
     }
   });
 }
@@ -65,8 +67,8 @@ void WorkerRegistry::Closed(uint64_t session) {
 void WorkerRegistry::Hello(uint64_t session, const WorkerHello& hello) {
   Session& mine = sessions_[session];
   if (hello.protocol() != kProtocol || hello.worker_id().empty()) {
-    mine.close(FailedPrecondition("this control speaks worker protocol " + std::to_string(kProtocol) + ", the worker " +
-                                  std::to_string(hello.protocol())));
+    mine.close(FailedPrecondition("this control speaks worker protocol " + std::to_string(kProtocol) +
+                                  ", the worker " + std::to_string(hello.protocol())));
     sessions_.erase(session);
     return;
   }
@@ -83,7 +85,8 @@ void WorkerRegistry::Hello(uint64_t session, const WorkerHello& hello) {
   entry.session = session;
   entry.lost_timer = 0;
   entry.worker = {hello.worker_id(), hello.epoch(), hello.version(), hello.capacity(), true};
-  LOG_INFO("worker connected", {{"worker_id", hello.worker_id()}, {"epoch", hello.epoch()}, {"tasks", hello.tasks_size()}});
+  LOG_INFO("worker connected",
+           {{"worker_id", hello.worker_id()}, {"epoch", hello.epoch()}, {"tasks", hello.tasks_size()}});
   ToWorker message;
   Welcome* welcome = message.mutable_welcome();
   welcome->set_keep_epoch(hello.epoch());
@@ -94,13 +97,15 @@ void WorkerRegistry::Hello(uint64_t session, const WorkerHello& hello) {
   events_->OnWorkerReady(hello.worker_id());
 }
 
-// Builds and assets that were given to this worker and that it doesn't know (any more), and those that wait for a worker.
+// Builds and assets that were given to this worker and that it doesn't know (any more), and those that wait
+// for a worker.
 void WorkerRegistry::TakeBack(const std::string& worker_id, const WorkerHello& hello) {
   std::vector<std::string> gone;
   for (auto& [id, build] : builds_) {
     if (build.worker_id.empty()) {
       PlaceBuild(build);
-    } else if (build.worker_id == worker_id && std::find(hello.builds().begin(), hello.builds().end(), id) == hello.builds().end()) {
+    } else if (build.worker_id == worker_id &&
+               std::find(hello.builds().begin(), hello.builds().end(), id) == hello.builds().end()) {
       gone.push_back(id);
     }
   }
@@ -231,7 +236,8 @@ void WorkerRegistry::CancelBuild(const std::string& build_id) {
   });
 }
 
-void WorkerRegistry::Ensure(EnsureAsset::Kind kind, const std::string& name, std::function<void(Status)> done) {
+void WorkerRegistry::Ensure(EnsureAsset::Kind kind, const std::string& name,
+                            std::function<void(Status)> done) {
   strand_.Post([this, kind, name, done = std::move(done)]() mutable {
     std::string id = std::to_string(static_cast<int>(kind)) + ":" + name;
     auto [it, fresh] = assets_.try_emplace(id);

@@ -1,10 +1,11 @@
-// The workers' connections: who is there, what they have, and the builds and assets that were asked of them. What concerns calls and
-// tasks goes on to the engine (WorkerEvents).
+// The workers' connections: who is there, what they have, and the builds and assets that were asked of them.
+// What concerns calls and tasks goes on to the engine (WorkerEvents).
 //
-// A worker whose stream broke has a grace period to come back; its tasks go on meanwhile. A new stream of the same worker replaces
-// the old one.
+// A worker whose stream broke has a grace period to come back; its tasks go on meanwhile. A new stream of the
+// same worker replaces the old one.
 //
-// Thread-safety: Open, Deliver, Closed and the Workers interface from any thread; the rest on the engine's strand.
+// Thread-safety: Open, Deliver, Closed and the Workers interface from any thread; the rest on the engine's
+// strand.
 #pragma once
 
 #include <cstdint>

@@ -6,7 +6,7 @@
 namespace lydian::gateway {
 namespace {
 
-constexpr size_t kLogLines = 1000;   // on a page
+constexpr size_t kLogLines = 1000;  // on a page
 constexpr size_t kPageRecords = 5000;
 constexpr auto kPatience = std::chrono::seconds(5);
 
@@ -16,7 +16,8 @@ Result<T> Await(const std::function<void(std::function<void(T)>)>& start) {
   auto promise = std::make_shared<std::promise<T>>();
   std::future<T> answer = promise->get_future();
   start([promise](T value) { promise->set_value(std::move(value)); });
-  if (answer.wait_for(kPatience) != std::future_status::ready) return Unavailable("control did not answer in time");
+  if (answer.wait_for(kPatience) != std::future_status::ready)
+    return Unavailable("control did not answer in time");
   try {
     return answer.get();
   } catch (const std::future_error&) {
@@ -35,23 +36,25 @@ Result<Told> Tell(control::Objects& objects, const std::string& app_id) {
   return Told{std::move(app), std::move(members)};
 }
 
-// The last lines of the app's log, read forwards page by page: logs of one app fit, and a page is seldom asked for.
+// The last lines of the app's log, read forwards page by page: logs of one app fit, and a page is seldom
+// asked for.
 Status ReadLogs(control::LogStore& logs, const std::string& app_id, AppPage* page) {
   uint64_t after = 0;
   while (true) {
     std::shared_ptr<void> asked;  // letting go of it takes the question back
     ASSIGN_OR_RETURN(Result<control::LogStore::Page> read,
-                     (Await<Result<control::LogStore::Page>>([&](std::function<void(Result<control::LogStore::Page>)> reply) {
-                       // Answered at once, since nothing is waited for.
-                       asked = logs.Read(app_id, after, {}, kPageRecords, 0, std::move(reply));
-                     })));
+                     (Await<Result<control::LogStore::Page>>(
+                         [&](std::function<void(Result<control::LogStore::Page>)> reply) {
+                           // Answered at once, since nothing is waited for.
+                           asked = logs.Read(app_id, after, {}, kPageRecords, 0, std::move(reply));
+                         })));
     if (read.status().code() == Code::kNotFound) return OkStatus();  // nothing was written yet
     RETURN_IF_ERROR(read.status());
     for (control::LogRecord& record : read->records) {
       after = record.seq;
       if (record.file_descriptor == 0 || record.data.empty()) continue;
-      page->logs.push_back({static_cast<double>(record.unix_nanos) / 1e9, record.task_id, std::move(record.data),
-                            record.file_descriptor == 2});
+      page->logs.push_back({static_cast<double>(record.unix_nanos) / 1e9, record.task_id,
+                            std::move(record.data), record.file_descriptor == 2});
     }
     if (page->logs.size() > kLogLines) {
       page->logs.erase(page->logs.begin(), page->logs.end() - kLogLines);
@@ -66,7 +69,8 @@ Status ReadLogs(control::LogStore& logs, const std::string& app_id, AppPage* pag
 Result<AppPage> AppSource::App(std::string_view app_id) {
   const std::string id(app_id);
   ASSIGN_OR_RETURN(Result<Told> told, (Await<Result<Told>>([&](std::function<void(Result<Told>)> reply) {
-                     objects_->strand().Post([objects = objects_, id, reply = std::move(reply)] { reply(Tell(*objects, id)); });
+                     objects_->strand().Post(
+                         [objects = objects_, id, reply = std::move(reply)] { reply(Tell(*objects, id)); });
                    })));
   RETURN_IF_ERROR(told.status());
   const control::App& app = told->app;
@@ -79,15 +83,19 @@ Result<AppPage> AppSource::App(std::string_view app_id) {
   page.created_at = app.created_at;
   page.stopped_at = app.stopped_at;
   page.living = app.alive();
-  ASSIGN_OR_RETURN(auto tasks, (Await<std::vector<control::TaskView>>(
-                                   [&](std::function<void(std::vector<control::TaskView>)> reply) { engine_->Tasks(std::move(reply)); })));
+  ASSIGN_OR_RETURN(
+      auto tasks,
+      (Await<std::vector<control::TaskView>>([&](std::function<void(std::vector<control::TaskView>)> reply) {
+        engine_->Tasks(std::move(reply));
+      })));
   for (const control::TaskView& task : tasks) {
     if (task.app_id != app.id) continue;
     page.tasks.push_back({task.task_id, task.function_name, task.state, task.started_at, task.finished_at});
   }
   for (const control::Member& member : told->members) {
     if (!member.id.starts_with("fu-")) continue;
-    ASSIGN_OR_RETURN(auto stats, (Await<control::FunctionStats>([&](std::function<void(control::FunctionStats)> reply) {
+    ASSIGN_OR_RETURN(auto stats,
+                     (Await<control::FunctionStats>([&](std::function<void(control::FunctionStats)> reply) {
                        engine_->Stats(member.id, std::move(reply));
                      })));
     page.functions.push_back({member.tag, stats.queued, stats.running, stats.tasks});

@@ -152,7 +152,8 @@ Result<http::Response> BlobHandler::Put(http::Exchange& exchange, const Target& 
   if (const std::string_view announced = request.header("content-md5"); !announced.empty()) {
     expected.md5_hex = blob::Md5HexOfBase64(announced);
     if (expected.md5_hex.empty()) return InvalidArgument("Content-MD5 is not an MD5 in base64");
-    if (!target.md5_hex.empty() && target.md5_hex != expected.md5_hex) return InvalidArgument(std::string(kMd5Mismatch));
+    if (!target.md5_hex.empty() && target.md5_hex != expected.md5_hex)
+      return InvalidArgument(std::string(kMd5Mismatch));
   }
   if (!target.md5_hex.empty()) expected.md5_hex = target.md5_hex;
   auto begun = target.kind == Target::Kind::kPart

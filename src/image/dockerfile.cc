@@ -28,9 +28,10 @@ std::string Upper(std::string text) {
 }
 
 const std::set<std::string>& KnownNames() {
-  static const std::set<std::string> names = {"FROM", "RUN", "CMD", "LABEL", "MAINTAINER", "EXPOSE", "ENV", "ADD", "COPY",
-                                              "ENTRYPOINT", "VOLUME", "USER", "WORKDIR", "ARG", "ONBUILD", "STOPSIGNAL",
-                                              "HEALTHCHECK", "SHELL"};
+  static const std::set<std::string> names = {"FROM",       "RUN",         "CMD",     "LABEL", "MAINTAINER",
+                                              "EXPOSE",     "ENV",         "ADD",     "COPY",  "ENTRYPOINT",
+                                              "VOLUME",     "USER",        "WORKDIR", "ARG",   "ONBUILD",
+                                              "STOPSIGNAL", "HEALTHCHECK", "SHELL"};
   return names;
 }
 
@@ -72,7 +73,8 @@ class Parser {
     std::string name, value;
     for (; at_ < lines_.size() && Directive(lines_[at_], name, value); ++at_) {
       if (name != "escape") continue;
-      if (value != "\\" && value != "`") return At(static_cast<int>(at_) + 1, "escape must be \\ or `, not " + value);
+      if (value != "\\" && value != "`")
+        return At(static_cast<int>(at_) + 1, "escape must be \\ or `, not " + value);
       file_.escape = value[0];
     }
     return OkStatus();
@@ -104,7 +106,8 @@ class Parser {
     size_t space = text.find_first_of(" \t");
     one.name = Upper(text.substr(0, space));
     one.rest = space == std::string::npos ? "" : TrimLeft(text.substr(space));
-    if (!KnownNames().contains(one.name)) return At(one.line, "unknown instruction " + one.name.substr(0, 60));
+    if (!KnownNames().contains(one.name))
+      return At(one.line, "unknown instruction " + one.name.substr(0, 60));
     one.text = one.name + (one.rest.empty() ? "" : " " + one.rest);
     RETURN_IF_ERROR(Flags(one));
     if (one.name == "RUN" || one.name == "COPY" || one.name == "ADD") RETURN_IF_ERROR(Heredocs(one));
@@ -158,14 +161,16 @@ class Parser {
         closed = line == doc.name;
         if (!closed) doc.content += line + "\n";
       }
-      if (!closed) return InstructionError(one, "the here-document <<" + doc.name + " has no end line " + doc.name);
+      if (!closed)
+        return InstructionError(one, "the here-document <<" + doc.name + " has no end line " + doc.name);
       one.heredocs.push_back(std::move(doc));
     }
     return OkStatus();
   }
 
   static void JsonForm(Instruction& one) {
-    static const std::set<std::string> with_lists = {"RUN", "CMD", "ENTRYPOINT", "SHELL", "COPY", "ADD", "VOLUME"};
+    static const std::set<std::string> with_lists = {"RUN",  "CMD", "ENTRYPOINT", "SHELL",
+                                                     "COPY", "ADD", "VOLUME"};
     if (!with_lists.contains(one.name) || one.rest.empty() || one.rest[0] != '[') return;
     auto json = nlohmann::json::parse(one.rest, nullptr, false);
     if (!json.is_array()) return;  // a shell command that begins with a bracket

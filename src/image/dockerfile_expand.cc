@@ -11,7 +11,8 @@ bool NameChar(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c 
 
 class Expander {
  public:
-  Expander(const std::string& text, const std::map<std::string, std::string>& variables, char escape, bool quotes)
+  Expander(const std::string& text, const std::map<std::string, std::string>& variables, char escape,
+           bool quotes)
       : text_(text), variables_(variables), escape_(escape), quotes_(quotes) {}
 
   // Up to `end` ('\0' = the end of the text), which is consumed.
@@ -117,7 +118,8 @@ class Expander {
     if (at_ >= text_.size()) return InvalidArgument("${" + name + " without }");
     char op = text_[at_++];
     if (op != '-' && op != '+' && op != '?')
-      return InvalidArgument("${" + name + (colon ? ":" : "") + op + "...} is not supported: only :- - :+ + :? and ? are");
+      return InvalidArgument("${" + name + (colon ? ":" : "") + op +
+                             "...} is not supported: only :- - :+ + :? and ? are");
     ASSIGN_OR_RETURN(std::string word, Run('}', depth + 1));
     bool present = set && !(colon && found->second.empty());
     if (op == '?' && !present) return InvalidArgument(name + ": " + (word.empty() ? "is not set" : word));
@@ -165,11 +167,13 @@ std::vector<std::string> SplitWords(const std::string& text, char escape) {
   return words;
 }
 
-Result<std::string> ExpandWord(const std::string& word, const std::map<std::string, std::string>& variables, char escape) {
+Result<std::string> ExpandWord(const std::string& word, const std::map<std::string, std::string>& variables,
+                               char escape) {
   return Expander(word, variables, escape, true).Run('\0');
 }
 
-Result<std::string> ExpandText(const std::string& text, const std::map<std::string, std::string>& variables, char escape) {
+Result<std::string> ExpandText(const std::string& text, const std::map<std::string, std::string>& variables,
+                               char escape) {
   return Expander(text, variables, escape, false).Run('\0');
 }
 

@@ -31,7 +31,8 @@ std::string Error(const std::vector<std::string>& lines) {
 }
 
 TEST(Dockerfile, ContinuesAcrossListItemsAndSkipsComments) {
-  auto file = Parse({"FROM base", "RUN apt-get install \\", "  # not part of it", "", "  gcc \\", "  make", "CMD [\"a\", \"b\"]"});
+  auto file = Parse({"FROM base", "RUN apt-get install \\", "  # not part of it", "", "  gcc \\", "  make",
+                     "CMD [\"a\", \"b\"]"});
   ASSERT_EQ(file.instructions.size(), 3u);
   EXPECT_EQ(file.instructions[1].rest, "apt-get install   gcc   make");
   EXPECT_EQ(file.instructions[1].line, 2);
@@ -47,8 +48,8 @@ TEST(Dockerfile, EscapeDirective) {
 }
 
 TEST(Dockerfile, Heredocs) {
-  auto file = Parse({"FROM base", "RUN <<EOF", "a", " b", "EOF", "RUN python3 <<-'X' > /o", "\tprint(\"$y\")", "\tX", "COPY <<a <<\"b\" /d/",
-                     "1", "a", "2", "b", "RUN cat <<<x"});
+  auto file = Parse({"FROM base", "RUN <<EOF", "a", " b", "EOF", "RUN python3 <<-'X' > /o", "\tprint(\"$y\")",
+                     "\tX", "COPY <<a <<\"b\" /d/", "1", "a", "2", "b", "RUN cat <<<x"});
   ASSERT_EQ(file.instructions.size(), 5u);
   EXPECT_EQ(file.instructions[1].heredocs[0].content, "a\n b\n");
   EXPECT_EQ(file.instructions[2].heredocs[0].content, "print(\"$y\")\n");
@@ -79,7 +80,8 @@ TEST(Dockerfile, Expansion) {
 TEST(Stage, ErrorsNameLineAndInstruction) {
   EXPECT_EQ(Error({"FROM a", "", "FOO x"}), "Dockerfile line 3: unknown instruction FOO");
   EXPECT_THAT(Error({"RUN x"}), HasSubstr("line 1: RUN: only ARG"));
-  EXPECT_THAT(Error({"FROM a", "RUN --mount=type=cache,target=/x y"}), HasSubstr("line 2: RUN: --mount is not built"));
+  EXPECT_THAT(Error({"FROM a", "RUN --mount=type=cache,target=/x y"}),
+              HasSubstr("line 2: RUN: --mount is not built"));
   EXPECT_THAT(Error({"FROM a", "COPY x"}), HasSubstr("line 2: COPY: needs sources"));
   EXPECT_THAT(Error({"FROM a", "ADD http://x/y /z"}), HasSubstr("URL"));
   EXPECT_THAT(Error({"FROM a", "ONBUILD RUN x"}), HasSubstr("ONBUILD"));
@@ -89,7 +91,9 @@ TEST(Stage, ErrorsNameLineAndInstruction) {
 }
 
 TEST(Stage, NeededStages) {
-  auto plan = MakePlan(Parse({"FROM a AS one", "FROM b AS two", "FROM c", "COPY --from=ONE /x /y", "COPY --from=img /x /y"}), {});
+  auto plan = MakePlan(
+      Parse({"FROM a AS one", "FROM b AS two", "FROM c", "COPY --from=ONE /x /y", "COPY --from=img /x /y"}),
+      {});
   ASSERT_TRUE(plan.ok());
   EXPECT_THAT(plan->Needed(), ElementsAre(0u, 2u));
   EXPECT_EQ(plan->Find("0", 2), 0);

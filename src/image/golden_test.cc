@@ -1,5 +1,5 @@
-// Dockerfiles and what they become, as text: tests/golden/dockerfile/*.dockerfile beside *.txt. LYDIAN_UPDATE_GOLDEN=1 writes the
-// texts anew.
+// Dockerfiles and what they become, as text: tests/golden/dockerfile/*.dockerfile beside *.txt.
+// LYDIAN_UPDATE_GOLDEN=1 writes the texts anew.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -28,12 +28,16 @@ std::string QuoteAll(const List& list) {
 
 void DumpStep(std::ostream& out, const Step& step) {
   switch (step.kind) {
-    case Step::kConfig: return;
-    case Step::kMakeDir: out << "  mkdir " << step.workdir << " user=" << Quote(step.user) << "\n"; return;
+    case Step::kConfig:
+      return;
+    case Step::kMakeDir:
+      out << "  mkdir " << step.workdir << " user=" << Quote(step.user) << "\n";
+      return;
     case Step::kRun:
       out << "  run" << QuoteAll(step.argv) << "\n    in " << step.workdir << " user=" << Quote(step.user)
-          << (step.no_network ? " no network" : "") << (step.script.empty() ? "" : " script=" + Quote(step.script)) << "\n    env"
-          << QuoteAll(step.env) << "\n";
+          << (step.no_network ? " no network" : "")
+          << (step.script.empty() ? "" : " script=" + Quote(step.script)) << "\n    env" << QuoteAll(step.env)
+          << "\n";
       return;
     case Step::kCopy:
       out << "  " << (step.unpack ? "add" : "copy") << QuoteAll(step.sources) << " to " << step.destination;
@@ -65,9 +69,9 @@ std::string Dump(const std::string& text) {
       DumpStep(out, *step);
     }
     const ImageConfig& config = state.config();
-    out << "  config env" << QuoteAll(config.env()) << "\n    workdir " << Quote(config.workdir()) << " user " << Quote(config.user())
-        << "\n    entrypoint" << QuoteAll(config.entrypoint()) << "\n    cmd" << QuoteAll(config.cmd()) << "\n    shell"
-        << QuoteAll(config.shell()) << "\n";
+    out << "  config env" << QuoteAll(config.env()) << "\n    workdir " << Quote(config.workdir()) << " user "
+        << Quote(config.user()) << "\n    entrypoint" << QuoteAll(config.entrypoint()) << "\n    cmd"
+        << QuoteAll(config.cmd()) << "\n    shell" << QuoteAll(config.shell()) << "\n";
   }
   return out.str();
 }

@@ -1,10 +1,10 @@
-// Where a worker keeps layers. A layer is an immutable folder in the form of docs/formats/layer.md: a file tree stored with owner
-// ids from 0 and one form of whiteouts, which is a lower of an overlay as it stands. Behind an interface: plain folders today;
-// content-addressed objects with lazy fetching later.
+// Where a worker keeps layers. A layer is an immutable folder in the form of docs/formats/layer.md: a file
+// tree stored with owner ids from 0 and one form of whiteouts, which is a lower of an overlay as it stands.
+// Behind an interface: plain folders today; content-addressed objects with lazy fetching later.
 //
 // Thread-safety: every method from any thread. A transaction is used by one thread at a time.
-// Durability: after Commit the layer is whole and stays; a transaction that ends without it leaves nothing (also when the
-// process is killed: leftovers are removed at the next Open).
+// Durability: after Commit the layer is whole and stays; a transaction that ends without it leaves nothing
+// (also when the process is killed: leftovers are removed at the next Open).
 #pragma once
 
 #include <cstdint>
@@ -17,16 +17,17 @@
 namespace lydian::image {
 
 struct LayerInfo {
-  std::string id;                // "ly-..." : digest of what made it
-  std::string path;              // the folder to stack; stays valid while the layer is pinned or not removed
-  uint64_t bytes = 0;            // on disk, about
-  std::string note;              // for people: the command that made it
+  std::string id;      // "ly-..." : digest of what made it
+  std::string path;    // the folder to stack; stays valid while the layer is pinned or not removed
+  uint64_t bytes = 0;  // on disk, about
+  std::string note;    // for people: the command that made it
 };
 
 class LayerTransaction {
  public:
-  virtual ~LayerTransaction() = default;   // rolls back unless committed
-  // An empty folder with `upper` and `work` in it, on the store's file system: give it to a job as writable_dir.
+  virtual ~LayerTransaction() = default;  // rolls back unless committed
+  // An empty folder with `upper` and `work` in it, on the store's file system: give it to a job as
+  // writable_dir.
   virtual const std::string& dir() const = 0;
   // `upper` becomes the layer. Syncs the file system first. If another transaction has committed the same id
   // meanwhile, this one's content is dropped and the other's is the answer.
@@ -36,9 +37,9 @@ class LayerTransaction {
 class LayerStore {
  public:
   virtual ~LayerStore() = default;
-  virtual Result<LayerInfo> Find(const std::string& id) = 0;   // NOT_FOUND
+  virtual Result<LayerInfo> Find(const std::string& id) = 0;  // NOT_FOUND
   virtual Result<std::unique_ptr<LayerTransaction>> Begin() = 0;
-  virtual Status Remove(const std::string& id) = 0;            // FAILED_PRECONDITION while pinned
+  virtual Status Remove(const std::string& id) = 0;  // FAILED_PRECONDITION while pinned
   virtual std::vector<LayerInfo> List() = 0;
   // Held while a container or build stands on the layers.
   virtual Result<std::shared_ptr<void>> Pin(const std::vector<std::string>& ids) = 0;

@@ -71,8 +71,8 @@ Result<UniqueFd> TakeLock(const std::string& path) {
   return fd;
 }
 
-// Held, across processes, while a lock file is made and while leftovers are looked for: a lock that was just made but is
-// not locked yet must not be taken for an orphan.
+// Held, across processes, while a lock file is made and while leftovers are looked for: a lock that was just
+// made but is not locked yet must not be taken for an orphan.
 Result<UniqueFd> EnterDoor(const std::string& tx) {
   UniqueFd fd(::open((tx + "/../door").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!fd.valid()) return ErrnoStatus("creating " + tx + "/../door");
@@ -90,7 +90,8 @@ Result<UniqueFd> NewLock(const std::string& tx, const std::string& dir) {
 Status RemoveLeftovers(const std::string& tx) {
   ASSIGN_OR_RETURN(UniqueFd door, EnterDoor(tx));
   std::error_code error;
-  for (auto it = fs::directory_iterator(tx, error); !error && it != fs::directory_iterator(); it.increment(error)) {
+  for (auto it = fs::directory_iterator(tx, error); !error && it != fs::directory_iterator();
+       it.increment(error)) {
     std::string path = it->path().string();
     if (path.ends_with(".lock")) continue;
     auto lock = TakeLock(path + ".lock");
@@ -99,7 +100,8 @@ Status RemoveLeftovers(const std::string& tx) {
     RETURN_IF_ERROR(RemoveTree(path));
     ::unlink((path + ".lock").c_str());
   }
-  for (auto it = fs::directory_iterator(tx, error); !error && it != fs::directory_iterator(); it.increment(error)) {
+  for (auto it = fs::directory_iterator(tx, error); !error && it != fs::directory_iterator();
+       it.increment(error)) {
     std::string path = it->path().string();
     if (!path.ends_with(".lock") || Exists(path.substr(0, path.size() - 5))) continue;
     if (auto lock = TakeLock(path); lock.ok()) ::unlink(path.c_str());
@@ -129,11 +131,13 @@ class FolderStore : public LayerStore {
 
   Status Prepare() {
     for (const char* part : {"layers", "tx", "records"})
-      if (auto made = MakeDirs(root_ + "/" + part, 0700); !made.ok()) return std::move(made).With("layer store");
+      if (auto made = MakeDirs(root_ + "/" + part, 0700); !made.ok())
+        return std::move(made).With("layer store");
     std::string format = root_ + "/format";
     if (!Exists(format)) RETURN_IF_ERROR(WriteFileAtomic(format, kFormat, 0644, true));
     ASSIGN_OR_RETURN(std::string found, ReadFile(format, 64));
-    if (found != kFormat) return FailedPrecondition("layer store " + root_ + " has a format that this version does not know");
+    if (found != kFormat)
+      return FailedPrecondition("layer store " + root_ + " has a format that this version does not know");
     return RemoveLeftovers(TxRoot());
   }
 
@@ -238,15 +242,18 @@ FolderTransaction::~FolderTransaction() {
 
 Result<LayerInfo> FolderTransaction::Commit(const std::string& id, const std::string& note) {
   if (!ValidId(id)) return InvalidArgument("not a layer id: " + id);
-  LayerInfo info{.id = id, .path = store_->LayerDir(id) + "/fs", .bytes = TreeBytes(dir_ + "/upper"), .note = note};
+  LayerInfo info{
+      .id = id, .path = store_->LayerDir(id) + "/fs", .bytes = TreeBytes(dir_ + "/upper"), .note = note};
   std::string out = dir_ + "/out";
   RETURN_IF_ERROR(MakeDirs(out, 0755));
-  if (::rename((dir_ + "/upper").c_str(), (out + "/fs").c_str()) != 0) return ErrnoStatus("committing layer " + id);
+  if (::rename((dir_ + "/upper").c_str(), (out + "/fs").c_str()) != 0)
+    return ErrnoStatus("committing layer " + id);
   std::string text = nlohmann::json{{"bytes", info.bytes}, {"note", note}}.dump(
       -1, ' ', false, nlohmann::json::error_handler_t::replace);
   RETURN_IF_ERROR(WriteFileAtomic(out + "/info", text));
   RETURN_IF_ERROR(SyncFileSystem(out));
-  if (::syscall(SYS_renameat2, AT_FDCWD, out.c_str(), AT_FDCWD, store_->LayerDir(id).c_str(), RENAME_NOREPLACE) != 0) {
+  if (::syscall(SYS_renameat2, AT_FDCWD, out.c_str(), AT_FDCWD, store_->LayerDir(id).c_str(),
+                RENAME_NOREPLACE) != 0) {
     if (errno != EEXIST) return ErrnoStatus("committing layer " + id);
     return store_->Find(id);
   }

@@ -21,15 +21,21 @@ std::string Dump(const json& value) { return value.dump(-1, ' ', true, json::err
 
 // Known to every build, but only where an ARG asks for them.
 const std::map<std::string, std::string>& PlatformArgs() {
-  static const std::map<std::string, std::string> args = {
-      {"TARGETPLATFORM", "linux/amd64"}, {"TARGETOS", "linux"}, {"TARGETARCH", "amd64"}, {"TARGETVARIANT", ""},
-      {"BUILDPLATFORM", "linux/amd64"},  {"BUILDOS", "linux"},  {"BUILDARCH", "amd64"},  {"BUILDVARIANT", ""}};
+  static const std::map<std::string, std::string> args = {{"TARGETPLATFORM", "linux/amd64"},
+                                                          {"TARGETOS", "linux"},
+                                                          {"TARGETARCH", "amd64"},
+                                                          {"TARGETVARIANT", ""},
+                                                          {"BUILDPLATFORM", "linux/amd64"},
+                                                          {"BUILDOS", "linux"},
+                                                          {"BUILDARCH", "amd64"},
+                                                          {"BUILDVARIANT", ""}};
   return args;
 }
 
 bool ValidName(const std::string& name) {
   if (name.empty() || std::isdigit(static_cast<unsigned char>(name[0]))) return false;
-  return std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-' || c == '.'; });
+  return std::all_of(name.begin(), name.end(),
+                     [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-' || c == '.'; });
 }
 
 Result<std::string> ExpandFor(const Instruction& instruction, const std::string& word,
@@ -63,7 +69,8 @@ Status TakeFrom(const Instruction& one, Plan& plan) {
     if (flag != "platform") return InstructionError(one, "--" + flag + " is not known");
     ASSIGN_OR_RETURN(std::string platform, ExpandFor(one, value, PlatformArgs(), plan.escape));
     if (platform != "linux/amd64" && platform != "linux/x86_64" && platform != "amd64")
-      return Unimplemented(InstructionError(one, "platform " + platform + ": only linux/amd64 can be built here").message());
+      return Unimplemented(
+          InstructionError(one, "platform " + platform + ": only linux/amd64 can be built here").message());
   }
   auto words = SplitWords(one.rest, plan.escape);
   if (words.size() != 1 && !(words.size() == 3 && Lower(words[1]) == "as"))
@@ -73,7 +80,8 @@ Status TakeFrom(const Instruction& one, Plan& plan) {
   if (stage.base.empty()) return InstructionError(one, words[0] + " is empty: its ARG needs a value");
   if (words.size() == 3) {
     stage.name = Lower(words[2]);
-    if (!ValidName(stage.name)) return InstructionError(one, "\"" + words[2] + "\" is not a name for a stage");
+    if (!ValidName(stage.name))
+      return InstructionError(one, "\"" + words[2] + "\" is not a name for a stage");
     for (const auto& other : plan.stages)
       if (other.name == stage.name) return InstructionError(one, "there are two stages named " + stage.name);
   }
@@ -87,7 +95,8 @@ Result<std::vector<std::pair<std::string, std::string>>> ArgWords(const Instruct
   for (const auto& word : SplitWords(one.rest, escape)) {
     size_t equals = word.find('=');
     std::string name = word.substr(0, equals);
-    if (!ValidName(name)) return InstructionError(one, "\"" + name.substr(0, 80) + "\" is not a variable's name");
+    if (!ValidName(name))
+      return InstructionError(one, "\"" + name.substr(0, 80) + "\" is not a variable's name");
     words.emplace_back(name, equals == std::string::npos ? "" : word.substr(equals));
   }
   return words;
@@ -114,15 +123,17 @@ std::string JoinPath(const std::string& base, const std::string& path) {
 }
 
 std::string ChainDigest(const std::string& parent, const std::string& canonical, const std::string& inputs) {
-  return Sha256Hex("chain 1\n" + std::to_string(parent.size()) + ":" + parent + std::to_string(canonical.size()) + ":" +
-                   canonical + std::to_string(inputs.size()) + ":" + inputs);
+  return Sha256Hex("chain 1\n" + std::to_string(parent.size()) + ":" + parent +
+                   std::to_string(canonical.size()) + ":" + canonical + std::to_string(inputs.size()) + ":" +
+                   inputs);
 }
 
 int Plan::Find(const std::string& reference, size_t before) const {
   for (size_t i = 0; i < before && i < stages.size(); ++i)
     if (!stages[i].name.empty() && stages[i].name == Lower(reference)) return static_cast<int>(i);
-  bool number = !reference.empty() && reference.size() < 6 &&
-                std::all_of(reference.begin(), reference.end(), [](unsigned char c) { return std::isdigit(c); });
+  bool number =
+      !reference.empty() && reference.size() < 6 &&
+      std::all_of(reference.begin(), reference.end(), [](unsigned char c) { return std::isdigit(c); });
   if (number && std::stoul(reference) < before) return std::stoi(reference);
   return -1;
 }
@@ -152,7 +163,8 @@ Result<Plan> MakePlan(const Dockerfile& file, const std::map<std::string, std::s
         if (auto given = build_args.find(name); given != build_args.end()) {
           plan.global_args[name] = given->second;
         } else if (!value.empty()) {
-          ASSIGN_OR_RETURN(plan.global_args[name], ExpandFor(one, value.substr(1), plan.global_args, file.escape));
+          ASSIGN_OR_RETURN(plan.global_args[name],
+                           ExpandFor(one, value.substr(1), plan.global_args, file.escape));
         }
       }
     } else {
@@ -164,7 +176,10 @@ Result<Plan> MakePlan(const Dockerfile& file, const std::map<std::string, std::s
 }
 
 StageState::StageState(ImageConfig base, const Plan& plan, std::map<std::string, std::string> build_args)
-    : config_(std::move(base)), escape_(plan.escape), global_args_(plan.global_args), build_args_(std::move(build_args)) {}
+    : config_(std::move(base)),
+      escape_(plan.escape),
+      global_args_(plan.global_args),
+      build_args_(std::move(build_args)) {}
 
 std::map<std::string, std::string> StageState::Variables() const {
   std::map<std::string, std::string> variables = args_;
@@ -172,7 +187,8 @@ std::map<std::string, std::string> StageState::Variables() const {
     size_t equals = entry.find('=');
     if (equals != std::string::npos) variables[entry.substr(0, equals)] = entry.substr(equals + 1);
   }
-  variables.emplace("PATH", kDefaultPath);  // of an image that says nothing, so that PATH=/more:$PATH adds to something
+  variables.emplace(
+      "PATH", kDefaultPath);  // of an image that says nothing, so that PATH=/more:$PATH adds to something
   return variables;
 }
 
@@ -203,7 +219,8 @@ Status StageState::Env(const Instruction& instruction) {
   for (const auto& [key, value] : pairs) {
     ASSIGN_OR_RETURN(std::string name, ExpandFor(instruction, key, before, escape_));
     ASSIGN_OR_RETURN(std::string expanded, ExpandFor(instruction, value, before, escape_));
-    if (name.empty() || name.find('=') != std::string::npos) return InstructionError(instruction, "an empty name");
+    if (name.empty() || name.find('=') != std::string::npos)
+      return InstructionError(instruction, "an empty name");
     values.emplace_back(name, expanded);
   }
   for (const auto& [key, value] : values) SetEnv(key, value);
@@ -270,8 +287,11 @@ Result<Step> StageState::Apply(const Instruction& one) {
   } else if (one.name == "LABEL") {
     RETURN_IF_ERROR(Pairs(one, escape_).status());
   } else if (one.name == "ONBUILD") {
-    return Unimplemented(InstructionError(one, "triggers for later builds are not built; write the instruction where it is "
-                                               "needed").message());
+    return Unimplemented(
+        InstructionError(one,
+                         "triggers for later builds are not built; write the instruction where it is "
+                         "needed")
+            .message());
   }
   // MAINTAINER, EXPOSE, VOLUME, STOPSIGNAL and HEALTHCHECK say nothing that a container here would use.
   return step;
@@ -283,8 +303,11 @@ Result<Step> StageState::Run(const Instruction& one) {
     if (flag == "network" && (value == "default" || value == "none")) {
       step.no_network = value == "none";
     } else if (flag == "mount") {
-      return Unimplemented(InstructionError(one, "--mount is not built; drop the flag (a cache mount only saves time), or "
-                                                 "COPY the files that it would bind").message());
+      return Unimplemented(
+          InstructionError(one,
+                           "--mount is not built; drop the flag (a cache mount only saves time), or "
+                           "COPY the files that it would bind")
+              .message());
     } else {
       return Unimplemented(InstructionError(one, "--" + flag + "=" + value + " is not built").message());
     }
@@ -295,7 +318,8 @@ Result<Step> StageState::Run(const Instruction& one) {
   if (one.exec_form) {
     if (one.list.empty()) return InstructionError(one, "the list is empty");
     step.argv = one.list;
-  } else if (one.heredocs.size() == 1 && one.rest.find_first_of(" \t") == std::string::npos && one.rest.starts_with("<<")) {
+  } else if (one.heredocs.size() == 1 && one.rest.find_first_of(" \t") == std::string::npos &&
+             one.rest.starts_with("<<")) {
     command = one.heredocs[0].content;
     if (command.starts_with("#!")) step.script = command;
   } else {
@@ -308,8 +332,12 @@ Result<Step> StageState::Run(const Instruction& one) {
   step.env = RunEnv();
   step.workdir = config_.workdir().empty() ? "/" : config_.workdir();
   step.user = config_.user();
-  step.canonical = Dump({{"run", step.argv}, {"env", step.env}, {"cwd", step.workdir}, {"user", step.user},
-                         {"script", step.script}, {"no_network", step.no_network}});
+  step.canonical = Dump({{"run", step.argv},
+                         {"env", step.env},
+                         {"cwd", step.workdir},
+                         {"user", step.user},
+                         {"script", step.script},
+                         {"no_network", step.no_network}});
   return step;
 }
 
@@ -354,8 +382,11 @@ Result<Step> StageState::Copy(const Instruction& one) {
       step.destination = JoinPath(config_.workdir().empty() ? "/" : config_.workdir(), word);
       if (folder && step.destination != "/") step.destination += "/";
     } else if (one.name == "ADD" && (word.find("://") != std::string::npos || word.starts_with("git@"))) {
-      return Unimplemented(InstructionError(one, "a URL is not fetched; use RUN curl or RUN git clone, or download the file and "
-                                                 "COPY it").message());
+      return Unimplemented(
+          InstructionError(one,
+                           "a URL is not fetched; use RUN curl or RUN git clone, or download the file and "
+                           "COPY it")
+              .message());
     } else {
       step.sources.push_back(word);
     }
@@ -366,8 +397,13 @@ Result<Step> StageState::Copy(const Instruction& one) {
   step.unpack = one.name == "ADD";
   json files = json::array();
   for (const auto& file : step.files) files.push_back({file.name, file.content});
-  step.canonical = Dump({{"copy", step.sources}, {"files", files}, {"to", step.destination}, {"from", step.from},
-                         {"chown", step.chown}, {"chmod", step.chmod}, {"unpack", step.unpack}});
+  step.canonical = Dump({{"copy", step.sources},
+                         {"files", files},
+                         {"to", step.destination},
+                         {"from", step.from},
+                         {"chown", step.chown},
+                         {"chmod", step.chmod},
+                         {"unpack", step.unpack}});
   return step;
 }
 

@@ -1,6 +1,7 @@
-// What a Dockerfile's instructions do to an image: stages, the config as it evolves, and the steps that change files, as
-// values. No I/O. Thread-safety: pure functions; a StageState is used by one thread at a time.
-// Errors: INVALID_ARGUMENT (what is written is wrong) or UNIMPLEMENTED (not built), with line and instruction.
+// What a Dockerfile's instructions do to an image: stages, the config as it evolves, and the steps that
+// change files, as values. No I/O. Thread-safety: pure functions; a StageState is used by one thread at a
+// time. Errors: INVALID_ARGUMENT (what is written is wrong) or UNIMPLEMENTED (not built), with line and
+// instruction.
 #pragma once
 
 #include <map>
@@ -14,14 +15,14 @@
 namespace lydian::image {
 
 struct Stage {
-  std::string name;                        // of "AS name", lower case; or empty
-  std::string base;                        // what FROM names, expanded
+  std::string name;  // of "AS name", lower case; or empty
+  std::string base;  // what FROM names, expanded
   Instruction from;
-  std::vector<Instruction> instructions;   // without FROM
+  std::vector<Instruction> instructions;  // without FROM
 };
 
 struct Plan {
-  std::vector<Stage> stages;               // at least one; the last is the image
+  std::vector<Stage> stages;  // at least one; the last is the image
   std::map<std::string, std::string> global_args;
   char escape = '\\';
   // Which stages the last one needs, itself included, in order.
@@ -34,31 +35,31 @@ Result<Plan> MakePlan(const Dockerfile& file, const std::map<std::string, std::s
 
 struct Step {
   enum Kind {
-    kConfig,                               // the config took it; no files change
+    kConfig,  // the config took it; no files change
     kRun,
     kCopy,
-    kMakeDir,                              // WORKDIR
+    kMakeDir,  // WORKDIR
   };
   Kind kind = kConfig;
-  std::string text;                        // for logs
-  std::string canonical;                   // everything that its result depends on but the parent and the input files
+  std::string text;       // for logs
+  std::string canonical;  // everything that its result depends on but the parent and the input files
 
   // kRun
   std::vector<std::string> argv;
-  std::vector<std::string> env;            // ENV and ARG, complete
-  std::string script;                      // a here-document with #!: the content to run as a file
+  std::vector<std::string> env;  // ENV and ARG, complete
+  std::string script;            // a here-document with #!: the content to run as a file
   bool no_network = false;
   // kRun, kMakeDir
-  std::string workdir;                     // absolute
-  std::string user;                        // "" = root
+  std::string workdir;  // absolute
+  std::string user;     // "" = root
   // kCopy
-  std::vector<std::string> sources;        // patterns below the context root, or paths in `from`
-  std::vector<Heredoc> files;              // here-documents, expanded
-  std::string destination;                 // absolute; ends with / when it was written as a folder
-  std::string from;                        // stage or image; "" = the context
-  std::string chown;                       // "user:group", as written
+  std::vector<std::string> sources;  // patterns below the context root, or paths in `from`
+  std::vector<Heredoc> files;        // here-documents, expanded
+  std::string destination;           // absolute; ends with / when it was written as a folder
+  std::string from;                  // stage or image; "" = the context
+  std::string chown;                 // "user:group", as written
   int chmod = -1;
-  bool unpack = false;                     // ADD
+  bool unpack = false;  // ADD
 };
 
 // The config of one stage while its instructions pass by.

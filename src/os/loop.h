@@ -18,7 +18,8 @@ Status CopySparse(const std::string& from, const std::string& to);
 // Attaches the file to a loop device and mounts it, detached; then unlinks it.
 Result<UniqueFd> MountImage(const std::string& path);
 
-// Gives up what the file system has not written yet: it is about to be thrown away. `root`: an open folder of it.
+// Gives up what the file system has not written yet: it is about to be thrown away. `root`: an open folder of
+// it.
 void AbandonWrites(int root);
 
 }  // namespace lydian::os

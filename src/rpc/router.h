@@ -42,7 +42,8 @@ struct Caller {
   std::string token_id;
   std::string task_id;      // kTask
   std::string environment;  // kTask: the only one it may act in
-  bool restricted = false;  // kTask with restrict_modal_access: only its own task's RPCs (the Authenticator's work)
+  bool restricted =
+      false;  // kTask with restrict_modal_access: only its own task's RPCs (the Authenticator's work)
   bool unix_socket = false;
 };
 
@@ -129,8 +130,8 @@ using RawServerStream =
 
 struct MethodOptions {
   bool anonymous = false;  // needs no token
-  // An answer is replayed for the same x-idempotency-key of the same caller for 10 minutes, in memory (what must
-  // survive a restart is journalled by its handler); one at work is joined.
+  // An answer is replayed for the same x-idempotency-key of the same caller for 10 minutes, in memory (what
+  // must survive a restart is journalled by its handler); one at work is joined.
   bool idempotent = false;
   size_t max_request_bytes = size_t{128} << 20;
   bool task_only = false;  // a container's own RPC: answered by the worker, PERMISSION_DENIED for others

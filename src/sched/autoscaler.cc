@@ -25,7 +25,8 @@ void ScaleDown(const FunctionLoad& function, uint64_t wanted, int64_t now, Plan&
   for (const TaskLoad& task : function.tasks) {
     if (!Busy(task)) idle.push_back(&task);
   }
-  std::sort(idle.begin(), idle.end(), [](const TaskLoad* a, const TaskLoad* b) { return a->idle_since < b->idle_since; });
+  std::sort(idle.begin(), idle.end(),
+            [](const TaskLoad* a, const TaskLoad* b) { return a->idle_since < b->idle_since; });
   size_t surplus = function.tasks.size() - wanted;
   for (size_t i = 0; i < idle.size() && i < surplus; ++i) {
     int64_t due = idle[i]->idle_since + function.scaledown_window;
@@ -37,8 +38,9 @@ void ScaleDown(const FunctionLoad& function, uint64_t wanted, int64_t now, Plan&
   }
 }
 
-// How many more containers the queue is worth: the work that is left when the first of them would be ready, in portions of a start's
-// time. Without a container that works on the queue there is nothing to compare with.
+// How many more containers the queue is worth: the work that is left when the first of them would be ready,
+// in portions of a start's time. Without a container that works on the queue there is nothing to compare
+// with.
 uint64_t Worthwhile(const FunctionLoad& function, const View& view, Plan& plan) {
   int64_t now = view.now;
   int64_t ready = 0, youngest = INT64_MAX;
@@ -50,16 +52,19 @@ uint64_t Worthwhile(const FunctionLoad& function, const View& view, Plan& plan) 
   if (ready == 0 || function.queued == 0) return UINT64_MAX;
   // The average, unless all of them have been at theirs for longer.
   double run = static_cast<double>(std::max(function.run_time, youngest));
-  if (function.run_time == 0 && youngest < function.start_time) run = static_cast<double>(function.start_time);
+  if (function.run_time == 0 && youngest < function.start_time)
+    run = static_cast<double>(function.start_time);
   double slots = std::max<uint32_t>(function.target_slots, 1);
   double start = static_cast<double>(std::max<int64_t>(function.start_time, 1'000'000));
   double queued = static_cast<double>(function.queued);
   double left = queued * run / slots - start * static_cast<double>(ready);
   if (left > 0) {
-    // Each input costs its container some CPU of its own: with short ones, more containers than that leaves room for only take turns.
+    // Each input costs its container some CPU of its own: with short ones, more containers than that leaves
+    // room for only take turns.
     double milli_cpu = 0;
     for (const WorkerView& worker : view.workers) milli_cpu += worker.milli_cpu;
-    double useful = std::max(1.0, milli_cpu / 1000 * run / kInputCpuNanos) - static_cast<double>(function.tasks.size());
+    double useful =
+        std::max(1.0, milli_cpu / 1000 * run / kInputCpuNanos) - static_cast<double>(function.tasks.size());
     double worth = std::min(std::ceil(left / start), std::ceil(useful));
     return worth <= 0 ? 0 : static_cast<uint64_t>(worth);
   }
@@ -69,7 +74,8 @@ uint64_t Worthwhile(const FunctionLoad& function, const View& view, Plan& plan) 
   return 0;
 }
 
-// Takes idle containers of other functions (beyond their min) until the request would fit somewhere; longest idle first.
+// Takes idle containers of other functions (beyond their min) until the request would fit somewhere; longest
+// idle first.
 bool MakeRoom(View& view, size_t for_function, Plan& plan) {
   struct Candidate {
     size_t function;
@@ -82,7 +88,8 @@ bool MakeRoom(View& view, size_t for_function, Plan& plan) {
     size_t spare = function.tasks.size() - function.min_containers;
     for (const TaskLoad& task : function.tasks) {
       if (spare == 0) break;
-      if (Busy(task) || std::find(plan.drain.begin(), plan.drain.end(), task.id) != plan.drain.end()) continue;
+      if (Busy(task) || std::find(plan.drain.begin(), plan.drain.end(), task.id) != plan.drain.end())
+        continue;
       candidates.push_back({f, &task});
       --spare;
     }
@@ -129,14 +136,18 @@ Plan MakePlan(View view) {
   }
   if (view.workers.empty()) return plan;
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    auto key = [&](size_t f) { return view.functions[f].queued > 0 ? view.functions[f].oldest_queued : INT64_MAX; };
+    auto key = [&](size_t f) {
+      return view.functions[f].queued > 0 ? view.functions[f].oldest_queued : INT64_MAX;
+    };
     return key(a) < key(b);
   });
   bool room_comes = view.draining || !plan.drain.empty();
   // Without a blocked caller what runs will end and make room; with one, the wait could be for ourselves.
-  bool callers_wait = std::any_of(view.functions.begin(), view.functions.end(), [](const FunctionLoad& function) {
-    return std::any_of(function.tasks.begin(), function.tasks.end(), [](const TaskLoad& task) { return task.blocked; });
-  });
+  bool callers_wait =
+      std::any_of(view.functions.begin(), view.functions.end(), [](const FunctionLoad& function) {
+        return std::any_of(function.tasks.begin(), function.tasks.end(),
+                           [](const TaskLoad& task) { return task.blocked; });
+      });
   for (size_t f : order) {
     const FunctionLoad& function = view.functions[f];
     if (std::none_of(view.workers.begin(), view.workers.end(),
@@ -149,8 +160,10 @@ Plan MakePlan(View view) {
       continue;
     }
     uint64_t missing = Wanted(function) - function.tasks.size();
-    uint64_t short_of_min = function.min_containers > function.tasks.size() ? function.min_containers - function.tasks.size() : 0;
-    if (function.buffer_containers == 0) missing = std::min(missing, std::max(Worthwhile(function, view, plan), short_of_min));
+    uint64_t short_of_min =
+        function.min_containers > function.tasks.size() ? function.min_containers - function.tasks.size() : 0;
+    if (function.buffer_containers == 0)
+      missing = std::min(missing, std::max(Worthwhile(function, view, plan), short_of_min));
     size_t started = 0;
     while (started < missing) {
       auto worker = Place(view.workers, function.request);

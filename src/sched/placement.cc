@@ -3,7 +3,8 @@
 namespace lydian::sched {
 
 bool CouldFit(const WorkerView& worker, const Request& request) {
-  return request.memory_bytes <= worker.memory_bytes && request.milli_cpu <= uint64_t{worker.milli_cpu} * kCpuOvercommit;
+  return request.memory_bytes <= worker.memory_bytes &&
+         request.milli_cpu <= uint64_t{worker.milli_cpu} * kCpuOvercommit;
 }
 
 bool Fits(const WorkerView& worker, const Request& request) {

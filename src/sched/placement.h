@@ -11,8 +11,8 @@ namespace lydian::sched {
 
 constexpr uint32_t kDefaultMilliCpu = 125;
 constexpr uint64_t kDefaultMemoryBytes = uint64_t{128} << 20;
-// Requests of CPU may add up to this many times of what a machine has: most containers wait most of the time, and CPU, unlike
-// memory, is shared without harm.
+// Requests of CPU may add up to this many times of what a machine has: most containers wait most of the time,
+// and CPU, unlike memory, is shared without harm.
 constexpr uint32_t kCpuOvercommit = 4;
 
 struct Request {
@@ -22,15 +22,15 @@ struct Request {
 
 struct WorkerView {
   std::string id;
-  uint32_t milli_cpu = 0;         // what it has
+  uint32_t milli_cpu = 0;  // what it has
   uint64_t memory_bytes = 0;
-  uint64_t milli_cpu_used = 0;    // requests of what is on it, starting ones too
+  uint64_t milli_cpu_used = 0;  // requests of what is on it, starting ones too
   uint64_t memory_used = 0;
-  uint32_t starting = 0;          // containers that are not ready yet
-  bool refuses = false;           // disk low, or its connection is broken
+  uint32_t starting = 0;  // containers that are not ready yet
+  bool refuses = false;   // disk low, or its connection is broken
 
-  // Starting a container is CPU alone (some 300 ms of it): more at once than there are cores makes each of them later, and by
-  // then the first may have emptied the queue.
+  // Starting a container is CPU alone (some 300 ms of it): more at once than there are cores makes each of
+  // them later, and by then the first may have emptied the queue.
   uint32_t starting_limit() const { return milli_cpu / 1000 < 2 ? 2 : milli_cpu / 1000; }
 };
 
@@ -38,9 +38,11 @@ bool Fits(const WorkerView& worker, const Request& request);
 // Could it ever run there, were the worker empty?
 bool CouldFit(const WorkerView& worker, const Request& request);
 
-// The index of the worker that is left with the least free memory (packing: whole machines stay free for large requests).
-// `beyond` places even where there is no room (on the emptiest), for work that others wait on; never where it could not fit at all.
-std::optional<size_t> Place(const std::vector<WorkerView>& workers, const Request& request, bool beyond = false);
+// The index of the worker that is left with the least free memory (packing: whole machines stay free for
+// large requests). `beyond` places even where there is no room (on the emptiest), for work that others wait
+// on; never where it could not fit at all.
+std::optional<size_t> Place(const std::vector<WorkerView>& workers, const Request& request,
+                            bool beyond = false);
 void Take(WorkerView& worker, const Request& request);
 
 }  // namespace lydian::sched

@@ -45,7 +45,8 @@ Container ToContainer(SpawnerReply reply, Fds fds) {
   size_t at = 0;
   for (const std::string& name : container.info.fds()) container.fds[name] = std::move(fds[at++]);
   for (const ExecInfo& exec : container.info.execs()) {
-    for (const std::string& name : exec.fds()) container.exec_fds[exec.exec_id()][name] = std::move(fds[at++]);
+    for (const std::string& name : exec.fds())
+      container.exec_fds[exec.exec_id()][name] = std::move(fds[at++]);
   }
   return container;
 }
@@ -293,7 +294,8 @@ void Client::CloseStdin(const std::string&, const std::string&, std::function<vo
 Result<std::unique_ptr<Client>> Client::Connect(const std::string& socket_path, ClientEvents events) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (socket_path.size() >= sizeof address.sun_path) return InvalidArgument("the path is too long for a socket: " + socket_path);
+  if (socket_path.size() >= sizeof address.sun_path)
+    return InvalidArgument("the path is too long for a socket: " + socket_path);
   std::memcpy(address.sun_path, socket_path.data(), socket_path.size());
   auto connection = std::make_shared<Connection>();
   connection->socket.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -306,7 +308,8 @@ Result<std::unique_ptr<Client>> Client::Connect(const std::string& socket_path, 
   auto hello = ReadHello(connection->socket.get(), reader);
   if (!hello.ok()) return std::move(hello).With("connecting to the spawner at " + socket_path).status();
   int pid = hello->hello().pid();
-  return std::unique_ptr<Client>(std::make_unique<SocketClient>(std::move(connection), pid, std::move(reader)));
+  return std::unique_ptr<Client>(
+      std::make_unique<SocketClient>(std::move(connection), pid, std::move(reader)));
 }
 
 }  // namespace lydian::spawner

@@ -60,8 +60,8 @@ Result<std::optional<std::string>> FrameReader::Next() {
   std::memcpy(head, buffer_.data() + at_, 4);
   size_t length = head[0] | head[1] << 8 | head[2] << 16 | static_cast<size_t>(head[3]) << 24;
   if (length > kMaxFrameBytes) {
-    return InvalidArgument("a frame of " + std::to_string(length) + " bytes; at most " + std::to_string(kMaxFrameBytes) +
-                           " are allowed");
+    return InvalidArgument("a frame of " + std::to_string(length) + " bytes; at most " +
+                           std::to_string(kMaxFrameBytes) + " are allowed");
   }
   if (buffer_.size() - at_ - 4 < length) return std::optional<std::string>();
   std::optional<std::string> frame(std::in_place, buffer_, at_ + 4, length);
@@ -71,8 +71,8 @@ Result<std::optional<std::string>> FrameReader::Next() {
 
 Result<std::vector<UniqueFd>> FrameReader::TakeFds(size_t count) {
   if (count > fds_.size()) {
-    return InvalidArgument("a frame names " + std::to_string(count) + " descriptors, " + std::to_string(fds_.size()) +
-                           " have come");
+    return InvalidArgument("a frame names " + std::to_string(count) + " descriptors, " +
+                           std::to_string(fds_.size()) + " have come");
   }
   std::vector<UniqueFd> taken;
   taken.reserve(count);
@@ -87,7 +87,8 @@ void FrameWriter::Push(std::string_view message, std::vector<UniqueFd> fds) {
   CHECK(message.size() <= kMaxFrameBytes);
   Frame frame;
   auto length = static_cast<uint32_t>(message.size());
-  for (int shift = 0; shift < 32; shift += 8) frame.bytes.push_back(static_cast<char>(length >> shift & 0xff));
+  for (int shift = 0; shift < 32; shift += 8)
+    frame.bytes.push_back(static_cast<char>(length >> shift & 0xff));
   frame.bytes.append(message);
   frame.fds = std::move(fds);
   bytes_ += frame.bytes.size();

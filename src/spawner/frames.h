@@ -1,9 +1,10 @@
-// Frames of the spawner's protocol over a unix stream socket: a 4-byte little-endian length, then a message; descriptors
-// travel with a frame's first bytes and are taken in order by the frames that name them. docs/formats/spawner.md.
+// Frames of the spawner's protocol over a unix stream socket: a 4-byte little-endian length, then a message;
+// descriptors travel with a frame's first bytes and are taken in order by the frames that name them.
+// docs/formats/spawner.md.
 //
 // Not thread-safe. Ownership: descriptors belong to the reader until taken, to the writer until sent.
-// Errors: a frame beyond kMaxFrameBytes or more than kMaxLooseFds descriptors that no frame has asked for is INVALID_ARGUMENT; the
-// connection is then of no more use.
+// Errors: a frame beyond kMaxFrameBytes or more than kMaxLooseFds descriptors that no frame has asked for is
+// INVALID_ARGUMENT; the connection is then of no more use.
 #pragma once
 
 #include <cstdint>

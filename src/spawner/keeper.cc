@@ -13,7 +13,7 @@
 namespace lydian::spawner {
 namespace {
 
-constexpr size_t kEndedExecsKept = 16;       // with their pipes, for a worker that was away
+constexpr size_t kEndedExecsKept = 16;  // with their pipes, for a worker that was away
 constexpr size_t kListBytes = kMaxFrameBytes / 2;
 constexpr size_t kMaxIdBytes = 64;
 
@@ -57,13 +57,27 @@ SpawnerReply Keeper::Handle(const SpawnerRequest& request, Fds in, Fds* out) {
   std::string step;
   Status status;
   switch (request.kind_case()) {
-    case SpawnerRequest::kCreate: status = Create(request.create(), std::move(in), &reply, out, &step); break;
-    case SpawnerRequest::kExec: status = StartExec(request.exec(), std::move(in), &reply, out, &step); break;
-    case SpawnerRequest::kSignal: status = Signal(request.signal()); break;
-    case SpawnerRequest::kKill: status = Kill(request.kill()); break;
-    case SpawnerRequest::kRemove: status = Remove(request.remove()); break;
-    case SpawnerRequest::kList: List(reply.mutable_list()); break;
-    case SpawnerRequest::kAttach: status = Attach(request.attach(), &reply, out); break;
+    case SpawnerRequest::kCreate:
+      status = Create(request.create(), std::move(in), &reply, out, &step);
+      break;
+    case SpawnerRequest::kExec:
+      status = StartExec(request.exec(), std::move(in), &reply, out, &step);
+      break;
+    case SpawnerRequest::kSignal:
+      status = Signal(request.signal());
+      break;
+    case SpawnerRequest::kKill:
+      status = Kill(request.kill());
+      break;
+    case SpawnerRequest::kRemove:
+      status = Remove(request.remove());
+      break;
+    case SpawnerRequest::kList:
+      List(reply.mutable_list());
+      break;
+    case SpawnerRequest::kAttach:
+      status = Attach(request.attach(), &reply, out);
+      break;
     case SpawnerRequest::kPlan: {
       auto plan = runtime_->MakePlan(request.plan());
       status = plan.status();
@@ -74,8 +88,12 @@ SpawnerReply Keeper::Handle(const SpawnerRequest& request, Fds in, Fds* out) {
       runtime_->DrainPools();
       refill_ = false;  // until after the next create, which is what is going to be measured
       break;
-    case SpawnerRequest::kCloseStdin: status = CloseStdin(request.close_stdin()); break;
-    case SpawnerRequest::KIND_NOT_SET: status = Unimplemented("this spawner does not know the request"); break;
+    case SpawnerRequest::kCloseStdin:
+      status = CloseStdin(request.close_stdin());
+      break;
+    case SpawnerRequest::KIND_NOT_SET:
+      status = Unimplemented("this spawner does not know the request");
+      break;
   }
   if (!status.ok()) {
     out->clear();
@@ -93,20 +111,24 @@ SpawnerReply Keeper::Handle(const SpawnerRequest& request, Fds in, Fds* out) {
 
 Status Keeper::Create(const Job& job, Fds stdio, SpawnerReply* reply, Fds* out, std::string* step) {
   const std::string& id = job.container_id();
-  if (!GoodId(id)) return InvalidArgument("not a container id: it may have up to 64 letters, digits, - and _");
+  if (!GoodId(id))
+    return InvalidArgument("not a container id: it may have up to 64 letters, digits, - and _");
   if (entries_.contains(id)) return AlreadyExists("there is a container " + id + " already");
   runtime::StepError error;
   auto started = runtime_->Start(job, std::move(stdio), &error);
   refill_ = true;
   if (!started.ok()) {
     *step = error.step;
-    LOG_WARN("container did not start", {{"container_id", id}, {"step", error.step}, {"error", started.status()}});
+    LOG_WARN("container did not start",
+             {{"container_id", id}, {"step", error.step}, {"error", started.status()}});
     return started.status();
   }
   Entry& entry = entries_[id];
   entry.container = std::move(*started);
   by_pid_[entry.container->main.pid] = {id, ""};
-  LOG_INFO("container started", {{"container_id", id}, {"init_pid", entry.container->init_pid}, {"pid", entry.container->main.pid}});
+  LOG_INFO(
+      "container started",
+      {{"container_id", id}, {"init_pid", entry.container->init_pid}, {"pid", entry.container->main.pid}});
   ContainerInfo* info = reply->mutable_container();
   Describe(entry, info);
   info->clear_job();
@@ -120,12 +142,15 @@ Status Keeper::Create(const Job& job, Fds stdio, SpawnerReply* reply, Fds* out, 
   return OkStatus();
 }
 
-Status Keeper::StartExec(const ExecRequest& request, Fds stdio, SpawnerReply* reply, Fds* out, std::string* step) {
+Status Keeper::StartExec(const ExecRequest& request, Fds stdio, SpawnerReply* reply, Fds* out,
+                         std::string* step) {
   ASSIGN_OR_RETURN(Entry * entry, Find(request.container_id()));
   if (entry->exit) return FailedPrecondition("container " + request.container_id() + " has ended");
-  if (!GoodId(request.exec_id())) return InvalidArgument("not an exec id: it may have up to 64 letters, digits, - and _");
+  if (!GoodId(request.exec_id()))
+    return InvalidArgument("not an exec id: it may have up to 64 letters, digits, - and _");
   if (entry->execs.contains(request.exec_id())) {
-    return AlreadyExists("there is a process " + request.exec_id() + " in " + request.container_id() + " already");
+    return AlreadyExists("there is a process " + request.exec_id() + " in " + request.container_id() +
+                         " already");
   }
   runtime::StepError error;
   auto started = runtime_->Exec(*entry->container, request.process(), std::move(stdio), &error);
@@ -151,31 +176,37 @@ Result<Keeper::Entry*> Keeper::Find(const std::string& id) {
   return &found->second;
 }
 
-Result<runtime::Process*> Keeper::FindProcess(const std::string& container_id, const std::string& exec_id, bool* ended) {
+Result<runtime::Process*> Keeper::FindProcess(const std::string& container_id, const std::string& exec_id,
+                                              bool* ended) {
   ASSIGN_OR_RETURN(Entry * entry, Find(container_id));
   if (exec_id.empty()) {
     *ended = entry->exit.has_value();
     return &entry->container->main;
   }
   auto found = entry->execs.find(exec_id);
-  if (found == entry->execs.end()) return NotFound("there is no process " + exec_id.substr(0, kMaxIdBytes) + " in " + container_id);
+  if (found == entry->execs.end())
+    return NotFound("there is no process " + exec_id.substr(0, kMaxIdBytes) + " in " + container_id);
   *ended = found->second.exit.has_value();
   return &found->second.process;
 }
 
 Status Keeper::Signal(const SignalRequest& request) {
   bool ended = false;
-  ASSIGN_OR_RETURN(runtime::Process * process, FindProcess(request.container_id(), request.exec_id(), &ended));
+  ASSIGN_OR_RETURN(runtime::Process * process,
+                   FindProcess(request.container_id(), request.exec_id(), &ended));
   if (ended) return FailedPrecondition("the process has ended");
-  if (request.signal() <= 0 || request.signal() > SIGRTMAX) return InvalidArgument("no signal " + std::to_string(request.signal()));
+  if (request.signal() <= 0 || request.signal() > SIGRTMAX)
+    return InvalidArgument("no signal " + std::to_string(request.signal()));
   // The pid is ours until we reap it, so that it can't name another process.
-  if (::kill(process->pid, request.signal()) != 0) return ErrnoStatus("sending signal " + std::to_string(request.signal()));
+  if (::kill(process->pid, request.signal()) != 0)
+    return ErrnoStatus("sending signal " + std::to_string(request.signal()));
   return OkStatus();
 }
 
 Status Keeper::CloseStdin(const lydian::CloseStdin& request) {
   bool ended = false;
-  ASSIGN_OR_RETURN(runtime::Process * process, FindProcess(request.container_id(), request.exec_id(), &ended));
+  ASSIGN_OR_RETURN(runtime::Process * process,
+                   FindProcess(request.container_id(), request.exec_id(), &ended));
   process->fds.erase("stdin");
   return OkStatus();
 }
@@ -266,10 +297,12 @@ void Keeper::OnReaped(int pid, int status) {
   exit.set_memory_peak_bytes(memory.peak_bytes);
   exit.set_memory_limit_bytes(memory.limit_bytes);
   if (!owner.exec_id.empty()) return ExecEnded(entry->second, owner.exec_id, std::move(exit));
-  LOG_INFO("container ended", {{"container_id", owner.container_id}, {"status", status}, {"oom", memory.oom_killed}});
+  LOG_INFO("container ended",
+           {{"container_id", owner.container_id}, {"status", status}, {"oom", memory.oom_killed}});
   // What it left running goes with it, so that its pipes end.
   if (Status killed = runtime_->KillAll(*entry->second.container); !killed.ok()) {
-    LOG_WARN("what a container left running was not killed", {{"container_id", owner.container_id}, {"error", killed}});
+    LOG_WARN("what a container left running was not killed",
+             {{"container_id", owner.container_id}, {"error", killed}});
   }
   entry->second.exit = exit;
   on_exit_(exit);
@@ -302,7 +335,8 @@ void Keeper::KillAll() {
 }
 
 bool Keeper::AllEnded() const {
-  return std::all_of(entries_.begin(), entries_.end(), [](const auto& item) { return item.second.exit.has_value(); });
+  return std::all_of(entries_.begin(), entries_.end(),
+                     [](const auto& item) { return item.second.exit.has_value(); });
 }
 
 void Keeper::RemoveAll() {

@@ -1,6 +1,7 @@
 // The spawner's table of containers: what it does for each kind of request, without the sockets.
 //
-// Not thread-safe. Ownership: containers and their descriptors; what goes out are duplicates. Errors: as replies.
+// Not thread-safe. Ownership: containers and their descriptors; what goes out are duplicates. Errors: as
+// replies.
 #pragma once
 
 #include <deque>
@@ -64,7 +65,8 @@ class Keeper {
   void List(ContainerList* list);
 
   Result<Entry*> Find(const std::string& id);
-  Result<runtime::Process*> FindProcess(const std::string& container_id, const std::string& exec_id, bool* ended);
+  Result<runtime::Process*> FindProcess(const std::string& container_id, const std::string& exec_id,
+                                        bool* ended);
   static void Describe(const Entry& entry, ContainerInfo* info);
   static Status AddFds(const Entry& entry, ContainerInfo* info, Fds* out);
   void ExecEnded(Entry& entry, const std::string& exec_id, ExitEvent exit);

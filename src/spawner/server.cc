@@ -36,7 +36,8 @@ struct Connection {
 class EpollServer : public Server {
  public:
   EpollServer(ServerOptions options, std::unique_ptr<runtime::Runtime> runtime)
-      : options_(std::move(options)), keeper_(std::move(runtime), [this](const ExitEvent& exit) { Broadcast(exit); }) {}
+      : options_(std::move(options)),
+        keeper_(std::move(runtime), [this](const ExitEvent& exit) { Broadcast(exit); }) {}
 
   Status Start() {
     if (::prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) return ErrnoStatus("becoming a child subreaper");
@@ -114,12 +115,14 @@ class EpollServer : public Server {
   void Accept() {
     UniqueFd socket(::accept4(options_.listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!socket.valid()) {
-      if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) LOG_WARN("accepting failed", {{"error", ErrnoStatus("accept")}});
+      if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+        LOG_WARN("accepting failed", {{"error", ErrnoStatus("accept")}});
       return;
     }
     ucred peer{};
     socklen_t size = sizeof peer;
-    if (::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.uid != options_.peer_uid) {
+    if (::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 ||
+        peer.uid != options_.peer_uid) {
       LOG_WARN("a connection of another user was refused", {{"uid", peer.uid}, {"pid", peer.pid}});
       return;
     }
@@ -190,7 +193,8 @@ class EpollServer : public Server {
     connection.dead = true;
     ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection.socket.get(), nullptr);
     ::shutdown(connection.socket.get(), SHUT_RDWR);
-    if (!why.ok() && why.error() != EPIPE && why.error() != ECONNRESET) LOG_WARN("a connection was dropped", {{"error", why}});
+    if (!why.ok() && why.error() != EPIPE && why.error() != ECONNRESET)
+      LOG_WARN("a connection was dropped", {{"error", why}});
   }
 
   void Broadcast(const ExitEvent& exit) {
@@ -204,7 +208,9 @@ class EpollServer : public Server {
     keeper_.KillAll();
     auto until = std::chrono::steady_clock::now() + kStopTimeout;
     while (!keeper_.AllEnded()) {
-      auto left = std::chrono::duration_cast<std::chrono::milliseconds>(until - std::chrono::steady_clock::now()).count();
+      auto left =
+          std::chrono::duration_cast<std::chrono::milliseconds>(until - std::chrono::steady_clock::now())
+              .count();
       if (left <= 0) break;
       RETURN_IF_ERROR(Turn(static_cast<int>(left)).status());
     }
@@ -221,7 +227,8 @@ class EpollServer : public Server {
 
 }  // namespace
 
-Result<std::unique_ptr<Server>> Server::Create(ServerOptions options, std::unique_ptr<runtime::Runtime> runtime) {
+Result<std::unique_ptr<Server>> Server::Create(ServerOptions options,
+                                               std::unique_ptr<runtime::Runtime> runtime) {
   auto server = std::make_unique<EpollServer>(std::move(options), std::move(runtime));
   RETURN_IF_ERROR(server->Start());
   return std::unique_ptr<Server>(std::move(server));

@@ -54,8 +54,8 @@ class FakeRuntime : public runtime::Runtime {
     return container;
   }
 
-  Result<runtime::Process> Exec(runtime::Container&, const lydian::Process& process, std::vector<UniqueFd> stdio,
-                                runtime::StepError*) override {
+  Result<runtime::Process> Exec(runtime::Container&, const lydian::Process& process,
+                                std::vector<UniqueFd> stdio, runtime::StepError*) override {
     return Run(process, std::move(stdio));
   }
 
@@ -138,7 +138,8 @@ Job Shell(const std::string& id, const std::string& script) {
   Job job;
   job.set_version(1);
   job.set_container_id(id);
-  for (const std::string& arg : {std::string("/bin/sh"), std::string("-c"), script}) job.mutable_process()->add_argv(arg);
+  for (const std::string& arg : {std::string("/bin/sh"), std::string("-c"), script})
+    job.mutable_process()->add_argv(arg);
   return job;
 }
 
@@ -289,7 +290,8 @@ TEST_F(SpawnerTest, ExecSignalAndStdin) {
   ExitEvent exit = exits_.Take();
   EXPECT_EQ(exit.exec_id(), "e1");
   EXPECT_EQ(exit.status(), 0);
-  EXPECT_EQ(Wait([&](auto done) { client->Signal("ct-1", "e1", SIGTERM, done); }).code(), Code::kFailedPrecondition);
+  EXPECT_EQ(Wait([&](auto done) { client->Signal("ct-1", "e1", SIGTERM, done); }).code(),
+            Code::kFailedPrecondition);
   EXPECT_EQ(Wait([&](auto done) { client->Remove("ct-1", done); }).code(), Code::kFailedPrecondition);
   auto attached = Attach(*client, "ct-1");
   ASSERT_TRUE(attached.ok());
@@ -311,7 +313,8 @@ TEST_F(SpawnerTest, InheritedStdio) {
   Job job = Shell("ct-1", "echo inherited");
   job.mutable_process()->set_stdio(Process::INHERIT);
   Box<Result<Container>> box;
-  client->CreateInheriting(job, std::move(stdio), [&](Result<Container> result) { box.Put(std::move(result)); });
+  client->CreateInheriting(job, std::move(stdio),
+                           [&](Result<Container> result) { box.Put(std::move(result)); });
   auto made = box.Take();
   ASSERT_TRUE(made.ok()) << made.status();
   EXPECT_EQ(exits_.Take().status(), 0);
@@ -331,7 +334,8 @@ TEST_F(SpawnerTest, PoolsStayEmptyFromDrainToTheNextCreate) {
 
 TEST_F(SpawnerTest, GarbageEndsItsConnectionOnly) {
   auto client = Connect();
-  for (const std::string& bytes : {std::string("\xff\xff\xff\xff garbage"), std::string("\x04\0\0\0\xff\xff\xff\xff", 8)}) {
+  for (const std::string& bytes :
+       {std::string("\xff\xff\xff\xff garbage"), std::string("\x04\0\0\0\xff\xff\xff\xff", 8)}) {
     UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockaddr_un address{};
     address.sun_family = AF_UNIX;

@@ -50,14 +50,15 @@ Result<std::vector<Row>> Session::Query(std::string_view sql, const Params& para
 
 namespace {
 
-// The log is copied back into the database file past this many pages (4 KiB each); past the second number the copying waits for
-// readers and holds the next writer a moment, so that the log can't grow without end under steady writes.
+// The log is copied back into the database file past this many pages (4 KiB each); past the second number the
+// copying waits for readers and holds the next writer a moment, so that the log can't grow without end under
+// steady writes.
 constexpr int kCheckpointPages = 1000;
 constexpr int kRestartPages = 16'384;
 constexpr size_t kIdleReaders = 4;
 
-// A writer, some readers, and a thread that moves the log into the database on a connection of its own (3-15 ms each time, which
-// no commit has to wait for).
+// A writer, some readers, and a thread that moves the log into the database on a connection of its own (3-15
+// ms each time, which no commit has to wait for).
 class SqliteDatabase : public Database {
  public:
   ~SqliteDatabase() override {
@@ -71,13 +72,15 @@ class SqliteDatabase : public Database {
 
   Status Init(const std::string& path, const std::vector<Migration>& migrations) {
     path_ = path;
-    // Made here, so that its mode (and that of the log beside it, which follows it) doesn't hang on the umask.
+    // Made here, so that its mode (and that of the log beside it, which follows it) doesn't hang on the
+    // umask.
     UniqueFd file(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
     if (!file.valid()) return ErrnoStatus("opening " + path);
     file.reset();
     ASSIGN_OR_RETURN(writer_, SqliteConnection::Open(path, true));
-    RETURN_IF_ERROR(writer_->Script("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON; "
-                                    "PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-8192; PRAGMA journal_size_limit=67108864"));
+    RETURN_IF_ERROR(writer_->Script(
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON; "
+        "PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-8192; PRAGMA journal_size_limit=67108864"));
     RETURN_IF_ERROR(Migrate(migrations));
     wal_.reset(open((path + "-wal").c_str(), O_RDONLY | O_CLOEXEC));
     if (!wal_.valid()) return ErrnoStatus("opening " + path + "-wal");
@@ -91,7 +94,8 @@ class SqliteDatabase : public Database {
     return writer_->Change(sql, params);
   }
 
-  Status ForEach(std::string_view sql, const Params& params, const std::function<Status(Row&)>& each) override {
+  Status ForEach(std::string_view sql, const Params& params,
+                 const std::function<Status(Row&)>& each) override {
     ASSIGN_OR_RETURN(auto reader, Borrow());
     Status status = reader->ForEach(sql, params, each);
     std::lock_guard lock(readers_mutex_);
@@ -131,20 +135,24 @@ class SqliteDatabase : public Database {
   }
 
   Status Migrate(const std::vector<Migration>& migrations) {
-    RETURN_IF_ERROR(writer_->Execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)"));
+    RETURN_IF_ERROR(writer_->Execute(
+        "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)"));
     ASSIGN_OR_RETURN(auto rows, writer_->Query("SELECT COALESCE(MAX(version), 0) FROM schema_version"));
     int64_t have = rows[0].Int(0);
     int64_t newest = migrations.empty() ? 0 : migrations.back().version;
     if (have > newest) {
-      return FailedPrecondition(path_ + " was written by a newer Lydian (its version is " + std::to_string(have) + ", this program knows " +
-                                std::to_string(newest) + ")");
+      return FailedPrecondition(path_ + " was written by a newer Lydian (its version is " +
+                                std::to_string(have) + ", this program knows " + std::to_string(newest) +
+                                ")");
     }
     for (const Migration& migration : migrations) {
       if (migration.version <= have) continue;
       RETURN_IF_ERROR(Transaction([&](Session& session) -> Status {
-        RETURN_IF_ERROR(writer_->Script(migration.sql));
-        return session.Execute("INSERT INTO schema_version (version, applied_at) VALUES (?, CURRENT_TIMESTAMP)", {migration.version});
-      }).With("migration " + std::to_string(migration.version)));
+                        RETURN_IF_ERROR(writer_->Script(migration.sql));
+                        return session.Execute(
+                            "INSERT INTO schema_version (version, applied_at) VALUES (?, CURRENT_TIMESTAMP)",
+                            {migration.version});
+                      }).With("migration " + std::to_string(migration.version)));
     }
     return {};
   }
@@ -164,7 +172,8 @@ class SqliteDatabase : public Database {
   void CheckpointLoop() {
     auto connection = SqliteConnection::Open(path_, true);
     if (!connection.ok()) {
-      LOG_ERROR("no connection for checkpoints: the log of the database grows", {{"path", path_}, {"error", connection.status()}});
+      LOG_ERROR("no connection for checkpoints: the log of the database grows",
+                {{"path", path_}, {"error", connection.status()}});
       return;
     }
     // A connection that has read nothing yet doesn't know of the log, and its checkpoints would do nothing.
@@ -180,7 +189,8 @@ class SqliteDatabase : public Database {
       log_pages_ = 0;
       lock.unlock();
       // Passive first even when it will restart: what then remains for the part that holds writers is small.
-      int code = sqlite3_wal_checkpoint_v2((*connection)->handle(), nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
+      int code = sqlite3_wal_checkpoint_v2((*connection)->handle(), nullptr, SQLITE_CHECKPOINT_PASSIVE,
+                                           nullptr, nullptr);
       if (code == SQLITE_OK && mode == SQLITE_CHECKPOINT_RESTART) {
         code = sqlite3_wal_checkpoint_v2((*connection)->handle(), nullptr, mode, nullptr, nullptr);
       }
@@ -206,7 +216,8 @@ class SqliteDatabase : public Database {
 
 }  // namespace
 
-Result<std::unique_ptr<Database>> Database::Open(const std::string& path, const std::vector<Migration>& migrations) {
+Result<std::unique_ptr<Database>> Database::Open(const std::string& path,
+                                                 const std::vector<Migration>& migrations) {
   auto database = std::make_unique<SqliteDatabase>();
   RETURN_IF_ERROR(database->Init(path, migrations));
   return std::unique_ptr<Database>(std::move(database));

@@ -17,7 +17,8 @@ class DatabaseTest : public testing::Test {
   void SetUp() override { ASSERT_TRUE(MakeDirs(dir_).ok()); }
   void TearDown() override { ASSERT_TRUE(RemoveTree(dir_).ok()); }
 
-  std::unique_ptr<Database> Open(std::vector<Migration> migrations = {{1, "CREATE TABLE t (k TEXT PRIMARY KEY, n INTEGER, b BLOB)"}}) {
+  std::unique_ptr<Database> Open(std::vector<Migration> migrations = {
+                                     {1, "CREATE TABLE t (k TEXT PRIMARY KEY, n INTEGER, b BLOB)"}}) {
     auto database = Database::Open(path_, migrations);
     EXPECT_TRUE(database.ok()) << database.status();
     return std::move(database).value();
@@ -57,7 +58,8 @@ TEST_F(DatabaseTest, ATransactionIsAllOrNothing) {
   });
   EXPECT_EQ(status.code(), Code::kNotFound);
   EXPECT_TRUE(db->Query("SELECT k FROM t")->empty());
-  status = db->Transaction([](Session& session) { return session.Execute("INSERT INTO t (k) VALUES ('x')"); });
+  status =
+      db->Transaction([](Session& session) { return session.Execute("INSERT INTO t (k) VALUES ('x')"); });
   EXPECT_TRUE(status.ok()) << status;
   EXPECT_EQ(db->Query("SELECT k FROM t")->size(), 1u);
   EXPECT_EQ(*db->Change("UPDATE t SET n = 1 WHERE k = ?", {"nobody"}), 0);
@@ -75,7 +77,8 @@ TEST_F(DatabaseTest, NamesWhatIsWrong) {
 }
 
 TEST_F(DatabaseTest, MigratesOnceAndRefusesTheFuture) {
-  std::vector<Migration> all = {{1, "CREATE TABLE t (k TEXT PRIMARY KEY)"}, {2, "ALTER TABLE t ADD COLUMN n INTEGER; INSERT INTO t VALUES ('m', 1)"}};
+  std::vector<Migration> all = {{1, "CREATE TABLE t (k TEXT PRIMARY KEY)"},
+                                {2, "ALTER TABLE t ADD COLUMN n INTEGER; INSERT INTO t VALUES ('m', 1)"}};
   Open({all[0]});
   auto db = Open(all);
   EXPECT_EQ(db->Query("SELECT n FROM t")->size(), 1u);
@@ -99,11 +102,15 @@ TEST_F(DatabaseTest, AFullDiskSaysSoAndHealsWithRoom) {
   auto db = Open();
   ASSERT_TRUE(db->Execute("PRAGMA max_page_count = 20").ok());
   std::string big(200'000, 'x');
-  Status status = db->Transaction([&](Session& session) { return session.Execute("INSERT INTO t (k, b) VALUES ('big', ?)", {Blob{big}}); });
+  Status status = db->Transaction([&](Session& session) {
+    return session.Execute("INSERT INTO t (k, b) VALUES ('big', ?)", {Blob{big}});
+  });
   EXPECT_EQ(status.code(), Code::kResourceExhausted) << status;
   EXPECT_NE(status.message().find("no space left on " + path_), std::string::npos);
   ASSERT_TRUE(db->Execute("PRAGMA max_page_count = 100000").ok());
-  status = db->Transaction([&](Session& session) { return session.Execute("INSERT INTO t (k, b) VALUES ('big', ?)", {Blob{big}}); });
+  status = db->Transaction([&](Session& session) {
+    return session.Execute("INSERT INTO t (k, b) VALUES ('big', ?)", {Blob{big}});
+  });
   EXPECT_TRUE(status.ok()) << status;
 }
 
@@ -113,7 +120,9 @@ TEST_F(DatabaseTest, ManyThreadsWriteAndRead) {
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
       for (int i = 0; i < 200; ++i) {
-        EXPECT_TRUE(db->Execute("INSERT INTO t (k, n) VALUES (?, ?)", {std::to_string(t) + "/" + std::to_string(i), i}).ok());
+        EXPECT_TRUE(db->Execute("INSERT INTO t (k, n) VALUES (?, ?)",
+                                {std::to_string(t) + "/" + std::to_string(i), i})
+                        .ok());
         EXPECT_TRUE(db->Query("SELECT COUNT(*) FROM t").ok());
       }
     });
@@ -125,9 +134,11 @@ TEST_F(DatabaseTest, ManyThreadsWriteAndRead) {
 TEST_F(DatabaseTest, TheLogIsMovedIntoTheDatabase) {
   auto db = Open();
   std::string page(4000, 'x');
-  for (int i = 0; i < 3000; ++i) ASSERT_TRUE(db->Execute("INSERT INTO t (k, b) VALUES (?, ?)", {std::to_string(i), Blob{page}}).ok());
+  for (int i = 0; i < 3000; ++i)
+    ASSERT_TRUE(db->Execute("INSERT INTO t (k, b) VALUES (?, ?)", {std::to_string(i), Blob{page}}).ok());
   // Without checkpoints the database file would hold its first pages only.
-  for (int i = 0; i < 500 && std::filesystem::file_size(path_) < 4'000'000; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  for (int i = 0; i < 500 && std::filesystem::file_size(path_) < 4'000'000; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   EXPECT_GT(std::filesystem::file_size(path_), 4'000'000u);
 }
 

@@ -25,9 +25,12 @@ class Lent {
 
 Row::Value Column(sqlite3_stmt* statement, int column) {
   switch (sqlite3_column_type(statement, column)) {
-    case SQLITE_INTEGER: return static_cast<int64_t>(sqlite3_column_int64(statement, column));
-    case SQLITE_FLOAT: return sqlite3_column_double(statement, column);
-    case SQLITE_NULL: return std::monostate();
+    case SQLITE_INTEGER:
+      return static_cast<int64_t>(sqlite3_column_int64(statement, column));
+    case SQLITE_FLOAT:
+      return sqlite3_column_double(statement, column);
+    case SQLITE_NULL:
+      return std::monostate();
     default: {
       const void* data = sqlite3_column_blob(statement, column);  // for TEXT its UTF-8 bytes
       size_t size = static_cast<size_t>(sqlite3_column_bytes(statement, column));
@@ -42,7 +45,8 @@ bool NoSpace(int error) { return error == ENOSPC || error == EDQUOT; }
 
 Result<std::unique_ptr<SqliteConnection>> SqliteConnection::Open(const std::string& path, bool writes) {
   sqlite3* handle = nullptr;
-  int flags = (writes ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY) | SQLITE_OPEN_NOMUTEX;
+  int flags =
+      (writes ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY) | SQLITE_OPEN_NOMUTEX;
   int code = sqlite3_open_v2(path.c_str(), &handle, flags, nullptr);
   std::unique_ptr<SqliteConnection> connection(new SqliteConnection(path, handle));
   if (code != SQLITE_OK) return connection->Error(code, "opening");
@@ -66,18 +70,25 @@ Status SqliteConnection::Error(int code, std::string_view what) const {
   text += handle_ == nullptr ? sqlite3_errstr(code) : sqlite3_errmsg(handle_);
   switch (primary) {
     case SQLITE_CONSTRAINT:
-      if (code == SQLITE_CONSTRAINT_UNIQUE || code == SQLITE_CONSTRAINT_PRIMARYKEY) return AlreadyExists(text);
+      if (code == SQLITE_CONSTRAINT_UNIQUE || code == SQLITE_CONSTRAINT_PRIMARYKEY)
+        return AlreadyExists(text);
       return InvalidArgument(text);
-    case SQLITE_TOOBIG: return InvalidArgument(text);
+    case SQLITE_TOOBIG:
+      return InvalidArgument(text);
     case SQLITE_CORRUPT:
-    case SQLITE_NOTADB: return DataLoss(text);
+    case SQLITE_NOTADB:
+      return DataLoss(text);
     case SQLITE_PERM:
     case SQLITE_READONLY:
-    case SQLITE_AUTH: return PermissionDenied(text);
+    case SQLITE_AUTH:
+      return PermissionDenied(text);
     case SQLITE_BUSY:
-    case SQLITE_LOCKED: return Unavailable(text);
-    case SQLITE_NOMEM: return ResourceExhausted(text);
-    default: return Status(Code::kInternal, text, error);
+    case SQLITE_LOCKED:
+      return Unavailable(text);
+    case SQLITE_NOMEM:
+      return ResourceExhausted(text);
+    default:
+      return Status(Code::kInternal, text, error);
   }
 }
 
@@ -86,7 +97,8 @@ Result<sqlite3_stmt*> SqliteConnection::Prepare(std::string_view sql) {
   if (it != statements_.end()) return it->second;
   sqlite3_stmt* statement = nullptr;
   const char* tail = nullptr;
-  int code = sqlite3_prepare_v3(handle_, sql.data(), static_cast<int>(sql.size()), SQLITE_PREPARE_PERSISTENT, &statement, &tail);
+  int code = sqlite3_prepare_v3(handle_, sql.data(), static_cast<int>(sql.size()), SQLITE_PREPARE_PERSISTENT,
+                                &statement, &tail);
   if (code != SQLITE_OK) return Error(code, sql);
   if (statement == nullptr) return InvalidArgument(path_ + ": an empty statement");
   statements_.emplace(sql, statement);
@@ -129,7 +141,8 @@ Result<int64_t> SqliteConnection::Change(std::string_view sql, const Params& par
   return static_cast<int64_t>(sqlite3_changes64(handle_));
 }
 
-Status SqliteConnection::ForEach(std::string_view sql, const Params& params, const std::function<Status(Row&)>& each) {
+Status SqliteConnection::ForEach(std::string_view sql, const Params& params,
+                                 const std::function<Status(Row&)>& each) {
   ASSIGN_OR_RETURN(sqlite3_stmt * statement, Prepare(sql));
   Lent lent(statement);
   RETURN_IF_ERROR(Bind(statement, sql, params));

@@ -18,7 +18,8 @@ class SqliteConnection : public Session {
   ~SqliteConnection() override;
 
   Result<int64_t> Change(std::string_view sql, const Params& params = {}) override;
-  Status ForEach(std::string_view sql, const Params& params, const std::function<Status(Row& row)>& each) override;
+  Status ForEach(std::string_view sql, const Params& params,
+                 const std::function<Status(Row& row)>& each) override;
   // Several statements without parameters, not kept.
   Status Script(const std::string& sql);
   bool in_transaction() const { return sqlite3_get_autocommit(handle_) == 0; }

@@ -35,8 +35,13 @@ class RootOnly : public rpc::Authenticator {
 // One `debug run`: reads the pipes on a thread of its own, so that a slow reader of one run holds up nobody.
 class RunSession : public std::enable_shared_from_this<RunSession> {
  public:
-  RunSession(rpc::Ctx ctx, rpc::Stream<RunEvent> out, std::shared_ptr<spawner::Client> client, SteadyTime asked)
-      : ctx_(std::move(ctx)), out_(std::move(out)), client_(std::move(client)), asked_(asked), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+  RunSession(rpc::Ctx ctx, rpc::Stream<RunEvent> out, std::shared_ptr<spawner::Client> client,
+             SteadyTime asked)
+      : ctx_(std::move(ctx)),
+        out_(std::move(out)),
+        client_(std::move(client)),
+        asked_(asked),
+        wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
 
   void Begin(Node* node, Job job) {
     id_ = job.container_id();
@@ -88,7 +93,8 @@ class RunSession : public std::enable_shared_from_this<RunSession> {
     if (n == 0 || (n < 0 && errno != EAGAIN)) pipes_[index].reset();
     if (n <= 0) return false;
     RunEvent event;
-    (index == 0 ? *event.mutable_stdout_data() : *event.mutable_stderr_data()).assign(buffer.data(), static_cast<size_t>(n));
+    (index == 0 ? *event.mutable_stdout_data() : *event.mutable_stderr_data())
+        .assign(buffer.data(), static_cast<size_t>(n));
     out_.Write(event);
     return true;
   }
@@ -96,7 +102,8 @@ class RunSession : public std::enable_shared_from_this<RunSession> {
   void Run() {
     while (!exited_) {
       if (out_.buffered() > kMostBuffered) WaitDrained();
-      std::array<pollfd, 3> fds = {pollfd{wake_.get(), POLLIN, 0}, pollfd{pipes_[0].get(), POLLIN, 0}, pollfd{pipes_[1].get(), POLLIN, 0}};
+      std::array<pollfd, 3> fds = {pollfd{wake_.get(), POLLIN, 0}, pollfd{pipes_[0].get(), POLLIN, 0},
+                                   pollfd{pipes_[1].get(), POLLIN, 0}};
       poll(fds.data(), fds.size(), -1);
       for (int i = 0; i < 2; ++i) {
         if (fds[static_cast<size_t>(i) + 1].revents != 0) ReadPipe(i);
@@ -117,7 +124,8 @@ class RunSession : public std::enable_shared_from_this<RunSession> {
     out_.Write(end);
     out_.Finish();
     client_->Remove(id_, [id = id_](const Status& status) {
-      if (!status.ok()) LOG_WARN("a container could not be removed", {{"container_id", id}, {"error", status}});
+      if (!status.ok())
+        LOG_WARN("a container could not be removed", {{"container_id", id}, {"error", status}});
     });
   }
 
@@ -165,7 +173,8 @@ Job CompleteJob(Job job, const ImageSpec& image) {
   }
   process->clear_env();
   for (const auto& [name, value] : env) process->add_env(name + "=" + value);
-  if (process->cwd().empty()) process->set_cwd(image.config().workdir().empty() ? "/root" : image.config().workdir());
+  if (process->cwd().empty())
+    process->set_cwd(image.config().workdir().empty() ? "/root" : image.config().workdir());
   return job;
 }
 
@@ -181,19 +190,21 @@ Result<std::unique_ptr<rpc::Server>> AdminService::Serve(int listener) {
   router->Unary<Job, Plan>(kService, "Plan", [this](const Job& job, rpc::Ctx ctx, rpc::Reply<Plan> reply) {
     auto client = node_->spawner();
     if (!client) return reply(Unavailable("the spawner is not there"));
-    client->MakePlan(CompleteJob(job, ImageSpec()), [reply, ctx = std::move(ctx)](const Result<Plan>& plan) { reply(plan); });
+    client->MakePlan(CompleteJob(job, ImageSpec()),
+                     [reply, ctx = std::move(ctx)](const Result<Plan>& plan) { reply(plan); });
   });
-  router->Unary<DrainPools, Done>(kService, "DrainPools", [this](const DrainPools&, rpc::Ctx ctx, rpc::Reply<Done> reply) {
-    auto client = node_->spawner();
-    if (!client) return reply(Unavailable("the spawner is not there"));
-    client->DrainPools([reply, ctx = std::move(ctx)](const Status& status) {
-      if (status.ok()) {
-        reply(Done());
-      } else {
-        reply(status);
-      }
-    });
-  });
+  router->Unary<DrainPools, Done>(kService, "DrainPools",
+                                  [this](const DrainPools&, rpc::Ctx ctx, rpc::Reply<Done> reply) {
+                                    auto client = node_->spawner();
+                                    if (!client) return reply(Unavailable("the spawner is not there"));
+                                    client->DrainPools([reply, ctx = std::move(ctx)](const Status& status) {
+                                      if (status.ok()) {
+                                        reply(Done());
+                                      } else {
+                                        reply(status);
+                                      }
+                                    });
+                                  });
   AddRun(*router);
   AddImages(*router);
   rpc::ServerOptions options;
@@ -204,19 +215,24 @@ Result<std::unique_ptr<rpc::Server>> AdminService::Serve(int listener) {
 }
 
 void AdminService::AddRun(rpc::Router& router) {
-  router.ServerStream<RunRequest, RunEvent>(kService, "Run", [this](const RunRequest& request, rpc::Ctx ctx, rpc::Stream<RunEvent> out) {
+  router.ServerStream<
+      RunRequest,
+      RunEvent>(kService, "Run", [this](const RunRequest& request, rpc::Ctx ctx, rpc::Stream<RunEvent> out) {
     const SteadyTime asked = std::chrono::steady_clock::now();
     auto client = node_->spawner();
     if (!client) return out.Finish(Unavailable("the spawner is not there"));
-    if (const std::string why = node_->RefuseReason(); !why.empty()) return out.Finish(ResourceExhausted(why));
+    if (const std::string why = node_->RefuseReason(); !why.empty())
+      return out.Finish(ResourceExhausted(why));
     auto session = std::make_shared<RunSession>(std::move(ctx), out, client, asked);
     if (request.image().empty()) {
-      if (request.client_runtime()) return out.Finish(InvalidArgument("the client's runtime goes with an image"));
+      if (request.client_runtime())
+        return out.Finish(InvalidArgument("the client's runtime goes with an image"));
       return session->Begin(node_, CompleteJob(request.job(), ImageSpec()));
     }
     if (request.image().starts_with("im-")) {
-      return out.Finish(Unimplemented("a container can be started from a base image by its name here, such as python:3.11-slim-bookworm; "
-                                      "images of apps are known to the server"));
+      return out.Finish(Unimplemented(
+          "a container can be started from a base image by its name here, such as python:3.11-slim-bookworm; "
+          "images of apps are known to the server"));
     }
     auto start = [this, session, out](const ImageSpec& image, Job job, std::vector<std::string> ids) {
       for (const std::string& id : ids) {
@@ -226,19 +242,22 @@ void AdminService::AddRun(rpc::Router& router) {
       }
       session->Begin(node_, CompleteJob(std::move(job), image));
     };
-    builder_->MakeBase(request.image(), [](const std::string&) {}, [this, start, out, request](Result<ImageSpec> image) {
-      if (!image.ok()) return out.Finish(image.status());
-      std::vector<std::string> ids(image->layer_ids().begin(), image->layer_ids().end());
-      if (!request.client_runtime()) return start(*image, request.job(), std::move(ids));
-      builder_->RuntimeLayers(*image, node_->ground().default_client_version, true,
-                              [start, out, request, image = *image, ids](Result<std::vector<std::string>> runtime) mutable {
-                                if (!runtime.ok()) return out.Finish(runtime.status());
-                                ids.insert(ids.end(), runtime->begin(), runtime->end());
-                                Job job = request.job();
-                                job.mutable_process()->add_env("PYTHONPATH=/root:/pkg");
-                                start(image, std::move(job), std::move(ids));
-                              });
-    });
+    builder_->MakeBase(
+        request.image(), [](const std::string&) {},
+        [this, start, out, request](Result<ImageSpec> image) {
+          if (!image.ok()) return out.Finish(image.status());
+          std::vector<std::string> ids(image->layer_ids().begin(), image->layer_ids().end());
+          if (!request.client_runtime()) return start(*image, request.job(), std::move(ids));
+          builder_->RuntimeLayers(
+              *image, node_->ground().default_client_version, true,
+              [start, out, request, image = *image, ids](Result<std::vector<std::string>> runtime) mutable {
+                if (!runtime.ok()) return out.Finish(runtime.status());
+                ids.insert(ids.end(), runtime->begin(), runtime->end());
+                Job job = request.job();
+                job.mutable_process()->add_env("PYTHONPATH=/root:/pkg");
+                start(image, std::move(job), std::move(ids));
+              });
+        });
   });
 }
 
@@ -272,19 +291,25 @@ void AdminService::AddImages(rpc::Router& router) {
     out.Write(event);
   };
   router.ServerStream<BaseMakeRequest, ProgressEvent>(
-      kService, "MakeBase", [this, finish, tell](const BaseMakeRequest& request, rpc::Ctx ctx, rpc::Stream<ProgressEvent> out) {
+      kService, "MakeBase",
+      [this, finish, tell](const BaseMakeRequest& request, rpc::Ctx ctx, rpc::Stream<ProgressEvent> out) {
         builder_->MakeBase(
             request.name(), [out, tell](const std::string& text) { tell(out, text); },
             [this, out, finish, tell, request, ctx](Result<ImageSpec> image) {
               if (!image.ok() || !request.client_runtime()) return finish(out, image.status());
               tell(out, "making the client's runtime for Python " + image->python_version());
               builder_->RuntimeLayers(*image, node_->ground().default_client_version, true,
-                                      [out, finish, ctx](const Result<std::vector<std::string>>& layers) { finish(out, layers.status()); });
+                                      [out, finish, ctx](const Result<std::vector<std::string>>& layers) {
+                                        finish(out, layers.status());
+                                      });
             });
       });
   router.ServerStream<ImageImportRequest, ProgressEvent>(
-      kService, "ImportImage", [this, finish](const ImageImportRequest& request, rpc::Ctx ctx, rpc::Stream<ProgressEvent> out) {
-        pool_->Post([this, finish, request, out, ctx = std::move(ctx)] { finish(out, builder_->ImportArchive(request.name(), request.path())); });
+      kService, "ImportImage",
+      [this, finish](const ImageImportRequest& request, rpc::Ctx ctx, rpc::Stream<ProgressEvent> out) {
+        pool_->Post([this, finish, request, out, ctx = std::move(ctx)] {
+          finish(out, builder_->ImportArchive(request.name(), request.path()));
+        });
       });
 }
 

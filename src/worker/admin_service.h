@@ -1,11 +1,10 @@
-// lydian.WorkerAdmin, over the worker's admin socket, for uid 0: what `lydian status`, `debug` and `image` ask.
+// lydian.WorkerAdmin, over the worker's admin socket, for uid 0: what `lydian status`, `debug` and `image`
+// ask.
 //   Status       StatusRequest -> StatusResponse
-//   Run          RunRequest -> stream RunEvent: one container, its output, its end; killed when the caller goes
-//   Plan         Job -> Plan
-//   Bases        BaseListRequest -> BaseListResponse
-//   MakeBase     BaseMakeRequest -> stream ProgressEvent
-//   ImportImage  ImageImportRequest -> stream ProgressEvent
-//   DrainPools   DrainPools -> Done: for measurements
+//   Run          RunRequest -> stream RunEvent: one container, its output, its end; killed when the caller
+//   goes Plan         Job -> Plan Bases        BaseListRequest -> BaseListResponse MakeBase BaseMakeRequest
+//   -> stream ProgressEvent ImportImage  ImageImportRequest -> stream ProgressEvent DrainPools   DrainPools
+//   -> Done: for measurements
 // Thread-safety: all methods. Ownership: what it stands on outlives it.
 #pragma once
 

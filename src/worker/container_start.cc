@@ -17,7 +17,9 @@ namespace lydian::worker {
 namespace {
 constexpr Millis kSpawnerWait{100};
 
-uint32_t TableCapacity(const TaskSpec& spec) { return 16 + 2 * std::max(spec.slots(), spec.batch_max_size()); }
+uint32_t TableCapacity(const TaskSpec& spec) {
+  return 16 + 2 * std::max(spec.slots(), spec.batch_max_size());
+}
 
 UniqueFd TakeFd(spawner::Container* container, const char* name) {
   auto it = container->fds.find(name);
@@ -72,25 +74,31 @@ void ContainerTask::WriteFiles(std::shared_ptr<Preparation> preparation) {
 
 void ContainerTask::GatherLayers(std::shared_ptr<Preparation> preparation) {
   auto self = shared_from_this();
-  const std::string version = spec_.client_version().empty() ? ground_->default_client_version : spec_.client_version();
+  const std::string version =
+      spec_.client_version().empty() ? ground_->default_client_version : spec_.client_version();
   ground_->builder->RuntimeLayers(spec_.image(), version, NeedsDependencies(spec_.image().builder_version()),
                                   [self, preparation](Result<std::vector<std::string>> layers) {
-                                    self->Gathered(preparation, 0, std::move(layers).With("the client's runtime"));
+                                    self->Gathered(preparation, 0,
+                                                   std::move(layers).With("the client's runtime"));
                                   });
   for (int i = 0; i < spec_.mount_ids_size(); ++i) {
     const std::string& mount_id = spec_.mount_ids(i);
     const size_t slot = 1 + static_cast<size_t>(i);
-    ground_->objects->Mount(mount_id, [self, preparation, slot, mount_id](Result<std::vector<ContextFile>> files) {
-      if (!files.ok()) return self->Gathered(preparation, slot, files.status());
-      self->ground_->builder->MountLayer(mount_id, *files, [self, preparation, slot, mount_id](Result<std::string> layer) {
-        if (!layer.ok()) return self->Gathered(preparation, slot, layer.status().With("mount " + mount_id));
-        self->Gathered(preparation, slot, std::vector<std::string>{*layer});
-      });
-    });
+    ground_->objects->Mount(
+        mount_id, [self, preparation, slot, mount_id](Result<std::vector<ContextFile>> files) {
+          if (!files.ok()) return self->Gathered(preparation, slot, files.status());
+          self->ground_->builder->MountLayer(
+              mount_id, *files, [self, preparation, slot, mount_id](Result<std::string> layer) {
+                if (!layer.ok())
+                  return self->Gathered(preparation, slot, layer.status().With("mount " + mount_id));
+                self->Gathered(preparation, slot, std::vector<std::string>{*layer});
+              });
+        });
   }
 }
 
-void ContainerTask::Gathered(std::shared_ptr<Preparation> preparation, size_t slot, Result<std::vector<std::string>> layers) {
+void ContainerTask::Gathered(std::shared_ptr<Preparation> preparation, size_t slot,
+                             Result<std::vector<std::string>> layers) {
   ground_->strand->Post([self = shared_from_this(), preparation, slot, layers = std::move(layers)]() mutable {
     if (layers.ok()) {
       preparation->layers[slot] = std::move(layers).value();
@@ -106,7 +114,8 @@ void ContainerTask::Resolve(std::shared_ptr<Preparation> preparation) {
   if (!preparation->error.ok()) return Refuse(preparation->error);
   ground_->pool->Post([self = shared_from_this(), preparation] {
     auto resolve = [&]() -> Status {
-      std::vector<std::string> ids(self->spec_.image().layer_ids().begin(), self->spec_.image().layer_ids().end());
+      std::vector<std::string> ids(self->spec_.image().layer_ids().begin(),
+                                   self->spec_.image().layer_ids().end());
       const size_t of_image = ids.size();
       for (const auto& layers : preparation->layers) ids.insert(ids.end(), layers.begin(), layers.end());
       ids.push_back(self->ground_->launcher_layer);
@@ -115,8 +124,9 @@ void ContainerTask::Resolve(std::shared_ptr<Preparation> preparation) {
         ASSIGN_OR_RETURN(const image::LayerInfo layer, self->ground_->layers->Find(id));
         preparation->lowers.push_back(layer.path);
       }
-      preparation->python =
-          FindPython(self->spec_.image(), {preparation->lowers.begin(), preparation->lowers.begin() + static_cast<long>(of_image)});
+      preparation->python = FindPython(
+          self->spec_.image(),
+          {preparation->lowers.begin(), preparation->lowers.begin() + static_cast<long>(of_image)});
       if (self->spec_.commit_layer()) {
         ASSIGN_OR_RETURN(self->transaction_, self->ground_->layers->Begin());
       }
@@ -135,19 +145,19 @@ void ContainerTask::Create(std::shared_ptr<Preparation> preparation) {
   auto spawner = ground_->spawner();
   if (!spawner) {
     // It is being started again.
-    ground_->strand->PostAfter(kSpawnerWait, [self = shared_from_this(), preparation] { self->Create(preparation); });
+    ground_->strand->PostAfter(kSpawnerWait,
+                               [self = shared_from_this(), preparation] { self->Create(preparation); });
     return;
   }
   state_ = State::kStarting;
-  TaskJob made = MakeTaskJob(spec_, {container_id_, preparation->lowers, Dir() + "/arguments.bin", preparation->python,
-                                     transaction_ ? transaction_->dir() : ""});
-  spawner->Create(std::move(made.job),
-                  [self = shared_from_this(), identity = std::move(made.identity)](Result<spawner::Container> container) mutable {
-                    auto shared = std::make_shared<Result<spawner::Container>>(std::move(container));
-                    self->ground_->strand->Post([self, shared, identity = std::move(identity)] {
-                      self->Created(std::move(*shared), identity);
-                    });
-                  });
+  TaskJob made = MakeTaskJob(spec_, {container_id_, preparation->lowers, Dir() + "/arguments.bin",
+                                     preparation->python, transaction_ ? transaction_->dir() : ""});
+  spawner->Create(std::move(made.job), [self = shared_from_this(), identity = std::move(made.identity)](
+                                           Result<spawner::Container> container) mutable {
+    auto shared = std::make_shared<Result<spawner::Container>>(std::move(container));
+    self->ground_->strand->Post(
+        [self, shared, identity = std::move(identity)] { self->Created(std::move(*shared), identity); });
+  });
 }
 
 void ContainerTask::Created(Result<spawner::Container> container, const std::string& identity) {
@@ -235,7 +245,8 @@ void ContainerTask::SendIdentity(std::string frame) {
   const ssize_t n = send(control_.get(), frame.data(), frame.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
   if (n == static_cast<ssize_t>(frame.size())) return sent({});
   // Larger than the socket's buffer: the launcher reads when its imports are done.
-  ground_->pool->Post([self = shared_from_this(), sent, frame = frame.substr(n > 0 ? static_cast<size_t>(n) : 0)] {
+  ground_->pool->Post([self = shared_from_this(), sent,
+                       frame = frame.substr(n > 0 ? static_cast<size_t>(n) : 0)] {
     timeval limit{.tv_sec = 60, .tv_usec = 0};
     setsockopt(self->control_.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     Status status;
@@ -290,7 +301,8 @@ bool ContainerTask::Adopt(spawner::Container container, bool exited, const ExitE
   hello_ = true;
   stopping_ = table_->flag(LeaseTable::kStopping);
   // Its variables were in the memory of the worker that died.
-  if (!exited && container.info.job().process().control_fd() && !table_->flag(LeaseTable::kIdentitySent)) return false;
+  if (!exited && container.info.job().process().control_fd() && !table_->flag(LeaseTable::kIdentitySent))
+    return false;
   OpenDesk();
   if (Status status = Serve(&container); !status.ok()) {
     LOG_ERROR("an adopted container can't be served", {{"task_id", spec_.task_id()}, {"error", status}});
@@ -311,7 +323,8 @@ void ContainerTask::AdoptRemains() {
   table_ = std::move(*table);
   OpenDesk();
   exit_ = LostExit("the machine or the process that held its container went down");
-  if (Result<std::string> bytes = ReadFile(Dir() + "/exit.pb"); bytes.ok() && !exit_.ParseFromString(*bytes)) {
+  if (Result<std::string> bytes = ReadFile(Dir() + "/exit.pb");
+      bytes.ok() && !exit_.ParseFromString(*bytes)) {
     exit_ = LostExit("what was noted of its end does not parse");
   }
   desk_->Abandon();

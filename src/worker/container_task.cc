@@ -33,9 +33,12 @@ ContainerTask::~ContainerTask() {
 std::string ContainerTask::StateName() const {
   switch (state_) {
     case State::kPreparing:
-    case State::kStarting: return "creating";
-    case State::kRunning: return stopping_ ? "stopping" : desk_ && desk_->ready() ? "ready" : "started";
-    case State::kEnded: return "ended";
+    case State::kStarting:
+      return "creating";
+    case State::kRunning:
+      return stopping_ ? "stopping" : desk_ && desk_->ready() ? "ready" : "started";
+    case State::kEnded:
+      return "ended";
   }
   return "";
 }
@@ -71,12 +74,14 @@ void ContainerTask::Update(TaskUpdate::State state, const std::function<void(Tas
 void ContainerTask::OnWelcome() {
   switch (state_) {
     case State::kPreparing:
-    case State::kStarting: return Update(TaskUpdate::CREATING);
+    case State::kStarting:
+      return Update(TaskUpdate::CREATING);
     case State::kRunning:
       Update(TaskUpdate::STARTED);
       if (desk_->ready()) Update(TaskUpdate::READY);
       break;
-    case State::kEnded: break;  // the logs go first: on_sent says when
+    case State::kEnded:
+      break;  // the logs go first: on_sent says when
   }
   if (!init_result_.empty()) {
     Update(TaskUpdate::INIT_FAILED, [this](TaskUpdate* update) { update->set_result(init_result_); });
@@ -94,7 +99,8 @@ void ContainerTask::Drop() {
 
 void ContainerTask::Stop(StopTask::Mode mode, uint32_t grace_ms, const std::string& reason) {
   if (state_ == State::kEnded) return;
-  LOG_INFO("task is to stop", {{"task_id", spec_.task_id()}, {"mode", StopTask::Mode_Name(mode)}, {"reason", reason}});
+  LOG_INFO("task is to stop",
+           {{"task_id", spec_.task_id()}, {"mode", StopTask::Mode_Name(mode)}, {"reason", reason}});
   if (table_) table_->SetFlag(LeaseTable::kStopping);
   stopping_ = true;
   if (state_ != State::kRunning) return;  // Created sees it
@@ -122,12 +128,13 @@ void ContainerTask::StopItself(std::function<void()> done) {
 
 void ContainerTask::ArmGrace(uint32_t grace_ms) {
   if (grace_timer_) return;
-  grace_timer_ = ground_->strand->PostAfter(Millis(grace_ms == 0 ? kGraceMs : grace_ms), [weak = weak_from_this()] {
-    auto self = weak.lock();
-    if (!self || self->state_ != State::kRunning) return;
-    LOG_WARN("a container did not end in its time and is killed", {{"task_id", self->spec_.task_id()}});
-    self->KillNow();
-  });
+  grace_timer_ =
+      ground_->strand->PostAfter(Millis(grace_ms == 0 ? kGraceMs : grace_ms), [weak = weak_from_this()] {
+        auto self = weak.lock();
+        if (!self || self->state_ != State::kRunning) return;
+        LOG_WARN("a container did not end in its time and is killed", {{"task_id", self->spec_.task_id()}});
+        self->KillNow();
+      });
 }
 
 void ContainerTask::Signal(int signal) {
@@ -166,7 +173,8 @@ void ContainerTask::Acked(const LeaseRef& lease) {
 
 void ContainerTask::Cancel(const CancelInputs& cancel) {
   if (!desk_ || state_ != State::kRunning) return;
-  for (std::string& id : desk_->Cancel({cancel.input_ids().begin(), cancel.input_ids().end()})) cancelled_.push_back(std::move(id));
+  for (std::string& id : desk_->Cancel({cancel.input_ids().begin(), cancel.input_ids().end()}))
+    cancelled_.push_back(std::move(id));
   AnswerHeartbeat();
 }
 
@@ -246,7 +254,8 @@ void ContainerTask::OnReady() { Update(TaskUpdate::READY); }
 void ContainerTask::OnExit(const ExitEvent& event) {
   if (state_ != State::kRunning) return;
   const TaskExit exit = DescribeExit(event, stopping_);
-  const bool ended_well = exit.signal() == 0 && exit.exit_code() == 0 && init_result_.empty() && desk_->last_output_status() == 1;
+  const bool ended_well =
+      exit.signal() == 0 && exit.exit_code() == 0 && init_result_.empty() && desk_->last_output_status() == 1;
   LOG_INFO("task has ended", {{"task_id", spec_.task_id()}, {"exit", exit.text()}});
   End(exit, spec_.commit_layer() && ended_well);
 }
@@ -280,7 +289,8 @@ void ContainerTask::StopServing() {
   ground_->pool->Post([server = std::shared_ptr<rpc::Server>(std::move(server_))] { server->Stop(200); });
 }
 
-// The spawner has killed what the main process left behind, so the pipes have no writer: what they hold is all.
+// The spawner has killed what the main process left behind, so the pipes have no writer: what they hold is
+// all.
 void ContainerTask::Finalize() {
   ground_->logs->Finish(spec_.task_id());
   auto self = shared_from_this();
@@ -303,7 +313,8 @@ void ContainerTask::Finalize() {
     if (self->exit_.lost() || !spawner) return removed({});
     spawner->Remove(self->container_id_, removed);
   };
-  // An app's containers end together: all their ends are told before the spawner spends time on freeing any of them.
+  // An app's containers end together: all their ends are told before the spawner spends time on freeing any
+  // of them.
   if (transaction_) return remove();
   ground_->strand->PostAfter(kRemovePause, remove);
 }
@@ -318,15 +329,18 @@ void ContainerTask::CommitLayer() {
       }
     }
     const std::string id = NewId("ly");
-    Result<image::LayerInfo> layer = self->transaction_->Commit(id, "run_function " + self->spec_.function_name());
+    Result<image::LayerInfo> layer =
+        self->transaction_->Commit(id, "run_function " + self->spec_.function_name());
     self->ground_->strand->Post([self, layer = std::move(layer)] {
       self->transaction_.reset();
       self->pin_.reset();
       if (layer.ok()) {
         self->layer_id_ = layer->id;
       } else {
-        self->end_error_ = layer.status().With("keeping what " + self->spec_.function_name() + " wrote").ToString();
-        LOG_ERROR("a layer could not be committed", {{"task_id", self->spec_.task_id()}, {"error", layer.status()}});
+        self->end_error_ =
+            layer.status().With("keeping what " + self->spec_.function_name() + " wrote").ToString();
+        LOG_ERROR("a layer could not be committed",
+                  {{"task_id", self->spec_.task_id()}, {"error", layer.status()}});
       }
       self->finalized_ = true;
       self->TrySendExit();

@@ -1,7 +1,8 @@
 // One task: from its spec to its container, and to its end. Everything on the node's strand.
 //
-// States: kPreparing (files and layers) -> kStarting (asked the spawner) -> kRunning -> kEnded (the process is gone; what is left
-// of its logs and outputs travels) -> gone (Hooks.gone). Errors before kRunning end as REFUSED, after it as EXITED.
+// States: kPreparing (files and layers) -> kStarting (asked the spawner) -> kRunning -> kEnded (the process
+// is gone; what is left of its logs and outputs travels) -> gone (Hooks.gone). Errors before kRunning end as
+// REFUSED, after it as EXITED.
 #pragma once
 
 #include <functional>
@@ -35,14 +36,14 @@ struct TaskGround {
   Objects* objects = nullptr;
   image::LayerStore* layers = nullptr;
   build::Builder* builder = nullptr;
-  std::string launcher_layer;                      // a lower with kLauncherPath
+  std::string launcher_layer;  // a lower with kLauncherPath
   std::string default_client_version;
   std::function<std::shared_ptr<spawner::Client>()> spawner;
   std::function<Result<std::unique_ptr<rpc::Server>>(int listener, const TaskSpec& spec)> serve;
-  std::function<std::string()> refuse;             // "" or why nothing may be started (no space left)
+  std::function<std::string()> refuse;  // "" or why nothing may be started (no space left)
   std::function<void(FromWorker)> send;
   std::function<void(const std::string& task_id)> gone;
-  std::function<void(const TaskUpdate&)> ended;    // EXITED or REFUSED as it was sent
+  std::function<void(const TaskUpdate&)> ended;  // EXITED or REFUSED as it was sent
 };
 
 class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
@@ -61,12 +62,12 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   void OnExit(const ExitEvent& event);
   void OnSpawnerLost();
   std::unique_ptr<rpc::Server> TakeServer() { return std::move(server_); }  // of a worker that lets go
-  void OnWelcome();                                // says again what control may not know
-  void Drop();                                     // control doesn't know it: nothing more is reported
+  void OnWelcome();  // says again what control may not know
+  void Drop();       // control doesn't know it: nothing more is reported
 
   void AddLease(const Lease& lease);
   void Cancel(const CancelInputs& cancel);
-  void Recall(const RecallInputs& recall);         // those that the container doesn't have yet
+  void Recall(const RecallInputs& recall);  // those that the container doesn't have yet
   void Acked(const LeaseRef& lease);
 
   void Hello() { hello_ = true; }
@@ -93,7 +94,8 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   std::string Dir() const { return ground_->tasks_dir + "/" + spec_.task_id(); }
   void WriteFiles(std::shared_ptr<Preparation> preparation);
   void GatherLayers(std::shared_ptr<Preparation> preparation);
-  void Gathered(std::shared_ptr<Preparation> preparation, size_t slot, Result<std::vector<std::string>> layers);
+  void Gathered(std::shared_ptr<Preparation> preparation, size_t slot,
+                Result<std::vector<std::string>> layers);
   void Resolve(std::shared_ptr<Preparation> preparation);
   void Create(std::shared_ptr<Preparation> preparation);
   void Created(Result<spawner::Container> container, const std::string& identity);
@@ -102,7 +104,7 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   void OpenDesk();
   void Refuse(const Status& status);
   void End(const TaskExit& exit, bool commit);
-  void Finalize();                                 // kills what is left, then takes the last of the logs
+  void Finalize();  // kills what is left, then takes the last of the logs
   void CommitLayer();
   void TrySendExit();
   void TryLeave();

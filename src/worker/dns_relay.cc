@@ -86,14 +86,18 @@ std::vector<std::string> ParseResolvConf(std::string_view text) {
 std::string ServFail(std::string_view question) {
   if (question.size() < kHeader || (question[2] & 0x80) != 0) return {};
   std::string answer(question);
-  answer[2] = static_cast<char>((static_cast<unsigned char>(answer[2]) & 0x79) | 0x80);  // a response; opcode and RD kept
-  answer[3] = static_cast<char>(0x82);                                                   // RA, SERVFAIL
-  // Counts of answers, authorities, additionals: none (an OPT record that follows the question is cut off with them).
+  answer[2] = static_cast<char>((static_cast<unsigned char>(answer[2]) & 0x79) |
+                                0x80);  // a response; opcode and RD kept
+  answer[3] = static_cast<char>(0x82);  // RA, SERVFAIL
+  // Counts of answers, authorities, additionals: none (an OPT record that follows the question is cut off
+  // with them).
   for (size_t i = 6; i < kHeader; ++i) answer[i] = 0;
   size_t at = kHeader;
-  const int questions = static_cast<unsigned char>(question[4]) << 8 | static_cast<unsigned char>(question[5]);
+  const int questions =
+      static_cast<unsigned char>(question[4]) << 8 | static_cast<unsigned char>(question[5]);
   for (int i = 0; i < questions; ++i) {
-    while (at < question.size() && question[at] != 0) at += static_cast<unsigned char>(question[at]) + size_t{1};
+    while (at < question.size() && question[at] != 0)
+      at += static_cast<unsigned char>(question[at]) + size_t{1};
     at += 5;
     if (at > question.size()) return {};
   }
@@ -104,12 +108,12 @@ std::string ServFail(std::string_view question) {
 struct DnsRelay::Question {
   uint64_t id;
   std::string bytes;
-  Address from;                  // of a datagram
-  uint64_t stream = 0;           // of a TCP client
+  Address from;         // of a datagram
+  uint64_t stream = 0;  // of a TCP client
   std::vector<std::string> servers;
-  size_t server = 0;             // asked now
+  size_t server = 0;  // asked now
   UniqueFd upstream;
-  std::string in, out;           // TCP
+  std::string in, out;  // TCP
   SteadyTime deadline;
 };
 
@@ -196,7 +200,8 @@ uint16_t DnsRelay::BoundPort() {
   Post([&] {
     sockaddr_in address{};
     socklen_t length = sizeof address;
-    const bool bound = udp_.valid() && getsockname(udp_.get(), reinterpret_cast<sockaddr*>(&address), &length) == 0;
+    const bool bound =
+        udp_.valid() && getsockname(udp_.get(), reinterpret_cast<sockaddr*>(&address), &length) == 0;
     port.set_value(bound ? ntohs(address.sin_port) : 0);
   });
   return port.get_future().get();
@@ -206,29 +211,35 @@ Status DnsRelay::Bind() {
   udp_.reset();
   tcp_.reset();
   Address address;
-  if (!MakeAddress(options_.address, options_.port, &address)) return InvalidArgument(options_.address + " is not an address");
+  if (!MakeAddress(options_.address, options_.port, &address))
+    return InvalidArgument(options_.address + " is not an address");
   UniqueFd udp(socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   UniqueFd tcp(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   for (const UniqueFd* fd : {&udp, &tcp}) {
     if (!fd->valid()) return ErrnoStatus("making a DNS socket");
     const int on = 1;
     setsockopt(fd->get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    setsockopt(fd->get(), IPPROTO_IP, IP_FREEBIND, &on, sizeof on);  // the bridge gets its addresses after its name
+    setsockopt(fd->get(), IPPROTO_IP, IP_FREEBIND, &on,
+               sizeof on);  // the bridge gets its addresses after its name
     // Two instances have the same address, each on its own bridge.
     if (!options_.bridge.empty() &&
-        setsockopt(fd->get(), SOL_SOCKET, SO_BINDTODEVICE, options_.bridge.c_str(), static_cast<socklen_t>(options_.bridge.size())) != 0) {
+        setsockopt(fd->get(), SOL_SOCKET, SO_BINDTODEVICE, options_.bridge.c_str(),
+                   static_cast<socklen_t>(options_.bridge.size())) != 0) {
       return ErrnoStatus("binding to " + options_.bridge);
     }
     if (bind(fd->get(), reinterpret_cast<sockaddr*>(&address.storage), address.length) != 0) {
       return ErrnoStatus("binding to " + options_.address + ":" + std::to_string(options_.port));
     }
-    if (options_.port == 0) getsockname(fd->get(), reinterpret_cast<sockaddr*>(&address.storage), &address.length);
+    if (options_.port == 0)
+      getsockname(fd->get(), reinterpret_cast<sockaddr*>(&address.storage), &address.length);
   }
   if (listen(tcp.get(), 64) != 0) return ErrnoStatus("listening for DNS");
   epoll_event event{.events = EPOLLIN, .data = {.u64 = kUdp}};
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, udp.get(), &event) != 0) return ErrnoStatus("watching a DNS socket");
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, udp.get(), &event) != 0)
+    return ErrnoStatus("watching a DNS socket");
   event.data.u64 = kTcp;
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, tcp.get(), &event) != 0) return ErrnoStatus("watching a DNS socket");
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, tcp.get(), &event) != 0)
+    return ErrnoStatus("watching a DNS socket");
   udp_ = std::move(udp);
   tcp_ = std::move(tcp);
   return {};
@@ -239,7 +250,8 @@ void DnsRelay::ReadQuestions() {
   for (int i = 0; i < 64; ++i) {
     Address from;
     from.length = sizeof from.storage;
-    const ssize_t n = recvfrom(udp_.get(), buffer.data(), buffer.size(), 0, reinterpret_cast<sockaddr*>(&from.storage), &from.length);
+    const ssize_t n = recvfrom(udp_.get(), buffer.data(), buffer.size(), 0,
+                               reinterpret_cast<sockaddr*>(&from.storage), &from.length);
     if (n < 0) return;
     if (static_cast<size_t>(n) < kHeader || (buffer[2] & 0x80) != 0) continue;
     if (questions_.size() >= options_.most_in_flight) questions_.erase(questions_.begin());
@@ -253,21 +265,26 @@ void DnsRelay::ReadQuestions() {
   }
 }
 
-// Asks the resolver whose turn it is, or the next that can be asked; when none is left, the answer is SERVFAIL.
+// Asks the resolver whose turn it is, or the next that can be asked; when none is left, the answer is
+// SERVFAIL.
 void DnsRelay::Ask(Question& question) {
-  if (question.servers.empty()) question.servers = ParseResolvConf(ReadFile(options_.resolv_conf, 1 << 20).value_or(""));
+  if (question.servers.empty())
+    question.servers = ParseResolvConf(ReadFile(options_.resolv_conf, 1 << 20).value_or(""));
   const bool tcp = question.stream != 0;
   for (; question.server < question.servers.size(); ++question.server) {
     Address address;
     if (!MakeAddress(question.servers[question.server], options_.upstream_port, &address)) continue;
     // A socket of its own for each question: its port is one more thing that a forged answer has to guess.
-    question.upstream.reset(socket(address.storage.ss_family, (tcp ? SOCK_STREAM : SOCK_DGRAM) | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    question.upstream.reset(socket(address.storage.ss_family,
+                                   (tcp ? SOCK_STREAM : SOCK_DGRAM) | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     if (!question.upstream.valid()) continue;
-    const int connected = connect(question.upstream.get(), reinterpret_cast<sockaddr*>(&address.storage), address.length);
+    const int connected =
+        connect(question.upstream.get(), reinterpret_cast<sockaddr*>(&address.storage), address.length);
     if (connected != 0 && errno != EINPROGRESS) continue;
     question.in.clear();
     question.out = tcp ? Framed(question.bytes) : "";
-    if (!tcp && send(question.upstream.get(), question.bytes.data(), question.bytes.size(), MSG_NOSIGNAL) < 0) continue;
+    if (!tcp && send(question.upstream.get(), question.bytes.data(), question.bytes.size(), MSG_NOSIGNAL) < 0)
+      continue;
     epoll_event event{.events = tcp ? EPOLLIN | EPOLLOUT : EPOLLIN, .data = {.u64 = question.id}};
     if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, question.upstream.get(), &event) != 0) continue;
     question.deadline = std::chrono::steady_clock::now() + Millis(options_.timeout_ms);
@@ -312,8 +329,8 @@ void DnsRelay::Answer(Question& question, std::string_view answer) {
   const uint64_t id = question.id;
   if (question.stream == 0) {
     if (!answer.empty() && udp_.valid()) {
-      sendto(udp_.get(), answer.data(), answer.size(), MSG_NOSIGNAL, reinterpret_cast<sockaddr*>(&question.from.storage),
-             question.from.length);
+      sendto(udp_.get(), answer.data(), answer.size(), MSG_NOSIGNAL,
+             reinterpret_cast<sockaddr*>(&question.from.storage), question.from.length);
     }
   } else if (auto it = streams_.find(question.stream); it != streams_.end()) {
     it->second->asked = false;
@@ -333,7 +350,8 @@ void DnsRelay::AcceptStream() {
   stream->fd = std::move(fd);
   stream->deadline = std::chrono::steady_clock::now() + kStreamIdle;
   epoll_event event{.events = EPOLLIN, .data = {.u64 = stream->id}};
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, stream->fd.get(), &event) == 0) streams_[stream->id] = std::move(stream);
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, stream->fd.get(), &event) == 0)
+    streams_[stream->id] = std::move(stream);
 }
 
 void DnsRelay::ServeStream(uint64_t id, uint32_t events) {

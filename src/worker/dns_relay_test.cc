@@ -67,7 +67,8 @@ TEST_F(DnsRelayTest, ADatagramGoesThereAndBack) {
   char buffer[512];
   sockaddr_in from{};
   socklen_t length = sizeof from;
-  const ssize_t n = recvfrom(upstream.get(), buffer, sizeof buffer, 0, reinterpret_cast<sockaddr*>(&from), &length);
+  const ssize_t n =
+      recvfrom(upstream.get(), buffer, sizeof buffer, 0, reinterpret_cast<sockaddr*>(&from), &length);
   ASSERT_EQ(std::string(buffer, static_cast<size_t>(n)), question);
   std::string forged = question, answer = question;
   forged[0] ^= 1;
@@ -115,7 +116,8 @@ TEST_F(DnsRelayTest, TcpWorksToo) {
 
 TEST(DnsText, ResolvConf) {
   using List = std::vector<std::string>;
-  EXPECT_EQ(ParseResolvConf("nameserver 10.0.0.1\nsearch x\nnameserver\t::1 # two\nnameservers 1.1.1.1\n"), (List{"10.0.0.1", "::1"}));
+  EXPECT_EQ(ParseResolvConf("nameserver 10.0.0.1\nsearch x\nnameserver\t::1 # two\nnameservers 1.1.1.1\n"),
+            (List{"10.0.0.1", "::1"}));
   EXPECT_EQ(ParseResolvConf(""), List{"127.0.0.1"});
   EXPECT_EQ(ParseResolvConf("nameserver 1\nnameserver 2\nnameserver 3\nnameserver 4").size(), 3u);
 }

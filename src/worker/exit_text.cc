@@ -20,7 +20,8 @@ std::string BytesText(uint64_t bytes) {
   char text[32];
   // 1023.97 MiB would print as "1024.0": whole numbers from 10 on.
   const double rounded = value < 10 ? value : static_cast<double>(static_cast<uint64_t>(value + 0.5));
-  snprintf(text, sizeof text, rounded == static_cast<double>(static_cast<uint64_t>(rounded)) ? "%.0f %s" : "%.1f %s", rounded,
+  snprintf(text, sizeof text,
+           rounded == static_cast<double>(static_cast<uint64_t>(rounded)) ? "%.0f %s" : "%.1f %s", rounded,
            kUnits[unit]);
   return text;
 }
@@ -53,8 +54,9 @@ TaskExit DescribeExit(const ExitEvent& event, bool stopped_by_us) {
     const uint64_t limit = event.memory_limit_bytes();
     // The peak may be a page or two over the limit, or read before the last allocation: it was full.
     const uint64_t used = limit > 0 ? limit : event.memory_peak_bytes();
-    std::string memory = "out of memory: used " + BytesText(used) +
-                         (limit > 0 ? " of " + BytesText(limit) : ", more than the machine had left for containers");
+    std::string memory =
+        "out of memory: used " + BytesText(used) +
+        (limit > 0 ? " of " + BytesText(limit) : ", more than the machine had left for containers");
     if (killed && !stopped_by_us) {
       exit.set_oom(true);
       text = memory;

@@ -1,6 +1,6 @@
-// What a container's own socket answers: its own RPCs here, from leases; everything else by relay. The client's message types stay in
-// guest_api_*.cc.
-// Thread-safety: all functions. Handlers post to the backend and return.
+// What a container's own socket answers: its own RPCs here, from leases; everything else by relay. The
+// client's message types stay in guest_api_*.cc. Thread-safety: all functions. Handlers post to the backend
+// and return.
 #pragma once
 
 #include <functional>
@@ -25,7 +25,8 @@ class GuestBackend {
                               std::function<void(Result<std::vector<std::string>>)> reply) = 0;
   virtual void GuestAsks(const std::string& task_id, std::shared_ptr<InputQuestion> question) = 0;
   virtual void GuestWithdraws(const std::string& task_id, std::shared_ptr<InputQuestion> question) = 0;
-  virtual void GuestPuts(const std::string& task_id, std::vector<Output> outputs, std::function<void()> done) = 0;
+  virtual void GuestPuts(const std::string& task_id, std::vector<Output> outputs,
+                         std::function<void()> done) = 0;
   // A failure of the whole task: `result` is a modal.client.GenericResult.
   virtual void GuestResult(const std::string& task_id, std::string result, std::function<void()> done) = 0;
   virtual void GuestStopsItself(const std::string& task_id, std::function<void()> done) = 0;

@@ -13,11 +13,20 @@ namespace {
 namespace api = modal::client;
 constexpr char kService[] = "modal.client.ModalClient";
 
-// What a container may ask for when the rest of the API is closed to it (restrict_modal_access): its own task's work alone.
+// What a container may ask for when the rest of the API is closed to it (restrict_modal_access): its own
+// task's work alone.
 const std::set<std::string_view>& OwnTaskMethods() {
   static const std::set<std::string_view> methods = {
-      "BlobCreate",       "BlobGet",         "FunctionCallPutDataOut", "FunctionCallGetDataIn",         "FunctionCallGetDataOut",
-      "VolumeCommit",     "VolumeReload",    "ContainerCheckpoint",    "ContainerServerLifecycleReady", "FunctionStartPtyShell",
+      "BlobCreate",
+      "BlobGet",
+      "FunctionCallPutDataOut",
+      "FunctionCallGetDataIn",
+      "FunctionCallGetDataOut",
+      "VolumeCommit",
+      "VolumeReload",
+      "ContainerCheckpoint",
+      "ContainerServerLifecycleReady",
+      "FunctionStartPtyShell",
   };
   return methods;
 }
@@ -32,7 +41,9 @@ class GuestAuthenticator : public rpc::Authenticator {
     caller_.restricted = spec.restrict_modal_access();
     caller_.unix_socket = true;
   }
-  Result<rpc::Caller> Authenticate(const Headers&, std::string_view, const rpc::MethodOptions&) override { return caller_; }
+  Result<rpc::Caller> Authenticate(const Headers&, std::string_view, const rpc::MethodOptions&) override {
+    return caller_;
+  }
 
  private:
   rpc::Caller caller_;
@@ -51,7 +62,8 @@ RelayKind GuestMethodKind(std::string_view full_method) {
     std::map<std::string, RelayKind, std::less<>> made;
     const auto* service = google::protobuf::DescriptorPool::generated_pool()->FindServiceByName(kService);
     if (service == nullptr) {
-      // The descriptors are registered by a static of api.pb.cc, which the linker keeps because of these messages.
+      // The descriptors are registered by a static of api.pb.cc, which the linker keeps because of these
+      // messages.
       (void)api::ContainerArguments::descriptor();
       service = google::protobuf::DescriptorPool::generated_pool()->FindServiceByName(kService);
     }
@@ -88,10 +100,13 @@ Result<std::string> MakeContainerArguments(const TaskSpec& spec) {
 std::shared_ptr<rpc::Router> MakeGuestRouter(GuestBackend* backend, Relay* relay) {
   auto router = std::make_shared<rpc::Router>();
   AddOwnMethods(*router, backend, relay);
-  router->SetFallback([relay](std::string_view full_method, rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out) -> rpc::RawReader {
+  router->SetFallback([relay](std::string_view full_method, rpc::Ctx ctx,
+                              std::shared_ptr<rpc::RawStream> out) -> rpc::RawReader {
     const std::string_view method = full_method.substr(full_method.rfind('/') + 1);
     if (ctx->caller().restricted && !OwnTaskMethods().contains(method)) {
-      out->Finish(PermissionDenied(std::string(method) + " is not open to this container: it was made with restrict_modal_access=True"));
+      out->Finish(
+          PermissionDenied(std::string(method) +
+                           " is not open to this container: it was made with restrict_modal_access=True"));
       return {[](std::string_view) -> Status { return {}; }, [] {}};
     }
     return relay->Start(full_method, std::move(ctx), std::move(out));
@@ -119,7 +134,8 @@ void GetInputs(GuestBackend* backend, const api::FunctionGetInputsRequest& reque
         return reply(Internal("input " + lease.input_id() + " does not parse"));
       }
       item->set_function_call_id(lease.function_call_id());
-      item->set_function_call_invocation_type(static_cast<api::FunctionCallInvocationType>(lease.invocation_type()));
+      item->set_function_call_invocation_type(
+          static_cast<api::FunctionCallInvocationType>(lease.invocation_type()));
       item->set_retry_count(lease.attempt());
       item->set_function_map_idx(static_cast<int32_t>(lease.idx()));
     }
@@ -146,20 +162,25 @@ void PutOutputs(GuestBackend* backend, const api::FunctionPutOutputsRequest& req
     output.set_created_at(item.output_created_at());
     outputs.push_back(std::move(output));
   }
-  backend->GuestPuts(ctx->caller().task_id, std::move(outputs), [reply, ctx] { reply(google::protobuf::Empty()); });
+  backend->GuestPuts(ctx->caller().task_id, std::move(outputs),
+                     [reply, ctx] { reply(google::protobuf::Empty()); });
 }
 
-void Heartbeat(GuestBackend* backend, const rpc::Ctx& ctx, rpc::Reply<api::ContainerHeartbeatResponse> reply) {
-  backend->GuestHeartbeat(ctx->caller().task_id, ctx, [reply, ctx](Result<std::vector<std::string>> cancelled) {
-    if (!cancelled.ok()) return reply(cancelled.status());
-    api::ContainerHeartbeatResponse response;
-    for (const std::string& id : *cancelled) response.mutable_cancel_input_event()->add_input_ids(id);
-    reply(response);
-  });
+void Heartbeat(GuestBackend* backend, const rpc::Ctx& ctx,
+               rpc::Reply<api::ContainerHeartbeatResponse> reply) {
+  backend->GuestHeartbeat(ctx->caller().task_id, ctx,
+                          [reply, ctx](Result<std::vector<std::string>> cancelled) {
+                            if (!cancelled.ok()) return reply(cancelled.status());
+                            api::ContainerHeartbeatResponse response;
+                            for (const std::string& id : *cancelled)
+                              response.mutable_cancel_input_event()->add_input_ids(id);
+                            reply(response);
+                          });
 }
 
 // ContainerStop of another task is for control to judge.
-void Stop(GuestBackend* backend, Relay* relay, std::string_view bytes, rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out) {
+void Stop(GuestBackend* backend, Relay* relay, std::string_view bytes, rpc::Ctx ctx,
+          std::shared_ptr<rpc::RawStream> out) {
   api::ContainerStopRequest request;
   if (!request.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
     return out->Finish(InvalidArgument("the bytes are not a ContainerStop request"));
@@ -171,10 +192,12 @@ void Stop(GuestBackend* backend, Relay* relay, std::string_view bytes, rpc::Ctx 
     });
   }
   if (ctx->caller().restricted) {
-    return out->Finish(PermissionDenied("ContainerStop of another task is not open to this container: it was made with "
-                                        "restrict_modal_access=True"));
+    return out->Finish(
+        PermissionDenied("ContainerStop of another task is not open to this container: it was made with "
+                         "restrict_modal_access=True"));
   }
-  rpc::RawReader reader = relay->Start("/" + std::string(kService) + "/ContainerStop", std::move(ctx), std::move(out));
+  rpc::RawReader reader =
+      relay->Start("/" + std::string(kService) + "/ContainerStop", std::move(ctx), std::move(out));
   if (Status status = reader.on_message(bytes); status.ok()) reader.on_end();
 }
 
@@ -190,17 +213,25 @@ void AddOwnMethods(rpc::Router& router, GuestBackend* backend, Relay* relay) {
       own);
   router.Unary<api::ContainerHeartbeatRequest, api::ContainerHeartbeatResponse>(
       kService, "ContainerHeartbeat",
-      [backend](const auto&, const rpc::Ctx& ctx, auto reply) { Heartbeat(backend, ctx, std::move(reply)); }, own);
+      [backend](const auto&, const rpc::Ctx& ctx, auto reply) { Heartbeat(backend, ctx, std::move(reply)); },
+      own);
   router.Unary<api::FunctionGetInputsRequest, api::FunctionGetInputsResponse>(
       kService, "FunctionGetInputs",
-      [backend](const auto& request, rpc::Ctx ctx, auto reply) { GetInputs(backend, request, std::move(ctx), std::move(reply)); }, own);
+      [backend](const auto& request, rpc::Ctx ctx, auto reply) {
+        GetInputs(backend, request, std::move(ctx), std::move(reply));
+      },
+      own);
   router.Unary<api::FunctionPutOutputsRequest, Empty>(
       kService, "FunctionPutOutputs",
-      [backend](const auto& request, const rpc::Ctx& ctx, auto reply) { PutOutputs(backend, request, ctx, std::move(reply)); }, own);
+      [backend](const auto& request, const rpc::Ctx& ctx, auto reply) {
+        PutOutputs(backend, request, ctx, std::move(reply));
+      },
+      own);
   router.Unary<api::TaskResultRequest, Empty>(
       kService, "TaskResult",
       [backend](const api::TaskResultRequest& request, const rpc::Ctx& ctx, const rpc::Reply<Empty>& reply) {
-        backend->GuestResult(ctx->caller().task_id, request.result().SerializeAsString(), [reply, ctx] { reply(Empty()); });
+        backend->GuestResult(ctx->caller().task_id, request.result().SerializeAsString(),
+                             [reply, ctx] { reply(Empty()); });
       },
       own);
   router.Unary<api::FunctionGetDynamicConcurrencyRequest, api::FunctionGetDynamicConcurrencyResponse>(
@@ -208,15 +239,17 @@ void AddOwnMethods(rpc::Router& router, GuestBackend* backend, Relay* relay) {
       [](const api::FunctionGetDynamicConcurrencyRequest& request, const rpc::Ctx&, const auto& reply) {
         // How many run at once is decided where inputs are leased: the container takes what it is handed.
         api::FunctionGetDynamicConcurrencyResponse response;
-        response.set_concurrency(std::max({uint32_t{1}, request.target_concurrency(), request.max_concurrency()}));
+        response.set_concurrency(
+            std::max({uint32_t{1}, request.target_concurrency(), request.max_concurrency()}));
         reply(response);
       },
       own);
-  router.AddServerStream(kService, "ContainerStop",
-                         [backend, relay](std::string_view bytes, rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out) {
-                           Stop(backend, relay, bytes, std::move(ctx), std::move(out));
-                         },
-                         own);
+  router.AddServerStream(
+      kService, "ContainerStop",
+      [backend, relay](std::string_view bytes, rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out) {
+        Stop(backend, relay, bytes, std::move(ctx), std::move(out));
+      },
+      own);
 }
 
 }  // namespace

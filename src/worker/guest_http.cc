@@ -24,11 +24,16 @@ constexpr Millis kConnectPause{50};
 
 const char* Reason(int status) {
   switch (status) {
-    case 400: return "Bad Request";
-    case 404: return "Not Found";
-    case 411: return "Length Required";
-    case 431: return "Request Header Fields Too Large";
-    default: return "Service Unavailable";
+    case 400:
+      return "Bad Request";
+    case 404:
+      return "Not Found";
+    case 411:
+      return "Length Required";
+    case 431:
+      return "Request Header Fields Too Large";
+    default:
+      return "Service Unavailable";
   }
 }
 }  // namespace
@@ -44,11 +49,11 @@ struct GuestHttp::Connection {
   uint64_t id = 0;
   uint64_t entry_id = 0;
   UniqueFd client, upstream;
-  std::string in;              // of the head
-  std::string up, down;        // waiting to be written to control, to the container
+  std::string in;        // of the head
+  std::string up, down;  // waiting to be written to control, to the container
   bool head_done = false, answered = false;
-  bool upstream_ended = false; // it sends no more
-  bool lingering = false;      // all is said; what still comes is thrown away
+  bool upstream_ended = false;  // it sends no more
+  bool lingering = false;       // all is said; what still comes is thrown away
   uint64_t body_left = 0;
   uint32_t client_events = 0, upstream_events = 0;
   bool client_added = false, upstream_added = false;
@@ -94,7 +99,8 @@ void GuestHttp::Add(const std::string& task_id, UniqueFd listener) {
     entry->listener = std::move(*fd);
     epoll_event event{.events = EPOLLIN, .data = {.u64 = entry->id * 4}};
     if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, entry->listener.get(), &event) != 0) {
-      LOG_ERROR("a container's HTTP socket can't be watched", {{"task_id", task_id}, {"error", ErrnoStatus("epoll")}});
+      LOG_ERROR("a container's HTTP socket can't be watched",
+                {{"task_id", task_id}, {"error", ErrnoStatus("epoll")}});
       return;
     }
     by_id_[entry->id] = entry.get();
@@ -120,7 +126,8 @@ void GuestHttp::Remove(const std::string& task_id) {
 void GuestHttp::Run() {
   std::array<epoll_event, 64> events;
   while (true) {
-    const int count = epoll_wait(epoll_.get(), events.data(), events.size(), Sweep(std::chrono::steady_clock::now()));
+    const int count =
+        epoll_wait(epoll_.get(), events.data(), events.size(), Sweep(std::chrono::steady_clock::now()));
     for (int i = 0; i < count; ++i) {
       const uint64_t key = events[i].data.u64;
       if (key == 0) {
@@ -298,14 +305,16 @@ void GuestHttp::Fail(Connection& c, int status, const std::string& sentence) {
   c.connect_until = SteadyTime::max();
   c.body_left = std::max<uint64_t>(c.body_left, c.in.empty() ? 0 : 1);
   const std::string body = sentence + "\n";
-  c.down += "HTTP/1.1 " + std::to_string(status) + " " + Reason(status) + "\r\ncontent-type: text/plain; charset=utf-8\r\n" +
+  c.down += "HTTP/1.1 " + std::to_string(status) + " " + Reason(status) +
+            "\r\ncontent-type: text/plain; charset=utf-8\r\n" +
             "content-length: " + std::to_string(body.size()) + "\r\nconnection: close\r\n\r\n" + body;
   Drive(c);
 }
 
 void GuestHttp::Watch(Connection& c) {
   uint32_t client = 0, upstream = 0;
-  if (c.lingering || !c.head_done || (c.body_left > 0 && c.up.size() < kMostBuffered && c.upstream.valid())) client |= EPOLLIN;
+  if (c.lingering || !c.head_done || (c.body_left > 0 && c.up.size() < kMostBuffered && c.upstream.valid()))
+    client |= EPOLLIN;
   if (!c.down.empty()) client |= EPOLLOUT;
   if (!c.upstream_ended && c.down.size() < kMostBuffered) upstream |= EPOLLIN;
   if (!c.up.empty()) upstream |= EPOLLOUT;
@@ -317,7 +326,8 @@ void GuestHttp::Watch(Connection& c) {
     present = wanted;
   };
   apply(c.client.get(), c.id * 4 + 1, client, c.client_events, c.client_added);
-  if (c.upstream.valid()) apply(c.upstream.get(), c.id * 4 + 2, upstream, c.upstream_events, c.upstream_added);
+  if (c.upstream.valid())
+    apply(c.upstream.get(), c.id * 4 + 2, upstream, c.upstream_events, c.upstream_added);
 }
 
 void GuestHttp::Close(uint64_t id) {

@@ -1,7 +1,9 @@
-// http://169.254.77.1 inside containers: signed blob URLs, passed on to control. Of each request the head is parsed; what is not below
-// /blob/ is answered 404 here; one request a connection, the body bounded by its Content-Length. Holds no key and no secret.
+// http://169.254.77.1 inside containers: signed blob URLs, passed on to control. Of each request the head is
+// parsed; what is not below /blob/ is answered 404 here; one request a connection, the body bounded by its
+// Content-Length. Holds no key and no secret.
 //
-// One thread for all containers. Thread-safety: all methods. Ownership: listeners are the caller's until Add, then ours.
+// One thread for all containers. Thread-safety: all methods. Ownership: listeners are the caller's until Add,
+// then ours.
 #pragma once
 
 #include <deque>
@@ -27,8 +29,8 @@ struct HttpHead {
   bool has_length = false;
   bool chunked = false;
   bool expects_continue = false;
-  size_t bytes = 0;            // of the head, with the empty line
-  std::string forwarded;       // what is sent on: hop-by-hop headers taken out, "connection: close" put in
+  size_t bytes = 0;       // of the head, with the empty line
+  std::string forwarded;  // what is sent on: hop-by-hop headers taken out, "connection: close" put in
 };
 
 // OK with bytes == 0: more is needed. INVALID_ARGUMENT: not a request. RESOURCE_EXHAUSTED: too long.
@@ -40,7 +42,7 @@ class GuestHttp {
   explicit GuestHttp(std::string upstream_path);
   ~GuestHttp();
   void Add(const std::string& task_id, UniqueFd listener);
-  void Remove(const std::string& task_id);   // closes the listener and its connections
+  void Remove(const std::string& task_id);  // closes the listener and its connections
 
  private:
   struct Connection;
@@ -59,10 +61,11 @@ class GuestHttp {
 
   const std::string upstream_path_;
   UniqueFd epoll_, wake_;
-  std::mutex mutex_;                         // guards the next two
+  std::mutex mutex_;  // guards the next two
   std::deque<Task> posted_;
   bool stopping_ = false;
-  // The rest belongs to the thread. Keys of epoll: 0 the wake-up, an entry's id, a connection's id * 4 + side.
+  // The rest belongs to the thread. Keys of epoll: 0 the wake-up, an entry's id, a connection's id * 4 +
+  // side.
   uint64_t next_id_ = 1;
   std::map<std::string, std::unique_ptr<Entry>> entries_;
   std::map<uint64_t, Entry*> by_id_;

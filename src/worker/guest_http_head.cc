@@ -11,7 +11,8 @@ constexpr size_t kMostHead = 32 << 10;
 
 bool IsToken(std::string_view text) {
   return !text.empty() && std::all_of(text.begin(), text.end(), [](unsigned char c) {
-    return std::isalnum(c) || std::string_view("!#$%&'*+-.^_`|~").find(static_cast<char>(c)) != std::string_view::npos;
+    return std::isalnum(c) ||
+           std::string_view("!#$%&'*+-.^_`|~").find(static_cast<char>(c)) != std::string_view::npos;
   });
 }
 
@@ -28,7 +29,8 @@ std::string_view Trim(std::string_view text) {
 }
 
 bool HasControl(std::string_view text) {
-  return std::any_of(text.begin(), text.end(), [](unsigned char c) { return (c < 0x20 && c != '\t') || c == 0x7F; });
+  return std::any_of(text.begin(), text.end(),
+                     [](unsigned char c) { return (c < 0x20 && c != '\t') || c == 0x7F; });
 }
 
 Status ParseRequestLine(std::string_view line, HttpHead* head) {
@@ -40,15 +42,18 @@ Status ParseRequestLine(std::string_view line, HttpHead* head) {
   head->method = line.substr(0, first);
   head->target = line.substr(first + 1, second - first - 1);
   head->version = line.substr(second + 1);
-  if (!IsToken(head->method) || head->target.empty() || HasControl(head->target)) return InvalidArgument("the first line is malformed");
-  if (head->version != "HTTP/1.1" && head->version != "HTTP/1.0") return InvalidArgument("only HTTP/1.1 is spoken here");
+  if (!IsToken(head->method) || head->target.empty() || HasControl(head->target))
+    return InvalidArgument("the first line is malformed");
+  if (head->version != "HTTP/1.1" && head->version != "HTTP/1.0")
+    return InvalidArgument("only HTTP/1.1 is spoken here");
   return {};
 }
 
 Status ParseHeader(std::string_view line, HttpHead* head) {
   const size_t colon = line.find(':');
   // A folded line, or space before the colon, is how requests are smuggled past a proxy.
-  if (colon == std::string_view::npos || !IsToken(line.substr(0, colon))) return InvalidArgument("a header line is malformed");
+  if (colon == std::string_view::npos || !IsToken(line.substr(0, colon)))
+    return InvalidArgument("a header line is malformed");
   const std::string name = Lower(line.substr(0, colon));
   const std::string_view value = Trim(line.substr(colon + 1));
   if (HasControl(value)) return InvalidArgument("a header has control characters");
@@ -67,8 +72,8 @@ Status ParseHeader(std::string_view line, HttpHead* head) {
     return {};
   } else if (name == "host") {
     head->host = value;
-  } else if (name == "connection" || name == "keep-alive" || name == "proxy-connection" || name == "te" || name == "trailer" ||
-             name == "upgrade") {
+  } else if (name == "connection" || name == "keep-alive" || name == "proxy-connection" || name == "te" ||
+             name == "trailer" || name == "upgrade") {
     return {};
   }
   head->forwarded.append(name).append(": ").append(value).append("\r\n");
@@ -96,7 +101,8 @@ Result<HttpHead> ParseHttpHead(std::string_view data) {
   }
   if (head.chunked && head.has_length) return InvalidArgument("both Content-Length and Transfer-Encoding");
   head.bytes = end + 4;
-  head.forwarded = head.method + " " + head.target + " HTTP/1.1\r\n" + head.forwarded + "connection: close\r\n\r\n";
+  head.forwarded =
+      head.method + " " + head.target + " HTTP/1.1\r\n" + head.forwarded + "connection: close\r\n\r\n";
   return head;
 }
 

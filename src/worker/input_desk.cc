@@ -91,7 +91,8 @@ void InputDesk::Add(const Lease& lease) {
     it->second.epoch = lease.epoch();
     table_->Remove(key.first, key.second);
     if (Status status = table_->Put(it->second); !status.ok()) LOG_ERROR("lease table", {{"error", status}});
-    if (auto pending = outputs_.find(key); pending != outputs_.end()) pending->second.output.set_epoch(lease.epoch());
+    if (auto pending = outputs_.find(key); pending != outputs_.end())
+      pending->second.output.set_epoch(lease.epoch());
     return;
   }
   for (Lease& queued : queued_) {
@@ -116,8 +117,8 @@ void InputDesk::Serve() {
   const size_t most = std::max<uint32_t>(1, question_->batch_max_size);
   // A batch is of one method: that of the oldest.
   const std::string& method = queued_.front().method_name();
-  const auto matching = static_cast<size_t>(
-      std::count_if(queued_.begin(), queued_.end(), [&](const Lease& lease) { return lease.method_name() == method; }));
+  const auto matching = static_cast<size_t>(std::count_if(
+      queued_.begin(), queued_.end(), [&](const Lease& lease) { return lease.method_name() == method; }));
   if (matching < most && question_->batch_linger_ms > 0 && !linger_over_) {
     if (!linger_) {
       linger_ = options_.strand->PostAfter(Millis(question_->batch_linger_ms), [this, alive = alive_] {

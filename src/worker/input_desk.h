@@ -1,10 +1,11 @@
-// The inputs of one container: leases that came from control, the container's question for inputs, outputs on their way to control.
+// The inputs of one container: leases that came from control, the container's question for inputs, outputs on
+// their way to control.
 //
-// Life of an input: Add (queued) -> handed over, in the lease table -> Put: an output waits for control -> Acked: the container is
-// answered and the record is gone. What was never handed over goes back (GiveBack).
+// Life of an input: Add (queued) -> handed over, in the lease table -> Put: an output waits for control ->
+// Acked: the container is answered and the record is gone. What was never handed over goes back (GiveBack).
 //
-// Thread-safety: everything on the worker's strand. Ownership: the table is shared with the task. Replies are called on the strand, once
-// each; one that is dropped unanswered belongs to a container that is gone.
+// Thread-safety: everything on the worker's strand. Ownership: the table is shared with the task. Replies are
+// called on the strand, once each; one that is dropped unanswered belongs to a container that is gone.
 #pragma once
 
 #include <chrono>
@@ -32,7 +33,7 @@ struct Handed {
 };
 
 struct InputQuestion {
-  std::string key;               // x-idempotency-key; "" = none
+  std::string key;  // x-idempotency-key; "" = none
   uint32_t batch_max_size = 0;
   uint64_t batch_linger_ms = 0;
   std::function<void(Result<Handed>)> reply;
@@ -63,7 +64,8 @@ class InputDesk {
   ~InputDesk();
 
   void Ask(std::shared_ptr<InputQuestion> question);
-  void Withdraw(const std::shared_ptr<InputQuestion>& question);  // the container gave up or broke its connection
+  void Withdraw(
+      const std::shared_ptr<InputQuestion>& question);  // the container gave up or broke its connection
   void Add(const Lease& lease);
   // One output of a container. `epoch` is filled in. `done` once control has it.
   void Put(Output output, std::function<void()> done);
@@ -94,7 +96,7 @@ class InputDesk {
     std::vector<std::function<void()>> done;
   };
 
-  void Serve();                   // answers the question if there is something to answer it with
+  void Serve();  // answers the question if there is something to answer it with
   void HandOver(std::vector<Lease> leases);
   void Answer(Result<Handed> answer);
   void GiveBackQueued();
@@ -109,7 +111,7 @@ class InputDesk {
   std::deque<Lease> queued_;
   std::map<Key, HeldLease> held_;
   std::map<Key, Pending> outputs_;
-  std::deque<Key> recent_;        // acknowledged lately: the same output again is answered at once
+  std::deque<Key> recent_;  // acknowledged lately: the same output again is answered at once
   std::set<Key> recent_set_;
   std::shared_ptr<InputQuestion> question_;
   std::optional<Strand::TimerId> linger_;
@@ -117,7 +119,7 @@ class InputDesk {
   std::string last_key_;
   std::vector<Lease> last_leases_;  // the newest answer, for a container that did not get it
   uint64_t batch_;
-  bool adopted_answer_ = false;     // last_key_ is from before a restart: its leases are not in memory
+  bool adopted_answer_ = false;  // last_key_ is from before a restart: its leases are not in memory
   bool ready_ = false;
   bool closed_ = false;
   int last_output_status_ = 0;

@@ -17,7 +17,9 @@ constexpr char kMagic[8] = {'L', 'Y', 'L', 'E', 'A', 'S', 'E', '1'};
 constexpr size_t kHeaderBytes = 4096;
 constexpr size_t kIdBytes = 48;
 
-bool FitsId(std::string_view id) { return !id.empty() && id.size() < kIdBytes && id.find('\0') == std::string_view::npos; }
+bool FitsId(std::string_view id) {
+  return !id.empty() && id.size() < kIdBytes && id.find('\0') == std::string_view::npos;
+}
 }  // namespace
 
 // The file is only read by the machine that wrote it: native byte order.
@@ -34,7 +36,7 @@ struct LeaseTable::Header {
 };
 
 struct LeaseTable::Record {
-  std::atomic<uint32_t> used;    // set last, cleared first
+  std::atomic<uint32_t> used;  // set last, cleared first
   uint32_t attempt;
   uint64_t epoch;
   uint64_t batch;
@@ -56,7 +58,7 @@ LeaseTable::Record* LeaseTable::records() const {
 Result<std::unique_ptr<LeaseTable>> LeaseTable::Open(const std::string& path, uint32_t capacity) {
   UniqueFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!fd.valid()) return ErrnoStatus("opening " + path);
-  struct stat info{};
+  struct stat info {};
   if (fstat(fd.get(), &info) != 0) return ErrnoStatus("reading the size of " + path);
   const bool fresh = info.st_size == 0;
   size_t bytes = kHeaderBytes + capacity * sizeof(Record);
@@ -77,7 +79,8 @@ Result<std::unique_ptr<LeaseTable>> LeaseTable::Open(const std::string& path, ui
     header.capacity = capacity;
     std::memcpy(header.magic, kMagic, sizeof kMagic);
   } else if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0 ||
-             kHeaderBytes + size_t{header.capacity} * sizeof(Record) > bytes || header.cut_count > kMostCuts) {
+             kHeaderBytes + size_t{header.capacity} * sizeof(Record) > bytes ||
+             header.cut_count > kMostCuts) {
     return DataLoss(path + " is not a lease table of this version");
   }
   return table;
@@ -118,8 +121,8 @@ std::vector<HeldLease> LeaseTable::Held() const {
     const Record& record = records()[i];
     if (record.used.load(std::memory_order_acquire) == 0) continue;
     held.push_back({std::string(record.input_id, strnlen(record.input_id, kIdBytes)),
-                    std::string(record.function_call_id, strnlen(record.function_call_id, kIdBytes)), record.attempt,
-                    record.epoch, record.batch});
+                    std::string(record.function_call_id, strnlen(record.function_call_id, kIdBytes)),
+                    record.attempt, record.epoch, record.batch});
   }
   return held;
 }
@@ -130,7 +133,9 @@ void LeaseTable::SetLastAnswer(std::string_view key, uint64_t batch) {
   if (key.size() < sizeof h.last_key) key.copy(h.last_key, key.size());
   h.last_batch = batch;
 }
-std::string LeaseTable::last_key() const { return {header().last_key, strnlen(header().last_key, sizeof header().last_key)}; }
+std::string LeaseTable::last_key() const {
+  return {header().last_key, strnlen(header().last_key, sizeof header().last_key)};
+}
 uint64_t LeaseTable::last_batch() const { return header().last_batch; }
 
 void LeaseTable::SetFlag(Flag flag) { header().flags.fetch_or(flag); }
@@ -166,7 +171,8 @@ bool LeaseTable::AddLogCut(Offsets end) {
 std::vector<LeaseTable::Offsets> LeaseTable::log_cuts() const {
   const Header& h = header();
   std::vector<Offsets> cuts;
-  for (uint32_t i = 0; i < std::min(h.cut_count.load(), kMostCuts); ++i) cuts.emplace_back(h.cuts[i][0], h.cuts[i][1]);
+  for (uint32_t i = 0; i < std::min(h.cut_count.load(), kMostCuts); ++i)
+    cuts.emplace_back(h.cuts[i][0], h.cuts[i][1]);
   return cuts;
 }
 

@@ -1,8 +1,9 @@
-// What one container holds, in a file that is mapped: a worker that was killed learns from it what its containers were handed, how
-// far their logs were acknowledged and whether they have their identity. docs/formats/lease-table.md.
+// What one container holds, in a file that is mapped: a worker that was killed learns from it what its
+// containers were handed, how far their logs were acknowledged and whether they have their identity.
+// docs/formats/lease-table.md.
 //
-// Thread-safety: the lease part belongs to the strand, the log part to the log thread; they touch different bytes.
-// Durability: against the death of the process (the pages are the kernel's), not of the machine.
+// Thread-safety: the lease part belongs to the strand, the log part to the log thread; they touch different
+// bytes. Durability: against the death of the process (the pages are the kernel's), not of the machine.
 // Errors: a file of another form is DATA_LOSS; a full table RESOURCE_EXHAUSTED.
 #pragma once
 
@@ -22,7 +23,7 @@ struct HeldLease {
   std::string function_call_id;
   uint32_t attempt = 0;
   uint64_t epoch = 0;
-  uint64_t batch = 0;            // of which answer to FunctionGetInputs it was part
+  uint64_t batch = 0;  // of which answer to FunctionGetInputs it was part
 };
 
 class LeaseTable {
@@ -37,7 +38,8 @@ class LeaseTable {
   bool Remove(std::string_view input_id, uint32_t attempt);
   std::vector<HeldLease> Held() const;
 
-  // The idempotency key of the question that the newest batch answered: a container that asks again with it never got the answer.
+  // The idempotency key of the question that the newest batch answered: a container that asks again with it
+  // never got the answer.
   void SetLastAnswer(std::string_view key, uint64_t batch);
   std::string last_key() const;
   uint64_t last_batch() const;
@@ -46,12 +48,13 @@ class LeaseTable {
   void SetFlag(Flag flag);
   bool flag(Flag flag) const;
 
-  // Logs: acknowledged up to, and the ends of the batches that were sent and not acknowledged, oldest first (at most kMostCuts).
+  // Logs: acknowledged up to, and the ends of the batches that were sent and not acknowledged, oldest first
+  // (at most kMostCuts).
   using Offsets = std::pair<uint64_t, uint64_t>;  // stdout, stderr
   static constexpr uint32_t kMostCuts = 64;
   Offsets log_acked() const;
-  void SetLogAcked(Offsets acked);   // drops the cuts up to it
-  bool AddLogCut(Offsets end);       // false when kMostCuts wait already
+  void SetLogAcked(Offsets acked);  // drops the cuts up to it
+  bool AddLogCut(Offsets end);      // false when kMostCuts wait already
   std::vector<Offsets> log_cuts() const;
 
  private:

@@ -105,7 +105,8 @@ void Link::Received(uint64_t generation, ToWorker message) {
     return;
   }
   if (!up_) {
-    LOG_ERROR("control spoke before its welcome; the message is dropped", {{"kind", static_cast<int>(message.kind_case())}});
+    LOG_ERROR("control spoke before its welcome; the message is dropped",
+              {{"kind", static_cast<int>(message.kind_case())}});
     return;
   }
   hooks_.on_message(std::move(message));
@@ -145,7 +146,8 @@ struct HeldCall : std::enable_shared_from_this<HeldCall> {
     callbacks.on_done = [self = shared_from_this(), response](Status status, rpc::Metadata) {
       if (status.code() == Code::kUnavailable) return self->again([self] { self->Run(); });
       if (!status.ok()) return self->reply(std::move(status));
-      if (!response->has_value()) return self->reply(Internal("control ended " + self->method + " without an answer"));
+      if (!response->has_value())
+        return self->reply(Internal("control ended " + self->method + " without an answer"));
       self->reply(std::move(**response));
     };
     auto call = channel->Start(method, metadata, std::move(callbacks));
@@ -163,7 +165,8 @@ void Link::WhenUpAfterPause(Task task) {
 
 void Link::Call(const std::string& full_method, std::string request, rpc::Metadata metadata,
                 std::function<void(Result<std::string>)> reply) {
-  const bool has_key = std::any_of(metadata.begin(), metadata.end(), [](const auto& m) { return m.first == "x-idempotency-key"; });
+  const bool has_key = std::any_of(metadata.begin(), metadata.end(),
+                                   [](const auto& m) { return m.first == "x-idempotency-key"; });
   if (!has_key) metadata.emplace_back("x-idempotency-key", RandomHex(16));
   auto held = std::make_shared<HeldCall>();
   held->method = full_method;

@@ -1,8 +1,9 @@
-// The worker's connection to control: one bidirectional stream of lydian.WorkerLink/Attach, made again whenever it breaks, and calls
-// beside it that are held while control is away.
+// The worker's connection to control: one bidirectional stream of lydian.WorkerLink/Attach, made again
+// whenever it breaks, and calls beside it that are held while control is away.
 //
 // Thread-safety: all methods. Callbacks come on the strand. Ownership: the channel is the link's.
-// Errors: Send drops a message while the stream is down: what counts is sent again after on_welcome by those who know it.
+// Errors: Send drops a message while the stream is down: what counts is sent again after on_welcome by those
+// who know it.
 #pragma once
 
 #include <atomic>
@@ -25,14 +26,14 @@ class Link {
     std::function<WorkerHello()> make_hello;
     std::function<void(const Welcome&)> on_welcome;
     std::function<void()> on_down;
-    std::function<void(ToWorker)> on_message;   // all but the welcome
+    std::function<void(ToWorker)> on_message;  // all but the welcome
   };
   // `channel` is used for the stream and for calls.
   Link(std::unique_ptr<rpc::Channel> channel, Strand* strand, Hooks hooks);
   ~Link();
 
   void Start();
-  void Stop();                                  // cancels all; not from the strand
+  void Stop();  // cancels all; not from the strand
   void Send(FromWorker message);
   bool up() const { return up_; }
   rpc::Channel& channel() { return *channel_; }
@@ -54,7 +55,7 @@ class Link {
   Strand* strand_;
   Hooks hooks_;
   std::atomic<bool> up_{false};
-  std::mutex mutex_;                            // guards call_ against Send
+  std::mutex mutex_;  // guards call_ against Send
   std::shared_ptr<rpc::ClientCall> call_;
   // On the strand:
   uint64_t generation_ = 0;

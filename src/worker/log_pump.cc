@@ -78,12 +78,13 @@ Status LogPump::Add(LogSource config) {
     const std::string path = config.dir + (i == 0 ? "/stdout.log" : "/stderr.log");
     stream.spool.reset(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (!stream.spool.valid()) return ErrnoStatus("opening " + path);
-    struct stat info{};
+    struct stat info {};
     if (fstat(stream.spool.get(), &info) != 0) return ErrnoStatus("reading the size of " + path);
     stream.size = static_cast<uint64_t>(info.st_size);
     if (lseek(stream.spool.get(), 0, SEEK_END) < 0) return ErrnoStatus("seeking in " + path);
     stream.pipe = std::move(i == 0 ? config.stdout_pipe : config.stderr_pipe);
-    if (stream.pipe.valid()) fcntl(stream.pipe.get(), F_SETFL, fcntl(stream.pipe.get(), F_GETFL) | O_NONBLOCK);
+    if (stream.pipe.valid())
+      fcntl(stream.pipe.get(), F_SETFL, fcntl(stream.pipe.get(), F_GETFL) | O_NONBLOCK);
   }
   made.config = std::move(config);
   Post([this, source] {
@@ -161,8 +162,9 @@ void LogPump::Acked(const LogAck& ack) {
     auto it = sources_.find(ack.task_id());
     if (it == sources_.end()) return;
     Source& source = *it->second;
-    LeaseTable::Offsets acked{std::max(source.acked.first, std::min(ack.stdout_offset(), source.streams[0].size)),
-                              std::max(source.acked.second, std::min(ack.stderr_offset(), source.streams[1].size))};
+    LeaseTable::Offsets acked{
+        std::max(source.acked.first, std::min(ack.stdout_offset(), source.streams[0].size)),
+        std::max(source.acked.second, std::min(ack.stderr_offset(), source.streams[1].size))};
     while (!source.in_flight.empty() && source.in_flight.front().end.first <= acked.first &&
            source.in_flight.front().end.second <= acked.second) {
       source.in_flight_bytes -= source.in_flight.front().bytes;
@@ -175,10 +177,12 @@ void LogPump::Acked(const LogAck& ack) {
       const uint64_t upto = At(acked, i) & ~uint64_t{4095};
       if (upto >= stream.punched + kPunchBytes) {
         // Only to save space: where the file system can't, the file stays long until the task ends.
-        (void)fallocate(stream.spool.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(upto));
+        (void)fallocate(stream.spool.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                        static_cast<off_t>(upto));
         stream.punched = upto;
       }
-      if (stream.pipe.valid() && !stream.polled && !stream.full_disk && stream.size - At(acked, i) < options_.most_unacked / 2) {
+      if (stream.pipe.valid() && !stream.polled && !stream.full_disk &&
+          stream.size - At(acked, i) < options_.most_unacked / 2) {
         Poll(source, i, true);
       }
     }
@@ -223,7 +227,8 @@ void LogPump::Poll(Source& source, int index, bool on) {
     event.events = EPOLLIN;
     event.data.u64 = id;
     if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, stream.pipe.get(), &event) != 0) {
-      LOG_ERROR("a log pipe can't be watched", {{"task_id", source.config.task_id}, {"error", ErrnoStatus("epoll")}});
+      LOG_ERROR("a log pipe can't be watched",
+                {{"task_id", source.config.task_id}, {"error", ErrnoStatus("epoll")}});
     }
   } else {
     polled_.erase(poll_ids_[index][&source]);
@@ -236,14 +241,16 @@ bool LogPump::ReadSome(Source& source, int index) {
   Stream& stream = source.streams[index];
   ssize_t n = -1;
   if (!stream.by_hand) {
-    n = splice(stream.pipe.get(), nullptr, stream.spool.get(), nullptr, kBatchBytes, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
+    n = splice(stream.pipe.get(), nullptr, stream.spool.get(), nullptr, kBatchBytes,
+               SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
     if (n < 0 && errno == EINVAL) stream.by_hand = true;
   }
   if (stream.by_hand) {
     std::array<char, 64 << 10> buffer;
     n = read(stream.pipe.get(), buffer.data(), buffer.size());
     if (n > 0) {
-      if (Status status = WriteAll(stream.spool.get(), {buffer.data(), static_cast<size_t>(n)}); !status.ok()) {
+      if (Status status = WriteAll(stream.spool.get(), {buffer.data(), static_cast<size_t>(n)});
+          !status.ok()) {
         LOG_ERROR("output is lost", {{"task_id", source.config.task_id}, {"error", status}});
         (void)!ftruncate(stream.spool.get(), static_cast<off_t>(stream.size));
         (void)lseek(stream.spool.get(), 0, SEEK_END);
@@ -259,12 +266,14 @@ bool LogPump::ReadSome(Source& source, int index) {
   if (n < 0 && errno == EINTR) return true;
   if (n < 0 && errno == EAGAIN) return false;
   if (n < 0 && (errno == ENOSPC || errno == EDQUOT)) {
-    if (!stream.full_disk) LOG_ERROR("no space left for logs; the container waits", {{"task_id", source.config.task_id}});
+    if (!stream.full_disk)
+      LOG_ERROR("no space left for logs; the container waits", {{"task_id", source.config.task_id}});
     stream.full_disk = true;
     Poll(source, index, false);
     return false;
   }
-  if (n < 0) LOG_ERROR("reading a log pipe", {{"task_id", source.config.task_id}, {"error", ErrnoStatus("splice")}});
+  if (n < 0)
+    LOG_ERROR("reading a log pipe", {{"task_id", source.config.task_id}, {"error", ErrnoStatus("splice")}});
   Poll(source, index, false);  // its end
   stream.pipe.reset();
   return false;
@@ -291,14 +300,16 @@ void LogPump::Decide(Source& source, int index, bool all, SteadyTime now) {
     const size_t bytes = std::min<uint64_t>(stream.size - stream.decided, kBatchBytes);
     const std::string data = ReadSpool(stream.spool.get(), stream.decided, bytes);
     if (data.empty()) {
-      LOG_ERROR("a log spool can't be read", {{"task_id", source.config.task_id}, {"error", ErrnoStatus("pread")}});
+      LOG_ERROR("a log spool can't be read",
+                {{"task_id", source.config.task_id}, {"error", ErrnoStatus("pread")}});
       stream.decided = stream.size;
       return;
     }
     size_t take = WholeLines(data);
     if (take > 0) stream.partial_since = SteadyTime::max();
     if (take == 0) {
-      const bool late = stream.partial_since != SteadyTime::max() && now >= stream.partial_since + options_.partial_line;
+      const bool late =
+          stream.partial_since != SteadyTime::max() && now >= stream.partial_since + options_.partial_line;
       if (data.size() >= kEntryBytes || late) take = data.size() - IncompleteTail(data);
       if (all) take = data.size();
     }
@@ -369,7 +380,8 @@ void LogPump::Send(Source& source, const Batch& batch) {
   for (const Segment& segment : batch.segments) {
     LogEntry* entry = log->add_entries();
     entry->set_file_descriptor(segment.stream + 1);
-    entry->set_data(ToValidUtf8(ReadSpool(source.streams[segment.stream].spool.get(), segment.start, segment.end - segment.start)));
+    entry->set_data(ToValidUtf8(
+        ReadSpool(source.streams[segment.stream].spool.get(), segment.start, segment.end - segment.start)));
     entry->set_unix_nanos(segment.unix_nanos);
     entry->set_input_id(segment.input_id);
     entry->set_function_call_id(segment.call_id);
@@ -385,7 +397,8 @@ int LogPump::Timeout(SteadyTime now) {
     for (const Stream& stream : source->streams) {
       if (stream.partial_since != SteadyTime::max() && stream.decided < stream.size) {
         // Only the beginning of a character may be left: then there is nothing to do until more comes.
-        if (now >= stream.partial_since + options_.partial_line && stream.size - stream.decided <= 3) continue;
+        if (now >= stream.partial_since + options_.partial_line && stream.size - stream.decided <= 3)
+          continue;
         first = std::min(first, stream.partial_since + options_.partial_line);
       }
       if (stream.full_disk) first = std::min(first, now + kDiskRetry);
@@ -407,7 +420,8 @@ void LogPump::OnTime(SteadyTime now) {
         }
         Read(*source, i);
         if (!stream.full_disk && stream.pipe.valid()) Poll(*source, i, true);
-      } else if (stream.partial_since != SteadyTime::max() && now >= stream.partial_since + options_.partial_line) {
+      } else if (stream.partial_since != SteadyTime::max() &&
+                 now >= stream.partial_since + options_.partial_line) {
         const uint64_t before = stream.decided;
         Decide(*source, i, false, now);
         if (stream.decided != before) Pump(*source);
@@ -419,7 +433,8 @@ void LogPump::OnTime(SteadyTime now) {
 void LogPump::Run() {
   std::array<epoll_event, 64> events;
   while (true) {
-    const int count = epoll_wait(epoll_.get(), events.data(), events.size(), Timeout(std::chrono::steady_clock::now()));
+    const int count =
+        epoll_wait(epoll_.get(), events.data(), events.size(), Timeout(std::chrono::steady_clock::now()));
     for (int i = 0; i < count; ++i) {
       if (events[i].data.u64 == 0) {
         uint64_t ticks = 0;

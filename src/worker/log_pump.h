@@ -1,9 +1,11 @@
-// From a container's stdout and stderr to control: pipe -> spool file (splice: what was read is in the file at once, and the file's
-// size says how far the pipe was read, so a killed worker loses nothing) -> LogBatch messages with offsets, until acknowledged.
+// From a container's stdout and stderr to control: pipe -> spool file (splice: what was read is in the file
+// at once, and the file's size says how far the pipe was read, so a killed worker loses nothing) -> LogBatch
+// messages with offsets, until acknowledged.
 //
-// One thread for all containers. Bounded: a container whose output waits for control beyond a limit is not read from (it blocks, as at
-// a full pipe). Batches keep their borders over a reconnect and a restart, so that control can drop what it has.
-// Thread-safety: all methods. Callbacks run on the pump's thread and must not block; Sent and Acked of a task never after Remove returned.
+// One thread for all containers. Bounded: a container whose output waits for control beyond a limit is not
+// read from (it blocks, as at a full pipe). Batches keep their borders over a reconnect and a restart, so
+// that control can drop what it has. Thread-safety: all methods. Callbacks run on the pump's thread and must
+// not block; Sent and Acked of a task never after Remove returned.
 #pragma once
 
 #include <deque>
@@ -27,20 +29,21 @@ namespace lydian::worker {
 
 struct LogSource {
   std::string task_id;
-  std::string dir;                        // spools: stdout.log, stderr.log
-  UniqueFd stdout_pipe, stderr_pipe;      // invalid: what the spools hold is sent, nothing is read
+  std::string dir;                    // spools: stdout.log, stderr.log
+  UniqueFd stdout_pipe, stderr_pipe;  // invalid: what the spools hold is sent, nothing is read
   std::shared_ptr<LeaseTable> table;
   std::shared_ptr<RunningInput> running;
-  std::function<void()> on_sent;          // finished and all sent over the present connection; again after each new one
-  std::function<void()> on_acked;         // finished and all acknowledged; once
+  std::function<void()>
+      on_sent;  // finished and all sent over the present connection; again after each new one
+  std::function<void()> on_acked;  // finished and all acknowledged; once
 };
 
 class LogPump {
  public:
   struct Options {
-    uint64_t most_unacked = uint64_t{64} << 20;  // a stream
-    uint64_t most_in_flight = uint64_t{4} << 20; // bytes sent and not acknowledged, a task
-    Millis partial_line{10};                     // how long the begun line of a prompt or progress bar waits for its end
+    uint64_t most_unacked = uint64_t{64} << 20;   // a stream
+    uint64_t most_in_flight = uint64_t{4} << 20;  // bytes sent and not acknowledged, a task
+    Millis partial_line{10};  // how long the begun line of a prompt or progress bar waits for its end
     std::function<void(FromWorker)> send;
   };
   explicit LogPump(Options options);
@@ -50,13 +53,13 @@ class LogPump {
   // The process has ended: takes what the pipes still hold, then tells on_sent and on_acked.
   void Finish(const std::string& task_id);
   void Acked(const LogAck& ack);
-  void SetLinkUp(bool up);                // up: everything unacknowledged is sent again
+  void SetLinkUp(bool up);  // up: everything unacknowledged is sent again
   void Remove(const std::string& task_id);
 
  private:
   struct Segment {
-    int stream;                           // 0 stdout, 1 stderr
-    uint64_t start, end;                  // in the spool
+    int stream;           // 0 stdout, 1 stderr
+    uint64_t start, end;  // in the spool
     int64_t unix_nanos;
     std::string input_id, call_id;
   };
@@ -67,10 +70,10 @@ class LogPump {
   };
   struct Stream {
     UniqueFd pipe, spool;
-    uint64_t size = 0;                    // spooled
-    uint64_t decided = 0;                 // in segments
+    uint64_t size = 0;     // spooled
+    uint64_t decided = 0;  // in segments
     uint64_t punched = 0;
-    bool polled = false, by_hand = false; // by_hand: splice doesn't work here
+    bool polled = false, by_hand = false;  // by_hand: splice doesn't work here
     bool full_disk = false;
     SteadyTime partial_since = SteadyTime::max();
   };
@@ -80,7 +83,7 @@ class LogPump {
     std::deque<Segment> unsent;
     std::deque<Batch> in_flight;
     uint64_t in_flight_bytes = 0;
-    LeaseTable::Offsets acked, cut;       // cut: end of the newest batch
+    LeaseTable::Offsets acked, cut;  // cut: end of the newest batch
     bool finished = false, sent = false, told_acked = false;
     SteadyTime give_up = SteadyTime::max();
   };
@@ -103,7 +106,7 @@ class LogPump {
 
   Options options_;
   UniqueFd epoll_, wake_;
-  std::mutex mutex_;                      // guards the next two
+  std::mutex mutex_;  // guards the next two
   std::deque<Task> posted_;
   bool stopping_ = false;
   // The rest belongs to the thread.

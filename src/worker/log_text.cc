@@ -7,14 +7,15 @@ namespace lydian::worker {
 namespace {
 
 struct Step {
-  size_t bytes;    // consumed
+  size_t bytes;  // consumed
   bool valid;
   bool cut_short;  // the data ended inside a character that was right so far
 };
 
 bool InRange(unsigned char c, unsigned char low, unsigned char high) { return c >= low && c <= high; }
 
-// The character, or the maximal wrong part, at the start of `data` (not empty). Table 3-7 of the Unicode standard.
+// The character, or the maximal wrong part, at the start of `data` (not empty). Table 3-7 of the Unicode
+// standard.
 Step Next(std::string_view data) {
   auto at = [&](size_t i) { return static_cast<unsigned char>(data[i]); };
   const unsigned char first = at(0);

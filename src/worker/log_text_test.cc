@@ -22,9 +22,15 @@ TEST(LogText, TailOfACharacterIsKnown) {
 TEST(LogText, WhatIsNotUtf8BecomesAReplacement) {
   EXPECT_EQ(ToValidUtf8("plain\n"), "plain\n");
   EXPECT_EQ(ToValidUtf8("h\xC3\xA9llo \xF0\x9F\x98\x80"), "h\xC3\xA9llo \xF0\x9F\x98\x80");
-  EXPECT_EQ(ToValidUtf8("a\xFF" "b"), "a\xEF\xBF\xBD" "b");
+  EXPECT_EQ(ToValidUtf8("a\xFF"
+                        "b"),
+            "a\xEF\xBF\xBD"
+            "b");
   EXPECT_EQ(ToValidUtf8("\xFF"), "\xEF\xBF\xBD");
-  EXPECT_EQ(ToValidUtf8("\xE2\x82" "x"), "\xEF\xBF\xBD" "x");            // one for the maximal part
+  EXPECT_EQ(ToValidUtf8("\xE2\x82"
+                        "x"),
+            "\xEF\xBF\xBD"
+            "x");                                                                  // one for the maximal part
   EXPECT_EQ(ToValidUtf8("\xED\xA0\x80"), "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD");  // a surrogate
   EXPECT_EQ(ToValidUtf8(std::string("a\0b", 3)), std::string("a\0b", 3));
 }

@@ -21,7 +21,8 @@ constexpr size_t kMostEnded = 1024;
 constexpr size_t kMostBuildBytes = 16 << 20;
 }  // namespace
 
-Node::Node(NodeOptions options, Strand* strand, Pool* pool) : options_(std::move(options)), strand_(strand), pool_(pool) {
+Node::Node(NodeOptions options, Strand* strand, Pool* pool)
+    : options_(std::move(options)), strand_(strand), pool_(pool) {
   ground_.tasks_dir = options_.state_dir + "/tasks";
   ground_.strand = strand;
   ground_.pool = pool;
@@ -71,7 +72,8 @@ void Node::Stop() {
     done.set_value();
   });
   done.get_future().wait();
-  // Their connections break; containers ask again, and the next worker answers. The strand still runs: held calls are let go there.
+  // Their connections break; containers ask again, and the next worker answers. The strand still runs: held
+  // calls are let go there.
   for (auto& server : servers) {
     if (server) server->Stop(200);
   }
@@ -165,27 +167,29 @@ void Node::AdoptOne(ContainerInfo info) {
   }
   auto client = spawner();
   if (!client) return;
-  client->Attach(info.container_id(), [this, alive = alive_, info, spec = *spec](Result<spawner::Container> container) {
-    auto shared = std::make_shared<Result<spawner::Container>>(std::move(container));
-    strand_->Post([this, alive, info, spec, shared] {
-      if (!*alive) return;
-      if (!shared->ok()) {
-        LOG_WARN("a container can't be attached to", {{"container_id", info.container_id()}, {"error", shared->status()}});
-        return AdoptionStep();
-      }
-      auto task = std::make_shared<ContainerTask>(&ground_, spec);
-      const bool exited = (*shared)->info.exited();
-      const ExitEvent exit = (*shared)->info.exit();
-      if (task->Adopt(std::move(**shared), exited, exit)) {
-        LOG_INFO("task adopted", {{"task_id", spec.task_id()}, {"container_id", info.container_id()}});
-        tasks_[spec.task_id()] = task;
-        by_container_[info.container_id()] = task;
-      } else {
-        Discard(info.container_id(), "it can't go on");
-      }
-      AdoptionStep();
-    });
-  });
+  client->Attach(
+      info.container_id(), [this, alive = alive_, info, spec = *spec](Result<spawner::Container> container) {
+        auto shared = std::make_shared<Result<spawner::Container>>(std::move(container));
+        strand_->Post([this, alive, info, spec, shared] {
+          if (!*alive) return;
+          if (!shared->ok()) {
+            LOG_WARN("a container can't be attached to",
+                     {{"container_id", info.container_id()}, {"error", shared->status()}});
+            return AdoptionStep();
+          }
+          auto task = std::make_shared<ContainerTask>(&ground_, spec);
+          const bool exited = (*shared)->info.exited();
+          const ExitEvent exit = (*shared)->info.exit();
+          if (task->Adopt(std::move(**shared), exited, exit)) {
+            LOG_INFO("task adopted", {{"task_id", spec.task_id()}, {"container_id", info.container_id()}});
+            tasks_[spec.task_id()] = task;
+            by_container_[info.container_id()] = task;
+          } else {
+            Discard(info.container_id(), "it can't go on");
+          }
+          AdoptionStep();
+        });
+      });
 }
 
 void Node::Discard(const std::string& container_id, const std::string& why) {
@@ -287,7 +291,8 @@ void Node::OnWelcome(const Welcome& welcome) {
 
 void Node::OnMessage(ToWorker message) {
   switch (message.kind_case()) {
-    case ToWorker::kStartTask: return StartTask(std::move(*message.mutable_start_task()));
+    case ToWorker::kStartTask:
+      return StartTask(std::move(*message.mutable_start_task()));
     case ToWorker::kStopTask:
       if (TaskPtr task = Find(message.stop_task().task_id())) {
         task->Stop(message.stop_task().mode(), message.stop_task().grace_ms(), message.stop_task().reason());
@@ -324,10 +329,14 @@ void Node::OnMessage(ToWorker message) {
         task->Acked(ref);
       }
       return;
-    case ToWorker::kLogAck: return ground_.logs->Acked(message.log_ack());
-    case ToWorker::kStartBuild: return StartBuild(message.start_build());
-    case ToWorker::kCancelBuild: return ground_.builder->Cancel(message.cancel_build());
-    case ToWorker::kEnsureAsset: return Ensure(message.ensure_asset());
+    case ToWorker::kLogAck:
+      return ground_.logs->Acked(message.log_ack());
+    case ToWorker::kStartBuild:
+      return StartBuild(message.start_build());
+    case ToWorker::kCancelBuild:
+      return ground_.builder->Cancel(message.cancel_build());
+    case ToWorker::kEnsureAsset:
+      return Ensure(message.ensure_asset());
     case ToWorker::kDropImages:
       pool_->Post([layers = ground_.layers, ids = message.drop_images().layer_ids()] {
         for (const std::string& id : ids) {
@@ -338,9 +347,11 @@ void Node::OnMessage(ToWorker message) {
       });
       return;
     case ToWorker::kWelcome:
-    case ToWorker::KIND_NOT_SET: break;
+    case ToWorker::KIND_NOT_SET:
+      break;
   }
-  LOG_WARN("control sent a message that this worker doesn't know", {{"kind", static_cast<int>(message.kind_case())}});
+  LOG_WARN("control sent a message that this worker doesn't know",
+           {{"kind", static_cast<int>(message.kind_case())}});
 }
 
 void Node::StartTask(TaskSpec spec) {
@@ -390,11 +401,14 @@ void Node::OnBuildUpdate(BuildUpdate update) {
 
 void Node::Ensure(const EnsureAsset& asset) {
   if (asset.kind() != EnsureAsset::CLIENT) {
-    return SendAsset(asset.request_id(), Unimplemented("this worker can't make " + EnsureAsset::Kind_Name(asset.kind()) + " " + asset.name()));
+    return SendAsset(
+        asset.request_id(),
+        Unimplemented("this worker can't make " + EnsureAsset::Kind_Name(asset.kind()) + " " + asset.name()));
   }
-  ground_.builder->EnsureClient(asset.name(), [this, alive = alive_, id = asset.request_id()](const lydian::Status& status) {
-    if (*alive) SendAsset(id, status);
-  });
+  ground_.builder->EnsureClient(
+      asset.name(), [this, alive = alive_, id = asset.request_id()](const lydian::Status& status) {
+        if (*alive) SendAsset(id, status);
+      });
 }
 
 void Node::SendAsset(const std::string& request_id, const lydian::Status& status) {
@@ -411,20 +425,23 @@ void Node::SendAsset(const std::string& request_id, const lydian::Status& status
 
 WorkerCapacity Node::Capacity() {
   WorkerCapacity capacity;
-  const uint64_t memory = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-  const uint64_t reserve =
-      options_.memory_reserve_bytes > 0 ? options_.memory_reserve_bytes : std::max<uint64_t>(uint64_t{512} << 20, memory / 20);
+  const uint64_t memory =
+      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t reserve = options_.memory_reserve_bytes > 0
+                               ? options_.memory_reserve_bytes
+                               : std::max<uint64_t>(uint64_t{512} << 20, memory / 20);
   capacity.set_memory_bytes(memory > reserve ? memory - reserve : 0);
   capacity.set_milli_cpu(static_cast<uint32_t>(std::max<long>(1, sysconf(_SC_NPROCESSORS_ONLN)) * 1000));
   capacity.set_disk_path(options_.state_dir);
-  struct statvfs info{};
-  if (statvfs(options_.state_dir.c_str(), &info) == 0) capacity.set_disk_free_bytes(info.f_bavail * info.f_frsize);
+  struct statvfs info {};
+  if (statvfs(options_.state_dir.c_str(), &info) == 0)
+    capacity.set_disk_free_bytes(info.f_bavail * info.f_frsize);
   capacity.set_disk_low(capacity.disk_free_bytes() < options_.disk_reserve_bytes);
   return capacity;
 }
 
 std::string Node::RefuseReason() {
-  struct statvfs info{};
+  struct statvfs info {};
   if (statvfs(options_.state_dir.c_str(), &info) != 0) return {};
   const uint64_t free = info.f_bavail * info.f_frsize;
   if (free >= options_.disk_reserve_bytes) return {};
@@ -494,7 +511,8 @@ void Node::GuestHello(const std::string& task_id) {
   });
 }
 
-void Node::GuestHeartbeat(const std::string& task_id, rpc::Ctx ctx, std::function<void(Result<std::vector<std::string>>)> reply) {
+void Node::GuestHeartbeat(const std::string& task_id, rpc::Ctx ctx,
+                          std::function<void(Result<std::vector<std::string>>)> reply) {
   strand_->Post([this, task_id, ctx = std::move(ctx), reply = std::move(reply)]() mutable {
     TaskPtr task = Find(task_id);
     if (!task) return reply(NotFound("this container's task has ended"));

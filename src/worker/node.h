@@ -1,4 +1,5 @@
-// The worker's truth: its tasks, its spawner, its builds. Messages from control and containers come together here, on one strand.
+// The worker's truth: its tasks, its spawner, its builds. Messages from control and containers come together
+// here, on one strand.
 //
 // Thread-safety: public methods from any thread. Ownership: what it stands on outlives it.
 #pragma once
@@ -25,16 +26,16 @@
 namespace lydian::worker {
 
 struct NodeOptions {
-  std::string state_dir;               // <state>/worker
+  std::string state_dir;  // <state>/worker
   std::string worker_id;
   uint64_t epoch = 0;
   std::string version;
   std::string client_version;
-  uint64_t memory_reserve_bytes = 0;   // 0 = a default from the machine's size
+  uint64_t memory_reserve_bytes = 0;  // 0 = a default from the machine's size
   uint64_t disk_reserve_bytes = uint64_t{2} << 30;
   // Connects to the spawner; tried until it works, and again when the connection breaks.
   std::function<Result<std::unique_ptr<spawner::Client>>(spawner::ClientEvents)> connect_spawner;
-  std::function<void()> on_spawner;    // a spawner is there (its bridge may be new)
+  std::function<void()> on_spawner;  // a spawner is there (its bridge may be new)
 };
 
 class Node : public GuestBackend {
@@ -48,7 +49,7 @@ class Node : public GuestBackend {
 
   // Connects to the spawner, adopts what runs, then calls `adopted` on the strand.
   void Start(std::function<void()> adopted);
-  void Stop();                         // lets go of everything; containers go on
+  void Stop();  // lets go of everything; containers go on
 
   // Of the link; on the strand.
   WorkerHello MakeHello();
@@ -60,14 +61,16 @@ class Node : public GuestBackend {
   // For containers that are nobody's task (debug run): told when they end, or that the spawner is gone.
   void WatchContainer(const std::string& container_id, std::function<void(const ExitEvent&)> on_exit);
   void UnwatchContainer(const std::string& container_id);
-  std::string RefuseReason();          // "" or "no space left ..."
+  std::string RefuseReason();  // "" or "no space left ..."
 
   // GuestBackend.
   void GuestHello(const std::string& task_id) override;
-  void GuestHeartbeat(const std::string& task_id, rpc::Ctx ctx, std::function<void(Result<std::vector<std::string>>)> reply) override;
+  void GuestHeartbeat(const std::string& task_id, rpc::Ctx ctx,
+                      std::function<void(Result<std::vector<std::string>>)> reply) override;
   void GuestAsks(const std::string& task_id, std::shared_ptr<InputQuestion> question) override;
   void GuestWithdraws(const std::string& task_id, std::shared_ptr<InputQuestion> question) override;
-  void GuestPuts(const std::string& task_id, std::vector<Output> outputs, std::function<void()> done) override;
+  void GuestPuts(const std::string& task_id, std::vector<Output> outputs,
+                 std::function<void()> done) override;
   void GuestResult(const std::string& task_id, std::string result, std::function<void()> done) override;
   void GuestStopsItself(const std::string& task_id, std::function<void()> done) override;
 
@@ -95,19 +98,19 @@ class Node : public GuestBackend {
   Pool* pool_;
   Link* link_ = nullptr;
   TaskGround ground_;
-  std::mutex spawner_mutex_;           // guards spawner_
+  std::mutex spawner_mutex_;  // guards spawner_
   std::shared_ptr<spawner::Client> spawner_;
   // On the strand:
   uint64_t spawner_generation_ = 0;
   bool stopped_ = false, spawner_told_ = false;
-  std::map<std::string, TaskPtr> tasks_;                 // by task id
+  std::map<std::string, TaskPtr> tasks_;  // by task id
   std::map<std::string, TaskPtr> by_container_;
   std::map<std::string, std::function<void(const ExitEvent&)>> watched_;
   std::set<std::string> discarded_;
-  std::map<std::string, TaskPtr> outputs_;               // input id -> who waits for control to have its output
+  std::map<std::string, TaskPtr> outputs_;  // input id -> who waits for control to have its output
   std::deque<std::pair<SteadyTime, TaskUpdate>> ended_;  // sent lately: again after a reconnect
   std::set<std::string> builds_;
-  std::deque<BuildUpdate> build_updates_;                // while control is away
+  std::deque<BuildUpdate> build_updates_;  // while control is away
   size_t build_update_bytes_ = 0;
   std::function<void()> adopted_;
   size_t adopting_ = 0;

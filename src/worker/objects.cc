@@ -80,7 +80,9 @@ Status Objects::Download(const std::string& sha256, const std::string& path) {
       download->bytes += chunk.data().size();
       download->error = WriteAll(download->fd.get(), chunk.data());
     };
-    callbacks.on_done = [download](Status status, rpc::Metadata) { download->done.set_value(std::move(status)); };
+    callbacks.on_done = [download](Status status, rpc::Metadata) {
+      download->done.set_value(std::move(status));
+    };
     auto call = link_->channel().Start("/lydian.WorkerLink/GetObject", {}, std::move(callbacks));
     call->Write(request.SerializeAsString());
     call->WritesDone();
@@ -98,7 +100,8 @@ Status Objects::Download(const std::string& sha256, const std::string& path) {
     unsigned int length = 0;
     EVP_DigestFinal_ex(download->hash.get(), digest, &length);
     if (status.ok() && HexEncode({reinterpret_cast<char*>(digest), length}) != sha256) {
-      status = DataLoss("what control sent (" + std::to_string(download->bytes) + " bytes) has another SHA-256");
+      status =
+          DataLoss("what control sent (" + std::to_string(download->bytes) + " bytes) has another SHA-256");
     }
     if (status.ok() && rename(part.c_str(), path.c_str()) != 0) status = ErrnoStatus("renaming " + part);
     if (!status.ok()) (void)unlink(part.c_str());
@@ -106,14 +109,16 @@ Status Objects::Download(const std::string& sha256, const std::string& path) {
   }
 }
 
-void Objects::Mount(const std::string& mount_id, std::function<void(Result<std::vector<ContextFile>>)> reply) {
+void Objects::Mount(const std::string& mount_id,
+                    std::function<void(Result<std::vector<ContextFile>>)> reply) {
   GetMountRequest request;
   request.set_mount_id(mount_id);
   link_->Call("/lydian.WorkerLink/GetMount", request.SerializeAsString(), {},
               [mount_id, reply = std::move(reply)](Result<std::string> answer) {
                 if (!answer.ok()) return reply(answer.status().With("asking for mount " + mount_id));
                 GetMountResponse response;
-                if (!response.ParseFromString(*answer)) return reply(DataLoss("the answer for mount " + mount_id + " does not parse"));
+                if (!response.ParseFromString(*answer))
+                  return reply(DataLoss("the answer for mount " + mount_id + " does not parse"));
                 reply(std::vector<ContextFile>(response.files().begin(), response.files().end()));
               });
 }

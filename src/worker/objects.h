@@ -1,6 +1,6 @@
 // Files that control holds, by SHA-256, kept on this machine; and what a mount consists of.
-// Thread-safety: all methods. Fetch and Mount block and must not run on the strand. Errors: what control answers; DATA_LOSS when the bytes
-// are not what their name says; RESOURCE_EXHAUSTED when the disk is full.
+// Thread-safety: all methods. Fetch and Mount block and must not run on the strand. Errors: what control
+// answers; DATA_LOSS when the bytes are not what their name says; RESOURCE_EXHAUSTED when the disk is full.
 #pragma once
 
 #include <condition_variable>
@@ -28,7 +28,7 @@ class Objects : public build::ContentSource {
 
   const std::string dir_;
   Link* link_;
-  std::mutex mutex_;                    // guards the set
+  std::mutex mutex_;  // guards the set
   std::condition_variable changed_;
   std::set<std::string> fetching_;
 };

@@ -16,18 +16,24 @@ constexpr int kMostTriesWhileUp = 100;
 constexpr size_t kMostBuffered = 4 << 20;
 
 constexpr std::array<std::string_view, 10> kForwarded = {
-    "x-idempotency-key", "x-retry-attempt",       "x-throttle-retry-attempt", "x-modal-client-version", "x-modal-client-type",
-    "x-modal-timestamp", "x-modal-python-version", "x-modal-auth-token",       "x-modal-sandbox-token",  "x-modal-libmodal-version"};
+    "x-idempotency-key",     "x-retry-attempt",         "x-throttle-retry-attempt", "x-modal-client-version",
+    "x-modal-client-type",   "x-modal-timestamp",       "x-modal-python-version",   "x-modal-auth-token",
+    "x-modal-sandbox-token", "x-modal-libmodal-version"};
 
 class RelayCall : public std::enable_shared_from_this<RelayCall> {
  public:
   RelayCall(Link* link, std::string method, RelayKind kind, rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out)
-      : link_(link), method_(std::move(method)), unary_(kind == RelayKind::kUnary), ctx_(std::move(ctx)), out_(std::move(out)) {
+      : link_(link),
+        method_(std::move(method)),
+        unary_(kind == RelayKind::kUnary),
+        ctx_(std::move(ctx)),
+        out_(std::move(out)) {
     for (std::string_view name : kForwarded) {
       const std::string_view value = ctx_->header(name);
       if (!value.empty()) metadata_.emplace_back(std::string(name), std::string(value));
     }
-    if (ctx_->header("x-idempotency-key").empty() && unary_) metadata_.emplace_back("x-idempotency-key", RandomHex(16));
+    if (ctx_->header("x-idempotency-key").empty() && unary_)
+      metadata_.emplace_back("x-idempotency-key", RandomHex(16));
     metadata_.emplace_back("x-lydian-task", ctx_->caller().task_id);
   }
 
@@ -38,7 +44,8 @@ class RelayCall : public std::enable_shared_from_this<RelayCall> {
   }
 
   void Begin() {
-    if (!request_) return out_->Finish(InvalidArgument(std::string(ctx_->method()) + " came without a message"));
+    if (!request_)
+      return out_->Finish(InvalidArgument(std::string(ctx_->method()) + " came without a message"));
     ctx_->OnCancel([self = shared_from_this()] { self->Cancelled(); });
     Try();
   }
@@ -46,7 +53,9 @@ class RelayCall : public std::enable_shared_from_this<RelayCall> {
  private:
   void Try() {
     rpc::ClientCallbacks callbacks;
-    callbacks.on_message = [self = shared_from_this()](std::string bytes) { self->Message(std::move(bytes)); };
+    callbacks.on_message = [self = shared_from_this()](std::string bytes) {
+      self->Message(std::move(bytes));
+    };
     callbacks.on_done = [self = shared_from_this()](Status status, rpc::Metadata trailers) {
       self->Done(std::move(status), std::move(trailers));
     };
@@ -91,7 +100,8 @@ class RelayCall : public std::enable_shared_from_this<RelayCall> {
       call_ = nullptr;
       if (cancelled_) return;
     }
-    const bool again = status.code() == Code::kUnavailable && !delivered_ && (!link_->up() || ++tries_ < kMostTriesWhileUp);
+    const bool again =
+        status.code() == Code::kUnavailable && !delivered_ && (!link_->up() || ++tries_ < kMostTriesWhileUp);
     if (again) return link_->WhenUpAfterPause([self = shared_from_this()] { self->Try(); });
     {
       std::lock_guard lock(mutex_);
@@ -140,7 +150,8 @@ rpc::RawReader Relay::Start(std::string_view full_method, rpc::Ctx ctx, std::sha
     out->Finish(Unimplemented("this server has no method " + std::string(full_method.substr(0, 200))));
     return {[](std::string_view) -> Status { return {}; }, [] {}};
   }
-  auto call = std::make_shared<RelayCall>(link_, std::string(full_method), kind, std::move(ctx), std::move(out));
+  auto call =
+      std::make_shared<RelayCall>(link_, std::string(full_method), kind, std::move(ctx), std::move(out));
   return {[call](std::string_view bytes) { return call->TakeRequest(bytes); }, [call] { call->Begin(); }};
 }
 

@@ -30,17 +30,21 @@ void SetThreadCounts(const TaskLimits& limits, EnvMap* env) {
   const uint32_t milli = std::max(limits.milli_cpu_request(), limits.milli_cpu_limit());
   if (milli == 0) return;
   const std::string count = std::to_string(std::max<uint32_t>(1, (milli + 999) / 1000));
-  for (const char* name : {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}) env->emplace(name, count);
+  for (const char* name : {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"})
+    env->emplace(name, count);
 }
 
 EnvMap DefaultEnv() {
   return {{"PATH", kDefaultPath}, {"HOME", "/root"}, {"LANG", "C.UTF-8"}, {"TZ", "UTC"}};
 }
 
-std::string Cwd(const ImageSpec& image) { return image.config().workdir().empty() ? "/root" : image.config().workdir(); }
+std::string Cwd(const ImageSpec& image) {
+  return image.config().workdir().empty() ? "/root" : image.config().workdir();
+}
 
 std::string IdentityFrame(const EnvMap& env, const std::string& cwd) {
-  const nlohmann::json identity = {{"version", 1}, {"env", env}, {"cwd", cwd}, {"argv", nlohmann::json::array()}};
+  const nlohmann::json identity = {
+      {"version", 1}, {"env", env}, {"cwd", cwd}, {"argv", nlohmann::json::array()}};
   // A value that isn't UTF-8 can't come by protobuf strings; "replace" keeps dump from throwing all the same.
   const std::string text = identity.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   const auto size = static_cast<uint32_t>(text.size());
@@ -84,9 +88,9 @@ EnvMap TaskEnv(const TaskSpec& spec) {
 
 bool NeedsPlainStart(const TaskSpec& spec) {
   static constexpr std::array<std::string_view, 5> kNames = {"PATH", "HOME", "LANG", "LANGUAGE", "TZ"};
-  static constexpr std::array<std::string_view, 12> kPrefixes = {"LD_",     "LC_",       "PYTHON",     "MODAL_",
-                                                                 "MALLOC_", "GLIBC_",    "PROTOCOL_BUFFERS_", "AIOHTTP_",
-                                                                 "MULTIDICT_", "YARL_", "FROZENLIST_", "PROPCACHE_"};
+  static constexpr std::array<std::string_view, 12> kPrefixes = {
+      "LD_",      "LC_",        "PYTHON", "MODAL_",      "MALLOC_",   "GLIBC_", "PROTOCOL_BUFFERS_",
+      "AIOHTTP_", "MULTIDICT_", "YARL_",  "FROZENLIST_", "PROPCACHE_"};
   if (spec.image().config().entrypoint_size() > 0) return true;
   for (const auto& [name, value] : spec.env()) {
     if (std::find(kNames.begin(), kNames.end(), name) != kNames.end()) return true;
@@ -128,7 +132,8 @@ TaskJob MakeTaskJob(const TaskSpec& spec, const TaskJobOptions& options) {
     process->add_argv(kLauncherPath);
     made.identity = IdentityFrame(task_env, cwd);
   }
-  for (const auto& [name, value] : made.plain ? task_env : BaseEnv(spec.image())) process->add_env(name + "=" + value);
+  for (const auto& [name, value] : made.plain ? task_env : BaseEnv(spec.image()))
+    process->add_env(name + "=" + value);
 
   Limits* limits = job.mutable_limits();
   limits->set_memory_bytes(spec.limits().memory_limit_bytes());
@@ -155,7 +160,7 @@ std::string FindPython(const ImageSpec& image, const std::vector<std::string>& l
     from = to + 1;
     if (folder.empty() || folder[0] != '/' || folder.find("..") != std::string::npos) continue;
     for (const std::string& layer : layer_paths) {
-      struct stat info{};
+      struct stat info {};
       // Not followed: a link in a layer leads to somewhere in the container, not on the host.
       if (lstat((layer + folder + "/python").c_str(), &info) != 0) continue;
       if (S_ISREG(info.st_mode) || S_ISLNK(info.st_mode)) return "python";

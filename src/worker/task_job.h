@@ -1,5 +1,5 @@
-// From a TaskSpec to the job of its container: environment, command, limits, mounts. Pure but for JobPython, which looks into layers.
-// Thread-safe.
+// From a TaskSpec to the job of its container: environment, command, limits, mounts. Pure but for JobPython,
+// which looks into layers. Thread-safe.
 #pragma once
 
 #include <map>
@@ -17,7 +17,8 @@ inline constexpr char kArgumentsPath[] = "/__modal/.container-arguments/data.bin
 inline constexpr char kLauncherPath[] = "/__modal/.bin/launcher.py";
 inline constexpr char kGuestSocket[] = "/run/modal.sock";
 
-// What the process of any task of this image is executed with: defaults, the image's ENV, PYTHONPATH, MODAL_IS_REMOTE.
+// What the process of any task of this image is executed with: defaults, the image's ENV, PYTHONPATH,
+// MODAL_IS_REMOTE.
 EnvMap BaseEnv(const ImageSpec& image);
 // The whole environment of the task's process.
 EnvMap TaskEnv(const TaskSpec& spec);
@@ -27,15 +28,15 @@ bool NeedsPlainStart(const TaskSpec& spec);
 struct TaskJob {
   Job job;
   bool plain = false;
-  std::string identity;            // frame for the control fd; empty when plain
+  std::string identity;  // frame for the control fd; empty when plain
 };
 
 struct TaskJobOptions {
   std::string container_id;
-  std::vector<std::string> lowers; // bottom first
-  std::string arguments_file;      // on the host
-  std::string python;              // "python" or "python3"
-  std::string writable_dir;        // of a layer transaction; empty = the runtime's own
+  std::vector<std::string> lowers;  // bottom first
+  std::string arguments_file;       // on the host
+  std::string python;               // "python" or "python3"
+  std::string writable_dir;         // of a layer transaction; empty = the runtime's own
 };
 TaskJob MakeTaskJob(const TaskSpec& spec, const TaskJobOptions& options);
 

@@ -37,7 +37,8 @@ Status ReadIdentity(const std::string& dir, std::string* id, uint64_t* epoch) {
     RETURN_IF_ERROR(WriteFileAtomic(dir + "/id", *id, 0600, true));
   }
   *epoch = 0;
-  if (Result<std::string> kept = ReadFile(dir + "/epoch", 256); kept.ok()) *epoch = std::strtoull(kept->c_str(), nullptr, 10);
+  if (Result<std::string> kept = ReadFile(dir + "/epoch", 256); kept.ok())
+    *epoch = std::strtoull(kept->c_str(), nullptr, 10);
   ++*epoch;
   return WriteFileAtomic(dir + "/epoch", std::to_string(*epoch), 0600, true);
 }
@@ -61,7 +62,8 @@ class WorkerImpl : public Worker {
 
   Status Begin(UniqueFd admin_listener) {
     umask(022);
-    for (const char* dir : {"", "/tasks", "/containers"}) RETURN_IF_ERROR(MakeDirs(options_.state_dir + dir, 0700));
+    for (const char* dir : {"", "/tasks", "/containers"})
+      RETURN_IF_ERROR(MakeDirs(options_.state_dir + dir, 0700));
     NodeOptions node;
     RETURN_IF_ERROR(ReadIdentity(options_.state_dir, &node.worker_id, &node.epoch));
     if (options_.spawner_socket.empty()) options_.spawner_socket = options_.state_dir + "/spawner.sock";
@@ -73,7 +75,8 @@ class WorkerImpl : public Worker {
     node.connect_spawner = [path = options_.spawner_socket](spawner::ClientEvents events) {
       return spawner::Client::Connect(path, std::move(events));
     };
-    dns_ = std::make_unique<DnsRelay>(DnsRelay::Options{.bridge = options_.bridge.empty() ? options_.instance : options_.bridge});
+    dns_ = std::make_unique<DnsRelay>(
+        DnsRelay::Options{.bridge = options_.bridge.empty() ? options_.instance : options_.bridge});
     node.on_spawner = [this] { dns_->Open(); };
     node_ = std::make_unique<Node>(std::move(node), &strand_, &pool_);
 
@@ -82,7 +85,8 @@ class WorkerImpl : public Worker {
     hooks.on_welcome = [this](const Welcome& welcome) { node_->OnWelcome(welcome); };
     hooks.on_down = [this] { logs_->SetLinkUp(false); };
     hooks.on_message = [this](ToWorker message) { node_->OnMessage(std::move(message)); };
-    link_ = std::make_unique<Link>(rpc::Channel::Create("unix:" + options_.control_socket), &strand_, std::move(hooks));
+    link_ = std::make_unique<Link>(rpc::Channel::Create("unix:" + options_.control_socket), &strand_,
+                                   std::move(hooks));
     node_->SetLink(link_.get());
     LogPump::Options logs;
     logs.send = [this](FromWorker message) { link_->Send(std::move(message)); };
@@ -174,7 +178,8 @@ class WorkerImpl : public Worker {
 
 Result<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options, UniqueFd admin_listener) {
   auto worker = std::make_unique<WorkerImpl>(std::move(options));
-  if (Status status = worker->Begin(std::move(admin_listener)); !status.ok()) return std::move(status).With("starting the worker");
+  if (Status status = worker->Begin(std::move(admin_listener)); !status.ok())
+    return std::move(status).With("starting the worker");
   return std::unique_ptr<Worker>(std::move(worker));
 }
 

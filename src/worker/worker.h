@@ -1,8 +1,9 @@
-// The node agent: one per machine, root. Dials control, makes containers through the spawner, serves their sockets, moves their logs
-// and inputs. docs/architecture.md.
+// The node agent: one per machine, root. Dials control, makes containers through the spawner, serves their
+// sockets, moves their logs and inputs. docs/architecture.md.
 //
 // Thread-safety: Start once; Stop from any thread, once. Ownership: the sockets given are the worker's.
-// Errors: Start fails when the state folder or a socket can't be used; control and spawner may come later and go at any time.
+// Errors: Start fails when the state folder or a socket can't be used; control and spawner may come later and
+// go at any time.
 #pragma once
 
 #include <cstdint>
@@ -23,15 +24,15 @@ class LayerStore;
 namespace lydian::worker {
 
 struct WorkerOptions {
-  std::string state_dir;               // <state>/worker, 0700 root
-  std::string instance;                // "ly3f2a1b"
-  std::string control_socket;          // <state>/control/link.sock: gRPC, and HTTP for blobs
-  std::string spawner_socket;          // "" = <state_dir>/spawner.sock
-  std::string cache_dir;               // of the builder; "" = none
+  std::string state_dir;       // <state>/worker, 0700 root
+  std::string instance;        // "ly3f2a1b"
+  std::string control_socket;  // <state>/control/link.sock: gRPC, and HTTP for blobs
+  std::string spawner_socket;  // "" = <state_dir>/spawner.sock
+  std::string cache_dir;       // of the builder; "" = none
   std::string client_version = "1.6.4";
-  std::string version = "0.1.0";       // of this program
-  std::string bridge;                  // interface that the DNS relay serves; "" = the instance's
-  uint64_t memory_reserve_bytes = 0;   // 0 = a default from the machine's size
+  std::string version = "0.1.0";      // of this program
+  std::string bridge;                 // interface that the DNS relay serves; "" = the instance's
+  uint64_t memory_reserve_bytes = 0;  // 0 = a default from the machine's size
   uint64_t disk_reserve_bytes = uint64_t{2} << 30;
   // For tests: other layers and another builder than those of this machine. Empty = the real ones.
   std::function<std::unique_ptr<image::LayerStore>()> make_layers;

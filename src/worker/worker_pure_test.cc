@@ -29,7 +29,8 @@ TEST(ExitText, SaysHow) {
   const TaskExit oom = DescribeExit(Ended(SIGKILL, true, (256 << 20) - 4096, 256 << 20), false);
   EXPECT_TRUE(oom.oom());
   EXPECT_EQ(oom.text(), "out of memory: used 256 MiB of 256 MiB");
-  EXPECT_EQ(DescribeExit(Ended(137 << 8, true, 1, 256 << 20), false).text(), "out of memory: used 256 MiB of 256 MiB");
+  EXPECT_EQ(DescribeExit(Ended(137 << 8, true, 1, 256 << 20), false).text(),
+            "out of memory: used 256 MiB of 256 MiB");
   EXPECT_EQ(DescribeExit(Ended(SIGKILL, true, uint64_t{3} << 30, 0), false).text(),
             "out of memory: used 3 GiB, more than the machine had left for containers");
   // A child was killed; the main process went on and ended by itself.
@@ -123,7 +124,9 @@ TEST(TaskJob, FindsPythonOnTheImagesPath) {
 }
 
 TEST(HttpHead, OneRequestIsPassedOn) {
-  const std::string text = "PUT /blob/bl-1?sig=x HTTP/1.1\r\nHost: 169.254.77.1\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\nhello";
+  const std::string text =
+      "PUT /blob/bl-1?sig=x HTTP/1.1\r\nHost: 169.254.77.1\r\nContent-Length: 5\r\nConnection: "
+      "keep-alive\r\n\r\nhello";
   Result<HttpHead> head = ParseHttpHead(text);
   ASSERT_TRUE(head.ok()) << head.status();
   EXPECT_EQ(head->method, "PUT");
@@ -131,15 +134,18 @@ TEST(HttpHead, OneRequestIsPassedOn) {
   EXPECT_EQ(head->content_length, 5u);
   EXPECT_EQ(text.substr(head->bytes), "hello");
   EXPECT_EQ(head->forwarded,
-            "PUT /blob/bl-1?sig=x HTTP/1.1\r\nhost: 169.254.77.1\r\ncontent-length: 5\r\nconnection: close\r\n\r\n");
+            "PUT /blob/bl-1?sig=x HTTP/1.1\r\nhost: 169.254.77.1\r\ncontent-length: 5\r\nconnection: "
+            "close\r\n\r\n");
   EXPECT_EQ(ParseHttpHead("GET / HTTP/1.1\r\nHost: x\r\n")->bytes, 0u);
 }
 
 TEST(HttpHead, WhatSmugglesIsRefused) {
-  for (const char* text : {"GET /\r\n\r\n", "GET  / HTTP/1.1\r\n\r\n", "GET / HTTP/2.0\r\n\r\n", "GET / HTTP/1.1\r\nA : b\r\n\r\n",
-                           "GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n", "PUT / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+  for (const char* text : {"GET /\r\n\r\n", "GET  / HTTP/1.1\r\n\r\n", "GET / HTTP/2.0\r\n\r\n",
+                           "GET / HTTP/1.1\r\nA : b\r\n\r\n", "GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
+                           "PUT / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
                            "PUT / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-                           "PUT / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "PUT / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
+                           "PUT / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+                           "PUT / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
                            "GET / HTTP/1.1\r\nA: b\nC: d\r\n\r\n", "\r\n\r\n"}) {
     EXPECT_FALSE(ParseHttpHead(text).ok()) << text;
   }

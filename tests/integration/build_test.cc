@@ -1,5 +1,5 @@
-// The builder as a whole: bases from recipes, Dockerfile steps, the client's runtime. Needs root, mmdebstrap and a Debian mirror;
-// what costs minutes is cached in LYDIAN_TEST_CACHE (default /var/cache/lydian).
+// The builder as a whole: bases from recipes, Dockerfile steps, the client's runtime. Needs root, mmdebstrap
+// and a Debian mirror; what costs minutes is cached in LYDIAN_TEST_CACHE (default /var/cache/lydian).
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -69,11 +69,12 @@ struct World {
     dns = std::make_unique<worker::DnsRelay>(worker::DnsRelay::Options{.bridge = g_instance});
     dns->Open();
     const char* cache = std::getenv("LYDIAN_TEST_CACHE");
-    auto made = Builder::Create({.state_dir = dir, .cache_dir = cache ? cache : "/var/cache/lydian", .client_version = "1.6.4"},
-                                layers.get(), files.get(), [this] {
-                                  ++asked;
-                                  return spawner;
-                                });
+    auto made = Builder::Create(
+        {.state_dir = dir, .cache_dir = cache ? cache : "/var/cache/lydian", .client_version = "1.6.4"},
+        layers.get(), files.get(), [this] {
+          ++asked;
+          return spawner;
+        });
     ASSERT_TRUE(made.ok()) << made.status();
     builder = std::move(*made);
   }
@@ -103,8 +104,9 @@ class BuildTest : public ::testing::Test {
 
   static ImageSpec Base(const std::string& name) {
     std::promise<Result<ImageSpec>> done;
-    world_->builder->MakeBase(name, [](const std::string& text) { std::cerr << text; },
-                              [&](Result<ImageSpec> spec) { done.set_value(std::move(spec)); });
+    world_->builder->MakeBase(
+        name, [](const std::string& text) { std::cerr << text; },
+        [&](Result<ImageSpec> spec) { done.set_value(std::move(spec)); });
     auto spec = done.get_future().get();
     EXPECT_TRUE(spec.ok()) << spec.status();
     return spec.ok() ? *spec : ImageSpec{};
@@ -132,7 +134,8 @@ class BuildTest : public ::testing::Test {
     for (const auto& line : lines) spec.add_dockerfile_commands(line);
     return spec;
   }
-  static void AddContext(BuildSpec& spec, const std::string& path, const std::string& content, uint32_t mode = 0644) {
+  static void AddContext(BuildSpec& spec, const std::string& path, const std::string& content,
+                         uint32_t mode = 0644) {
     ContextFile* file = spec.add_context();
     file->set_path(path);
     file->set_sha256(world_->files->Add(content));
@@ -161,18 +164,23 @@ TEST_F(BuildTest, BaseHasPythonWhereUsersExpectIt) {
   EXPECT_TRUE(Exists(top + "/usr/local/lib/python3.11/site-packages/pip"));
   EXPECT_FALSE(Exists(top + "/usr/local/lib/python3.11/test"));
   EXPECT_TRUE(Exists(top + "/usr/local/lib/python3.11/__pycache__/ast.cpython-311.pyc"));
-  auto built = Build(Spec({"FROM python:3.11.12-slim-bookworm", "RUN python -c 'import sys, sysconfig, ssl, sqlite3; "
-                           "print(sys.prefix, sysconfig.get_path(\"purelib\"), sys.version.split()[0])' && pip --version"}));
+  auto built = Build(
+      Spec({"FROM python:3.11.12-slim-bookworm",
+            "RUN python -c 'import sys, sysconfig, ssl, sqlite3; "
+            "print(sys.prefix, sysconfig.get_path(\"purelib\"), sys.version.split()[0])' && pip --version"}));
   EXPECT_TRUE(built.result.ok()) << built.result.error();
-  EXPECT_THAT(built.log, HasSubstr("/usr/local /usr/local/lib/python3.11/site-packages " + base.python_version()));
-  EXPECT_THAT(built.log, HasSubstr("served by the base recipe python:3.11-slim-bookworm, Python " + base.python_version()));
+  EXPECT_THAT(built.log,
+              HasSubstr("/usr/local /usr/local/lib/python3.11/site-packages " + base.python_version()));
+  EXPECT_THAT(built.log, HasSubstr("served by the base recipe python:3.11-slim-bookworm, Python " +
+                                   base.python_version()));
   EXPECT_EQ(built.result.libc_version(), "2.36");
 }
 
 TEST_F(BuildTest, StepsMakeLayersOnceAndLeaveNothingBorrowed) {
-  auto spec = Spec({"FROM python:3.11-slim-bookworm", "ARG WHO=me", "ENV GREETING='hello \"you\"'", "WORKDIR /srv/app",
-                    "COPY . /", "RUN echo \"$GREETING $WHO $(pwd)\" > out.txt && env > /env.txt && test -f $SSL_CERT_FILE",
-                    "RUN true"});
+  auto spec = Spec(
+      {"FROM python:3.11-slim-bookworm", "ARG WHO=me", "ENV GREETING='hello \"you\"'", "WORKDIR /srv/app",
+       "COPY . /", "RUN echo \"$GREETING $WHO $(pwd)\" > out.txt && env > /env.txt && test -f $SSL_CERT_FILE",
+       "RUN true"});
   AddContext(spec, "/etc/app.conf", "setting\n", 0600);
   AddContext(spec, "/bin/tool", "#!/bin/sh\necho tool\n", 0755);
   auto built = Build(spec);
@@ -188,7 +196,8 @@ TEST_F(BuildTest, StepsMakeLayersOnceAndLeaveNothingBorrowed) {
   EXPECT_EQ(st.st_mode & 07777, 0600u);
   EXPECT_EQ(*ReadFile(ran + "/srv/app/out.txt"), "hello \"you\" me /srv/app\n");
   std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(ran)) names.push_back(entry.path().string().substr(ran.size()));
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(ran))
+    names.push_back(entry.path().string().substr(ran.size()));
   EXPECT_THAT(names, ::testing::UnorderedElementsAre("/srv", "/srv/app", "/srv/app/out.txt", "/env.txt"));
   EXPECT_EQ(image.config().workdir(), "/srv/app");
   EXPECT_THAT(image.python_version(), HasSubstr("3.11."));
@@ -202,7 +211,8 @@ TEST_F(BuildTest, StepsMakeLayersOnceAndLeaveNothingBorrowed) {
 }
 
 TEST_F(BuildTest, AFailingStepShowsCommandOutputAndCode) {
-  auto built = Build(Spec({"FROM python:3.11-slim-bookworm", "RUN echo about to fail; echo why >&2; exit 7"}));
+  auto built =
+      Build(Spec({"FROM python:3.11-slim-bookworm", "RUN echo about to fail; echo why >&2; exit 7"}));
   EXPECT_FALSE(built.result.ok());
   EXPECT_THAT(built.result.error(), HasSubstr("RUN echo about to fail"));
   EXPECT_THAT(built.result.error(), HasSubstr("exit code 7"));
@@ -247,9 +257,12 @@ TEST_F(BuildTest, PipInstallsFromTheHostsIndex) {
 }
 
 TEST_F(BuildTest, StagesAndUv) {
-  auto built = Build(Spec({"FROM debian:bookworm-slim AS make", "RUN mkdir -p /out/d && echo 1 > /out/d/a && ln -s a /out/d/b && chown 5:6 /out/d/a",
-                           "FROM python:3.11-slim-bookworm", "COPY --from=make /out /in", "COPY --from=ghcr.io/astral-sh/uv:latest /uv /.uv/uv",
-                           "RUN /.uv/uv --version && /.uv/uv pip install --python $(command -v python) --compile-bytecode six"}));
+  auto built = Build(Spec(
+      {"FROM debian:bookworm-slim AS make",
+       "RUN mkdir -p /out/d && echo 1 > /out/d/a && ln -s a /out/d/b && chown 5:6 /out/d/a",
+       "FROM python:3.11-slim-bookworm", "COPY --from=make /out /in",
+       "COPY --from=ghcr.io/astral-sh/uv:latest /uv /.uv/uv",
+       "RUN /.uv/uv --version && /.uv/uv pip install --python $(command -v python) --compile-bytecode six"}));
   ASSERT_TRUE(built.result.ok()) << built.result.error() << built.log;
   std::string copied = Path(built.result.image().layer_ids(2));
   struct stat st;
@@ -270,7 +283,8 @@ TEST_F(BuildTest, RuntimeLayersRunTheClient) {
   ImageSpec image = Base("python:3.11-slim-bookworm");
   image.set_builder_version("2025.06");
   std::promise<Result<std::vector<std::string>>> done;
-  world_->builder->RuntimeLayers(image, "1.6.4", true, [&](auto layers) { done.set_value(std::move(layers)); });
+  world_->builder->RuntimeLayers(image, "1.6.4", true,
+                                 [&](auto layers) { done.set_value(std::move(layers)); });
   auto layers = done.get_future().get();
   ASSERT_TRUE(layers.ok()) << layers.status();
   ASSERT_EQ(layers->size(), 2u);
@@ -280,7 +294,9 @@ TEST_F(BuildTest, RuntimeLayersRunTheClient) {
   EXPECT_TRUE(Exists(client + "/pkg/modal/__pycache__/app.cpython-311.pyc"));
   EXPECT_TRUE(Exists(client + "/pkg/synchronicity"));
   EXPECT_FALSE(Exists(client + "/made"));
-  BuildSpec spec = Spec({"FROM base", "ENV PYTHONPATH=/root:/pkg", "RUN python -c 'import modal, aiohttp; print(modal.__version__, aiohttp.__file__)'"});
+  BuildSpec spec =
+      Spec({"FROM base", "ENV PYTHONPATH=/root:/pkg",
+            "RUN python -c 'import modal, aiohttp; print(modal.__version__, aiohttp.__file__)'"});
   auto& base = (*spec.mutable_bases())["base"];
   for (const auto& id : image.layer_ids()) base.add_layer_ids(id);
   for (const auto& id : *layers) base.add_layer_ids(id);
@@ -299,11 +315,14 @@ TEST_F(BuildTest, TheOtherPythonWorksToo) {
   EXPECT_THAT(image.python_version(), HasSubstr("3.13."));
   image.set_builder_version("2025.06");
   std::promise<Result<std::vector<std::string>>> done;
-  world_->builder->RuntimeLayers(image, "1.6.4", true, [&](auto layers) { done.set_value(std::move(layers)); });
+  world_->builder->RuntimeLayers(image, "1.6.4", true,
+                                 [&](auto layers) { done.set_value(std::move(layers)); });
   auto layers = done.get_future().get();
   ASSERT_TRUE(layers.ok()) << layers.status();
   EXPECT_TRUE(Exists(Path((*layers)[1]) + "/pkg/modal/__pycache__/app.cpython-313.pyc"));
-  auto built = Build(Spec({"FROM python:3.13-slim", "RUN python --version && python -c 'import ssl, sqlite3, ctypes' && pip --version"}));
+  auto built =
+      Build(Spec({"FROM python:3.13-slim",
+                  "RUN python --version && python -c 'import ssl, sqlite3, ctypes' && pip --version"}));
   EXPECT_TRUE(built.result.ok()) << built.result.error();
   std::map<std::string, Builder::Base> bases;
   for (const auto& base : world_->builder->Bases()) bases[base.name] = base;
@@ -317,7 +336,8 @@ TEST_F(BuildTest, ImportsArchivesSafely) {
   // A plain root file system, made of a layer that is here.
   ImageSpec base = Base("debian:bookworm-slim");
   std::string tar = g_dir + "/root.tar";
-  ASSERT_EQ(std::system(("tar -C " + Path(base.layer_ids(0)) + " -cf " + tar + " . 2> /dev/null").c_str()), 0);
+  ASSERT_EQ(std::system(("tar -C " + Path(base.layer_ids(0)) + " -cf " + tar + " . 2> /dev/null").c_str()),
+            0);
   ASSERT_TRUE(world_->builder->ImportArchive("my/debian:1", tar).ok());
   auto built = Build(Spec({"FROM my/debian:1", "RUN cat /etc/debian_version && id -un"}));
   EXPECT_TRUE(built.result.ok()) << built.result.error();
@@ -327,15 +347,20 @@ TEST_F(BuildTest, ImportsArchivesSafely) {
   std::string dir = g_dir + "/docker";
   std::string make = "set -e; mkdir -p " + dir + "/one/d " + dir + "/two/d; cd " + dir +
                      "; echo a > one/d/a; echo b > one/d/b; ln -s / one/up; : > two/d/.wh.a; : > two/up2; "
-                     "tar -C one -cf one.tar .; tar -C two -P --transform 's,^./up2,../../../../up2,' -cf two.tar ./d ./up2; "
+                     "tar -C one -cf one.tar .; tar -C two -P --transform 's,^./up2,../../../../up2,' -cf "
+                     "two.tar ./d ./up2; "
                      "echo '[{\"Config\":\"c.json\",\"Layers\":[\"one.tar\",\"two.tar\"]}]' > manifest.json; "
-                     "echo '{\"config\":{\"Env\":[\"X=1\"],\"WorkingDir\":\"/d\"}}' > c.json; tar -cf ../docker.tar manifest.json c.json one.tar two.tar";
+                     "echo '{\"config\":{\"Env\":[\"X=1\"],\"WorkingDir\":\"/d\"}}' > c.json; tar -cf "
+                     "../docker.tar manifest.json c.json one.tar two.tar";
   ASSERT_EQ(std::system(make.c_str()), 0);
   Status imported = world_->builder->ImportArchive("two", g_dir + "/docker.tar");
   ASSERT_TRUE(imported.ok()) << imported;
-  auto copied = Build(Spec({"FROM debian:bookworm-slim", "COPY --from=two / /got/", "RUN ls /got/d > /list; ls /got >> /list"}));
+  auto copied = Build(Spec(
+      {"FROM debian:bookworm-slim", "COPY --from=two / /got/", "RUN ls /got/d > /list; ls /got >> /list"}));
   ASSERT_TRUE(copied.result.ok()) << copied.result.error();
-  EXPECT_EQ(*ReadFile(Path(copied.result.image().layer_ids(copied.result.image().layer_ids_size() - 1)) + "/list"), "b\nd\nup\nup2\n");
+  EXPECT_EQ(
+      *ReadFile(Path(copied.result.image().layer_ids(copied.result.image().layer_ids_size() - 1)) + "/list"),
+      "b\nd\nup\nup2\n");
   EXPECT_FALSE(Exists("/up2"));
   ASSERT_TRUE(WriteFileAtomic(tar, "this is no archive").ok());
   EXPECT_FALSE(world_->builder->ImportArchive("bad", tar).ok());
@@ -343,7 +368,10 @@ TEST_F(BuildTest, ImportsArchivesSafely) {
 
 TEST_F(BuildTest, AddUnpacksArchivesAndCopyDoesNot) {
   std::string dir = g_dir + "/add";
-  ASSERT_EQ(std::system(("mkdir -p " + dir + "/x && echo in > " + dir + "/x/f && tar -C " + dir + " -czf " + dir + ".tgz x").c_str()), 0);
+  ASSERT_EQ(std::system(("mkdir -p " + dir + "/x && echo in > " + dir + "/x/f && tar -C " + dir + " -czf " +
+                         dir + ".tgz x")
+                            .c_str()),
+            0);
   auto spec = Spec({"FROM debian:bookworm-slim", "ADD a.tgz plain.txt /bin/", "COPY a.tgz /kept/"});
   AddContext(spec, "/a.tgz", *ReadFile(dir + ".tgz"));
   AddContext(spec, "/plain.txt", "text");
@@ -393,15 +421,18 @@ int main(int argc, char** argv) {
     lydian::build::g_dir = "/var/tmp/lydian-build-test-" + lydian::RandomHex(4);
     if (!lydian::MakeDirs(lydian::build::g_dir).ok()) return 1;
     const std::string& instance = lydian::build::g_instance = "lytb" + lydian::RandomHex(2);
-    lydian::build::g_spawner = std::make_unique<lydian::testing::ForkedSpawner>(lydian::build::g_dir, instance, LYDIAN_INIT, "10.113.0.0/16");
+    lydian::build::g_spawner = std::make_unique<lydian::testing::ForkedSpawner>(
+        lydian::build::g_dir, instance, LYDIAN_INIT, "10.113.0.0/16");
   }
   int result = RUN_ALL_TESTS();
   lydian::build::g_spawner = nullptr;
   // A bridge outlives its spawner, for the next one of the instance; this instance has none.
   if (!lydian::build::g_instance.empty())
-    (void)!std::system(("ip link del " + lydian::build::g_instance + " 2> /dev/null; nft delete table inet " + lydian::build::g_instance +
-                        " 2> /dev/null; find /sys/fs/cgroup -maxdepth 3 -depth -type d -name 'lydian-" + lydian::build::g_instance +
-                        "' -exec rmdir {} + 2> /dev/null").c_str());
+    (void)!std::system(("ip link del " + lydian::build::g_instance + " 2> /dev/null; nft delete table inet " +
+                        lydian::build::g_instance +
+                        " 2> /dev/null; find /sys/fs/cgroup -maxdepth 3 -depth -type d -name 'lydian-" +
+                        lydian::build::g_instance + "' -exec rmdir {} + 2> /dev/null")
+                           .c_str());
   if (!lydian::build::g_dir.empty()) (void)lydian::RemoveTree(lydian::build::g_dir);
   return result;
 }

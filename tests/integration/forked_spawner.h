@@ -20,13 +20,16 @@ namespace lydian::testing {
 
 class ForkedSpawner {
  public:
-  ForkedSpawner(const std::string& state_dir, const std::string& instance, const std::string& init_path, const std::string& range)
+  ForkedSpawner(const std::string& state_dir, const std::string& instance, const std::string& init_path,
+                const std::string& range)
       : socket_(state_dir + "/spawner.sock") {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     std::snprintf(address.sun_path, sizeof address.sun_path, "%s", socket_.c_str());
     UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    if (::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 || ::listen(listener.get(), 16) != 0) return;
+    if (::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
+        ::listen(listener.get(), 16) != 0)
+      return;
     pid_ = ::fork();
     if (pid_ != 0) return;
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -40,8 +43,8 @@ class ForkedSpawner {
   const std::string& socket() const { return socket_; }
 
  private:
-  static int Serve(const std::string& state_dir, const std::string& instance, const std::string& init_path, const std::string& range,
-                   UniqueFd listener) {
+  static int Serve(const std::string& state_dir, const std::string& instance, const std::string& init_path,
+                   const std::string& range, UniqueFd listener) {
     runtime::RuntimeOptions options;
     options.state_dir = state_dir;
     options.instance = instance;
@@ -55,8 +58,9 @@ class ForkedSpawner {
       return 1;
     }
     (void)(*runtime)->CleanLeftovers();
-    auto server = spawner::Server::Create({.listener = std::move(listener), .instance = instance, .peer_uid = ::geteuid()},
-                                          std::move(*runtime));
+    auto server = spawner::Server::Create(
+        {.listener = std::move(listener), .instance = instance, .peer_uid = ::geteuid()},
+        std::move(*runtime));
     if (!server.ok() || !(*server)->Run().ok()) return 1;
     return 0;
   }

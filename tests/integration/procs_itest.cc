@@ -1,4 +1,5 @@
-// `lydian up` with daemons that are this very program: a second up, a killed daemon, a killed up and its successor, a daemon that can't start.
+// `lydian up` with daemons that are this very program: a second up, a killed daemon, a killed up and its
+// successor, a daemon that can't start.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -53,7 +54,8 @@ int FakeDaemon(int argc, char** argv) {
     pollfd wait{role == "control" ? (*fds)["api"] : -1, POLLIN, 0};
     ::poll(&wait, 1, -1);
     UniqueFd socket(::accept(wait.fd, nullptr, nullptr));
-    if (socket.valid()) (void)WriteAll(socket.get(), std::to_string(::getpid()) + " " + std::to_string(::getuid()));
+    if (socket.valid())
+      (void)WriteAll(socket.get(), std::to_string(::getpid()) + " " + std::to_string(::getuid()));
   }
 }
 
@@ -65,7 +67,8 @@ std::string Answer(int port) {
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   timeval limit{10, 0};
   ::setsockopt(socket.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-  if (::connect(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) return std::strerror(errno);
+  if (::connect(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0)
+    return std::strerror(errno);
   char text[64];
   ssize_t n = ::read(socket.get(), text, sizeof text);
   return n <= 0 ? "nothing" : std::string(text, static_cast<size_t>(n));
@@ -293,7 +296,9 @@ TEST_F(ProcsTest, ABusyPortNamesWhoHoldsIt) {
   std::string port = std::to_string(ntohs(address.sin_port));
   auto [out, up] = StartUp("127.0.0.1:" + port);
   std::string text = ReadUntil(out.get(), "\n");
-  EXPECT_NE(text.find("port " + port + " is in use by process " + std::to_string(::getpid())), std::string::npos) << text;
+  EXPECT_NE(text.find("port " + port + " is in use by process " + std::to_string(::getpid())),
+            std::string::npos)
+      << text;
 }
 
 }  // namespace

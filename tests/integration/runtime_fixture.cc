@@ -176,7 +176,8 @@ Census Count(const std::string& instance) {
 Census Settle(const std::string& instance, const Census* expected, Runtime* runtime) {
   Census now = Count(instance);
   for (int i = 0; i < 100; ++i) {
-    if (expected != nullptr ? now == *expected : now.links + now.loops + now.cgroups + now.processes == 0) break;
+    if (expected != nullptr ? now == *expected : now.links + now.loops + now.cgroups + now.processes == 0)
+      break;
     ::poll(nullptr, 0, 100);
     if (runtime != nullptr) runtime->DrainPools();
     now = Count(instance);

@@ -97,7 +97,8 @@ class SpawnerRuntimeTest : public testing::Test {
     job.set_api_socket(true);
     job.set_http_listener(true);
     job.set_owner_data("whose");
-    for (const std::string& arg : {std::string("/bin/sh"), std::string("-c"), script}) job.mutable_process()->add_argv(arg);
+    for (const std::string& arg : {std::string("/bin/sh"), std::string("-c"), script})
+      job.mutable_process()->add_argv(arg);
     job.mutable_process()->add_env("PATH=/usr/bin:/bin");
     job.mutable_process()->set_cwd("/root");
     std::promise<Result<Container>> promise;
@@ -132,7 +133,8 @@ TEST_F(SpawnerRuntimeTest, RunsRemovesAndRunsAgain) {
     // What it leaves running ends with it, and so do its pipes.
     auto made = Create("ct-1", "sleep 1000 & echo pid $$; exit 3");
     ASSERT_TRUE(made.ok()) << made.status();
-    for (const char* name : {"pidfd", "init_pidfd", "stdout", "stderr", "api_listener", "http_listener", "netns"}) {
+    for (const char* name :
+         {"pidfd", "init_pidfd", "stdout", "stderr", "api_listener", "http_listener", "netns"}) {
       EXPECT_TRUE(made->fds.contains(name)) << name;
     }
     EXPECT_EQ(ReadToEnd(made->fds["stdout"].get()), "pid 2\n");
@@ -172,4 +174,3 @@ TEST_F(SpawnerRuntimeTest, ContainersEndWithAKilledSpawnerAndItsSuccessorCleansU
 
 }  // namespace
 }  // namespace lydian::spawner
-

@@ -111,8 +111,12 @@ class FolderLayers : public image::LayerStore {
   Result<std::unique_ptr<image::LayerTransaction>> Begin() override { return real_->Begin(); }
   Status Remove(const std::string& id) override { return real_->Remove(id); }
   std::vector<image::LayerInfo> List() override { return real_->List(); }
-  Result<std::shared_ptr<void>> Pin(const std::vector<std::string>&) override { return std::shared_ptr<void>(); }
-  Status PutRecord(const std::string& key, const std::string& value) override { return real_->PutRecord(key, value); }
+  Result<std::shared_ptr<void>> Pin(const std::vector<std::string>&) override {
+    return std::shared_ptr<void>();
+  }
+  Status PutRecord(const std::string& key, const std::string& value) override {
+    return real_->PutRecord(key, value);
+  }
   Result<std::string> GetRecord(const std::string& key) override { return real_->GetRecord(key); }
 
  private:
@@ -124,14 +128,17 @@ class FakeBuilder : public build::Builder {
   void Start(const BuildSpec&, std::function<void(BuildUpdate)>) override {}
   void Cancel(const std::string&) override {}
   void OnExit(const std::string&, int, bool) override {}
-  void RuntimeLayers(const ImageSpec&, const std::string&, bool, std::function<void(Result<std::vector<std::string>>)> reply) override {
+  void RuntimeLayers(const ImageSpec&, const std::string&, bool,
+                     std::function<void(Result<std::vector<std::string>>)> reply) override {
     reply(std::vector<std::string>{"ly-client"});
   }
   void EnsureClient(const std::string&, std::function<void(Status)> reply) override { reply({}); }
-  void MountLayer(const std::string&, const std::vector<ContextFile>&, std::function<void(Result<std::string>)> reply) override {
+  void MountLayer(const std::string&, const std::vector<ContextFile>&,
+                  std::function<void(Result<std::string>)> reply) override {
     reply(std::string("ly-mount"));
   }
-  void MakeBase(const std::string&, std::function<void(const std::string&)>, std::function<void(Result<ImageSpec>)> reply) override {
+  void MakeBase(const std::string&, std::function<void(const std::string&)>,
+                std::function<void(Result<ImageSpec>)> reply) override {
     reply(NotFound("no base"));
   }
   Status ImportArchive(const std::string&, const std::string&) override { return Unimplemented("not here"); }
@@ -140,7 +147,9 @@ class FakeBuilder : public build::Builder {
 
 class AnyTask : public rpc::Authenticator {
  public:
-  Result<rpc::Caller> Authenticate(const Headers&, std::string_view, const rpc::MethodOptions&) override { return rpc::Caller(); }
+  Result<rpc::Caller> Authenticate(const Headers&, std::string_view, const rpc::MethodOptions&) override {
+    return rpc::Caller();
+  }
 };
 
 class BlobHandler : public http::Handler {
@@ -159,17 +168,19 @@ std::string MakeFolders() {
   (void)MakeDirs(base);
   if (!Exists(base + "/rootfs")) {
     std::cerr << "making a root file system with Python 3 in " << base << ", a minute\n";
-    if (!Run("mmdebstrap --variant=minbase --include=python3,ca-certificates bookworm " + base + "/rootfs.new >/dev/null 2>&1 && mv " + base +
-             "/rootfs.new " + base + "/rootfs")) {
+    if (!Run("mmdebstrap --variant=minbase --include=python3,ca-certificates bookworm " + base +
+             "/rootfs.new >/dev/null 2>&1 && mv " + base + "/rootfs.new " + base + "/rootfs")) {
       return "no root file system: mmdebstrap is not here or failed";
     }
   }
   if (!Exists(base + "/client/pkg/modal")) {
     (void)MakeDirs(base + "/client/pkg");
-    if (!Run("cp -a " LYDIAN_SITE_PACKAGES_OF "/lib/python3.11/site-packages/. " + base + "/client/pkg/")) return "no .venv with the client";
+    if (!Run("cp -a " LYDIAN_SITE_PACKAGES_OF "/lib/python3.11/site-packages/. " + base + "/client/pkg/"))
+      return "no .venv with the client";
   }
   (void)MakeDirs(base + "/mount/root");
-  if (!WriteFileAtomic(base + "/mount/root/flow.py", kModule).ok()) return "the test's module can't be written";
+  if (!WriteFileAtomic(base + "/mount/root/flow.py", kModule).ok())
+    return "the test's module can't be written";
   return "";
 }
 
@@ -179,28 +190,35 @@ std::string MakeFolders() {
 
 FakeControl::FakeControl(const std::string& socket) {
   auto router = std::make_shared<rpc::Router>();
-  router->AddBidi("lydian.WorkerLink", "Attach", [this](rpc::Ctx, std::shared_ptr<rpc::RawStream> out) {
-    {
-      std::lock_guard lock(mutex);
-      stream_ = std::move(out);
-    }
-    rpc::RawReader reader;
-    reader.on_message = [this](std::string_view bytes) -> Status {
-      FromWorker message;
-      if (!message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) return InvalidArgument("not a FromWorker");
-      Take(std::move(message));
-      return {};
-    };
-    reader.on_end = [] {};
-    return reader;
-  }, {.anonymous = true});
-  router->AddUnary("lydian.WorkerLink", "GetMount", [](std::string_view, rpc::Ctx, rpc::RawReply reply) { reply(std::string()); },
+  router->AddBidi("lydian.WorkerLink", "Attach",
+                  [this](rpc::Ctx, std::shared_ptr<rpc::RawStream> out) {
+                    {
+                      std::lock_guard lock(mutex);
+                      stream_ = std::move(out);
+                    }
+                    rpc::RawReader reader;
+                    reader.on_message = [this](std::string_view bytes) -> Status {
+                      FromWorker message;
+                      if (!message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
+                        return InvalidArgument("not a FromWorker");
+                      Take(std::move(message));
+                      return {};
+                    };
+                    reader.on_end = [] {};
+                    return reader;
+                  },
+                  {.anonymous = true});
+  router->AddUnary("lydian.WorkerLink", "GetMount",
+                   [](std::string_view, rpc::Ctx, rpc::RawReply reply) { reply(std::string()); },
                    {.anonymous = true});
-  router->SetFallback([this](std::string_view method, rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out) -> rpc::RawReader {
-    std::lock_guard lock(mutex);
-    relayed.push_back(std::string(method.substr(method.rfind('/') + 1)) + " " + std::string(ctx->header("x-lydian-task")));
-    return {[](std::string_view) -> Status { return {}; }, [out] { out->Finish(NotFound("there is no such thing here")); }};
-  });
+  router->SetFallback(
+      [this](std::string_view method, rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out) -> rpc::RawReader {
+        std::lock_guard lock(mutex);
+        relayed.push_back(std::string(method.substr(method.rfind('/') + 1)) + " " +
+                          std::string(ctx->header("x-lydian-task")));
+        return {[](std::string_view) -> Status { return {}; },
+                [out] { out->Finish(NotFound("there is no such thing here")); }};
+      });
   rpc::ServerOptions options;
   options.router = std::move(router);
   options.authenticator = std::make_shared<AnyTask>();
@@ -247,8 +265,12 @@ void FakeControl::Take(FromWorker message) {
         ref->set_epoch(output.epoch());
       }
       break;
-    case FromWorker::kTask: updates.push_back(message.task()); break;
-    case FromWorker::kDemand: ready.insert(message.demand().task_id()); break;
+    case FromWorker::kTask:
+      updates.push_back(message.task());
+      break;
+    case FromWorker::kDemand:
+      ready.insert(message.demand().task_id());
+      break;
     case FromWorker::kGiveBack:
       for (const LeaseRef& ref : message.give_back().leases()) given_back.push_back(ref);
       break;
@@ -267,7 +289,8 @@ void FakeControl::Take(FromWorker message) {
       }
       break;
     }
-    default: break;
+    default:
+      break;
   }
   if (answer.kind_case() != ToWorker::KIND_NOT_SET && stream_) stream_->Write(answer.SerializeAsString());
   changed_.notify_all();
@@ -322,7 +345,8 @@ int SpawnerMain(int listener) {
   spawner::ServerOptions server;
   server.listener.reset(listener);
   server.instance = kInstance;
-  Result<std::unique_ptr<spawner::Server>> made = spawner::Server::Create(std::move(server), std::move(*runtime));
+  Result<std::unique_ptr<spawner::Server>> made =
+      spawner::Server::Create(std::move(server), std::move(*runtime));
   if (!made.ok()) {
     std::cerr << made.status() << "\n";
     return 1;
@@ -347,7 +371,8 @@ void WorkerFlow::SetUp() {
 
 void WorkerFlow::TearDown() {
   if (HasFailure() && control_) {
-    for (const auto& [fd, text] : control_->text) std::cerr << "container's output " << fd << ":\n" << text << "\n";
+    for (const auto& [fd, text] : control_->text)
+      std::cerr << "container's output " << fd << ":\n" << text << "\n";
   }
   if (worker_) worker_->Stop();
   worker_.reset();
@@ -431,7 +456,8 @@ std::string WorkerFlow::StartTask(TaskSpec spec) {
   return id;
 }
 
-void WorkerFlow::Lease(const std::string& task_id, const std::string& input_id, int argument, uint32_t attempt) {
+void WorkerFlow::Lease(const std::string& task_id, const std::string& input_id, int argument,
+                       uint32_t attempt) {
   api::FunctionInput input;
   input.set_args(PickledCall(argument));
   input.set_data_format(api::DATA_FORMAT_PICKLE);
@@ -467,7 +493,8 @@ std::string WorkerFlow::PickledInt(int value) {
 }  // namespace lydian::worker
 
 int main(int argc, char** argv) {
-  if (argc == 3 && std::string(argv[1]) == "--spawner") return lydian::worker::SpawnerMain(std::atoi(argv[2]));
+  if (argc == 3 && std::string(argv[1]) == "--spawner")
+    return lydian::worker::SpawnerMain(std::atoi(argv[2]));
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();
 }

@@ -1,5 +1,6 @@
-// A worker as it is, with its real spawner and runtime, between a control that the test plays and containers that run the client's real
-// runtime. Needs root, mmdebstrap (once, for a root file system with Python 3) and the project's .venv.
+// A worker as it is, with its real spawner and runtime, between a control that the test plays and containers
+// that run the client's real runtime. Needs root, mmdebstrap (once, for a root file system with Python 3) and
+// the project's .venv.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -36,9 +37,9 @@ class FakeControl {
   std::vector<Output> outputs;
   std::vector<LeaseRef> given_back;
   std::set<std::string> ready;
-  std::map<int, std::string> text;        // by file descriptor
-  std::vector<std::string> relayed;       // "Method task"
-  bool acknowledge = true;                // outputs and logs
+  std::map<int, std::string> text;   // by file descriptor
+  std::vector<std::string> relayed;  // "Method task"
+  bool acknowledge = true;           // outputs and logs
 
   bool Saw(TaskUpdate::State state) const;
   const TaskUpdate* Find(TaskUpdate::State state) const;
@@ -47,7 +48,7 @@ class FakeControl {
   void Take(FromWorker message);
   std::condition_variable changed_;
   std::shared_ptr<rpc::RawStream> stream_;
-  std::string known_;                     // offsets of logs that were stored
+  std::string known_;  // offsets of logs that were stored
   std::map<std::string, std::pair<uint64_t, uint64_t>> stored_;
   std::unique_ptr<rpc::Server> server_;
 };

@@ -35,7 +35,8 @@ TEST_F(WorkerFlow, AnInputGoesInAndItsOutputComesOut) {
   EXPECT_EQ(control_->Find(Update::EXITED)->exit().text(), "exit code 0");
   EXPECT_TRUE(control_->Find(Update::EXITED)->exit().stopped_by_us());
   auto millis = [](auto from, auto to) { return std::chrono::duration_cast<Millis>(to - from).count(); };
-  std::cerr << "start to ready " << millis(begun, ready) << " ms, kill switch to exit reported " << millis(stopped, ended) << " ms\n";
+  std::cerr << "start to ready " << millis(begun, ready) << " ms, kill switch to exit reported "
+            << millis(stopped, ended) << " ms\n";
 }
 
 TEST_F(WorkerFlow, TheContainerIsAsDescribed) {
@@ -45,7 +46,9 @@ TEST_F(WorkerFlow, TheContainerIsAsDescribed) {
   Lease(task, "in-1", 5);
   ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == 1; }));
   EXPECT_EQ(control_->outputs[0].result(), PickledInt(5)) << control_->text[2];
-  ASSERT_TRUE(control_->Wait([&] { return control_->text[1].find("blob content of /blob/x") != std::string::npos; })) << control_->text[1];
+  ASSERT_TRUE(control_->Wait([&] {
+    return control_->text[1].find("blob content of /blob/x") != std::string::npos;
+  })) << control_->text[1];
   EXPECT_NE(control_->text[1].find("http 404 Only blob URLs"), std::string::npos) << control_->text[1];
   EXPECT_EQ(control_->text[2], "");
 }
@@ -180,7 +183,8 @@ TEST_F(WorkerFlow, WhatABuilderFunctionWroteBecomesALayer) {
   ASSERT_FALSE(layer.empty()) << control_->Find(Update::EXITED)->error();
   std::string found;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(state_ + "/layers")) {
-    if (entry.path().string().ends_with("/opt/kept/file")) found = ReadFile(entry.path().string()).value_or("");
+    if (entry.path().string().ends_with("/opt/kept/file"))
+      found = ReadFile(entry.path().string()).value_or("");
   }
   EXPECT_EQ(found, "4");
 }
@@ -225,7 +229,8 @@ TEST_F(WorkerFlow, AnEntrypointWrapsTheRuntime) {
   ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); })) << control_->text[2];
   Lease(task, "in-1", 5);
   ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == 1; }));
-  ASSERT_TRUE(control_->Wait([&] { return control_->text[1] == "entry\nworking on 5\n"; })) << control_->text[1];
+  ASSERT_TRUE(control_->Wait([&] { return control_->text[1] == "entry\nworking on 5\n"; }))
+      << control_->text[1];
 }
 
 TEST_F(WorkerFlow, ARestrictedContainerHasItsOwnCallsAlone) {
@@ -246,7 +251,8 @@ TEST_F(WorkerFlow, DebugRun) {
   for (int i = 0; i < 12; ++i) {
     RunRequest request;
     request.mutable_job()->mutable_rootfs()->add_lowers("/var/tmp/lydian-worker-test/rootfs");
-    for (const char* word : {"/bin/sh", "-c", "echo out; echo err >&2; exit 7"}) request.mutable_job()->mutable_process()->add_argv(word);
+    for (const char* word : {"/bin/sh", "-c", "echo out; echo err >&2; exit 7"})
+      request.mutable_job()->mutable_process()->add_argv(word);
     std::mutex mutex;
     std::condition_variable changed;
     std::string out, err, phases;
@@ -261,7 +267,8 @@ TEST_F(WorkerFlow, DebugRun) {
       if (event.has_timing()) {
         ready.push_back(event.timing().ready_nanos());
         whole.push_back(event.timing().exit_nanos());
-        for (const Phase& phase : event.timing().phases()) phases += phase.name() + " " + std::to_string(phase.nanos() / 1000) + "us ";
+        for (const Phase& phase : event.timing().phases())
+          phases += phase.name() + " " + std::to_string(phase.nanos() / 1000) + "us ";
       }
       if (event.kind_case() == RunEvent::kStatus) status = event.status();
     };
@@ -284,7 +291,8 @@ TEST_F(WorkerFlow, DebugRun) {
   }
   std::sort(ready.begin(), ready.end());
   std::sort(whole.begin(), whole.end());
-  std::cerr << "ready to exec p50 " << ready[6] / 1000 << " us, to the reported exit p50 " << whole[6] / 1000 << " us\n";
+  std::cerr << "ready to exec p50 " << ready[6] / 1000 << " us, to the reported exit p50 " << whole[6] / 1000
+            << " us\n";
   Result<std::string> status = channel->CallBlocking("/lydian.WorkerAdmin/Status", "");
   ASSERT_TRUE(status.ok()) << status.status();
   StatusResponse response;
