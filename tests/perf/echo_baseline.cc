@@ -1,9 +1,10 @@
-// What bare gRPC costs on this machine: a generic callback server that echoes, in a process of its own, on a unix socket.
+// What bare gRPC costs on this machine: a generic callback server that echoes, in a process of its own, on a
+// unix socket.
 //
 //   echo_baseline DIR [CALLS]     prints one JSON object, CPU microseconds:
-//     echo_sequential_us     server CPU of one unary echo, one after the other (four messages as a warm call sends them)
-//     echo_concurrent_us     the same with two in flight (two containers)
-//     bidi_round_trip_us     CPU of both ends for one message each way on an open stream (a lease and its outcome)
+//     echo_sequential_us     server CPU of one unary echo, one after the other (four messages as a warm call
+//     sends them) echo_concurrent_us     the same with two in flight (two containers) bidi_round_trip_us CPU
+//     of both ends for one message each way on an open stream (a lease and its outcome)
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
@@ -24,7 +25,8 @@
 
 namespace {
 
-// Bytes of the four requests of a warm call: FunctionMap, FunctionGetOutputs, FunctionGetInputs, FunctionPutOutputs.
+// Bytes of the four requests of a warm call: FunctionMap, FunctionGetOutputs, FunctionGetInputs,
+// FunctionPutOutputs.
 constexpr size_t kSizes[] = {110, 70, 40, 160};
 constexpr size_t kLeaseSize = 220;
 
@@ -48,7 +50,9 @@ class Echo : public grpc::ServerGenericBidiReactor {
 };
 
 class Service : public grpc::CallbackGenericService {
-  grpc::ServerGenericBidiReactor* CreateReactor(grpc::GenericCallbackServerContext* /*context*/) override { return new Echo; }
+  grpc::ServerGenericBidiReactor* CreateReactor(grpc::GenericCallbackServerContext* /*context*/) override {
+    return new Echo;
+  }
 };
 
 [[noreturn]] void Serve(const std::string& address, int ready) {
@@ -79,7 +83,8 @@ grpc::ByteBuffer Message(size_t size) {
 // Keeps `depth` unary calls in flight until `total` are done.
 class Caller {
  public:
-  Caller(grpc::GenericStub* stub, int total, int depth) : stub_(stub), left_(total), open_(0), depth_(depth) {}
+  Caller(grpc::GenericStub* stub, int total, int depth)
+      : stub_(stub), left_(total), open_(0), depth_(depth) {}
   void Run() {
     for (int i = 0; i < depth_; ++i) Next(i);
     std::unique_lock lock(mutex_);
@@ -100,15 +105,16 @@ class Caller {
     }
     auto call = std::make_shared<Call>();
     call->request = Message(kSizes[turn % 4]);
-    stub_->UnaryCall(&call->context, "/echo/Unary", {}, &call->request, &call->response, [this, call, turn](const grpc::Status& status) {
-      if (!status.ok()) {
-        fprintf(stderr, "echo: %s\n", status.error_message().c_str());
-        _exit(1);
-      }
-      Next(turn + 1);
-      std::lock_guard lock(mutex_);
-      if (--open_ == 0 && left_ == 0) done_.notify_all();
-    });
+    stub_->UnaryCall(&call->context, "/echo/Unary", {}, &call->request, &call->response,
+                     [this, call, turn](const grpc::Status& status) {
+                       if (!status.ok()) {
+                         fprintf(stderr, "echo: %s\n", status.error_message().c_str());
+                         _exit(1);
+                       }
+                       Next(turn + 1);
+                       std::lock_guard lock(mutex_);
+                       if (--open_ == 0 && left_ == 0) done_.notify_all();
+                     });
   }
 
   grpc::GenericStub* stub_;
@@ -197,8 +203,10 @@ int main(int argc, char** argv) {
     return (Cpu(clock) + Cpu(CLOCK_PROCESS_CPUTIME_ID) - before) / calls;
   };
   const double sequential = unary(1), concurrent = unary(2), trip = bidi();
-  printf("{\"calls\": %d, \"echo_sequential_us\": %.1f, \"echo_concurrent_us\": %.1f, \"bidi_round_trip_us\": %.1f}\n", calls, sequential,
-         concurrent, trip);
+  printf(
+      "{\"calls\": %d, \"echo_sequential_us\": %.1f, \"echo_concurrent_us\": %.1f, \"bidi_round_trip_us\": "
+      "%.1f}\n",
+      calls, sequential, concurrent, trip);
   kill(server, SIGKILL);
   waitpid(server, nullptr, 0);
   unlink(address.c_str() + 5);
