@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GROUPS = [("build", "To build"), ("run", "To run"), ("test", "For the tests"), ("bench", "For `make bench`"), ("lint", "For `make lint`")]
 PYPI = {
     "modal": "the official client, unmodified; its wheel's descriptors are the protocol that we are built from, and its files are what containers get in /pkg",
+    "python-dotenv": "what `Secret.from_dotenv` reads with, on the caller's side; for its test",
     "pytest": "runs the client tests; not needed to use Lydian",
 }
 HEAD = """# Dependencies
