@@ -25,6 +25,18 @@ void Assign(std::map<std::string, std::string>& env, const std::vector<std::stri
   }
 }
 
+// A file of ours, for this step alone, as kBorrowedDir/<name>.
+Status Lend(Job& job, const std::string& dir, const std::string& name, std::string_view content, int mode) {
+  RETURN_IF_ERROR(WriteFileAtomic(dir + "/" + name, content, mode));
+  Mount* mount = job.add_mounts();
+  mount->set_kind(Mount::BIND);
+  mount->set_source(dir + "/" + name);
+  mount->set_target(std::string(kBorrowedDir) + "/" + name);
+  mount->set_read_only(true);
+  mount->set_idmap(true);
+  return OkStatus();
+}
+
 }  // namespace
 
 Result<std::vector<std::string>> StepRunner::Paths(const std::vector<std::string>& layer_ids) {
@@ -63,17 +75,14 @@ Result<RunResult> StepRunner::Run(const StepCommand& command, const LogSink& log
   Process* process = job.mutable_process();
   for (const auto& word : command.argv) process->add_argv(word);
   if (!command.script.empty()) {
-    std::string file = command.writable_dir + "/script";
-    RETURN_IF_ERROR(WriteFileAtomic(file, command.script, 0755));
-    Mount* mount = job.add_mounts();
-    mount->set_kind(Mount::BIND);
-    mount->set_source(file);
-    mount->set_target(std::string(kBorrowedDir) + "/script");
-    mount->set_read_only(true);
-    mount->set_idmap(true);
+    RETURN_IF_ERROR(Lend(job, command.writable_dir, "script", command.script, 0755));
     process->clear_argv();
-    process->add_argv(mount->target());
+    process->add_argv(std::string(kBorrowedDir) + "/script");
   }
+  // `apt-get update` without a network ends well by default, and the empty lists would stay in a layer for
+  // ever.
+  RETURN_IF_ERROR(Lend(job, command.writable_dir, "apt.conf", "APT::Update::Error-Mode \"any\";\n", 0644));
+  env.emplace("APT_CONFIG", std::string(kBorrowedDir) + "/apt.conf");
   for (const auto& [key, value] : env) process->add_env(key + "=" + value);
   process->set_cwd(command.workdir);
   process->set_uid(owner.uid);
@@ -89,7 +98,7 @@ Result<RunResult> StepRunner::Run(const StepCommand& command, const LogSink& log
       command.limits.milli_cpu_request() != 0 ? command.limits.milli_cpu_request() : 1000);
   job.mutable_limits()->set_pids(command.limits.pids());
   ASSIGN_OR_RETURN(RunResult result, containers_->Run(std::move(job), log, cancel));
-  if (!command.script.empty()) ::unlink((command.writable_dir + "/script").c_str());
+  for (const char* name : {"/script", "/apt.conf"}) ::unlink((command.writable_dir + name).c_str());
   RETURN_IF_ERROR(CleanUpper(lowers, command.writable_dir));
   return result;
 }
