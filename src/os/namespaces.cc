@@ -4,14 +4,20 @@
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <unistd.h>
+
+#include <cstdint>
 
 #include "os/process.h"
 
 namespace lydian::os {
 namespace {
 
-int Pause(void*) {
+// Ends with its parent, whose descriptors it has: nothing may outlive a spawner that is killed just now.
+int Pause(void* parent) {
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (::getppid() != static_cast<pid_t>(reinterpret_cast<intptr_t>(parent))) return 0;
   while (true) ::pause();
 }
 
@@ -35,7 +41,8 @@ Result<UserAndNet> MakeUserAndNet(uint32_t base, uint32_t count) {
   CloneSpec spec{.flags = CLONE_VM | CLONE_NEWUSER | CLONE_NEWNET | CLONE_CLEAR_SIGHAND,
                  .pidfd = &raw,
                  .stack = &stack,
-                 .run = Pause};
+                 .run = Pause,
+                 .argument = reinterpret_cast<void*>(static_cast<intptr_t>(::getpid()))};
   pid_t pid = RawClone(spec);
   if (pid < 0) return ErrnoStatus("making a user and a network namespace");
   UniqueFd pidfd(raw);

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -159,6 +160,7 @@ struct CloserArgs {
 // Keeps only `fd`, so that no pipe or socket of the parent stays open for longer, and waits to be killed.
 int HoldOne(void* argument) {
   const auto& args = *static_cast<CloserArgs*>(argument);
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a parent that is gone already doesn't read: the write fails then
   unsigned low = static_cast<unsigned>(args.fd < args.ready ? args.fd : args.ready);
   unsigned high = static_cast<unsigned>(args.fd < args.ready ? args.ready : args.fd);
   if (low > 0) ::syscall(SYS_close_range, 0U, low - 1, 0U);
