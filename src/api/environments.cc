@@ -146,7 +146,9 @@ void RegisterEnvironments(rpc::Router& router, ServicesPtr services) {
   OnObjects<pb::WorkspaceDashboardUrlRequest, pb::WorkspaceDashboardUrlResponse>(
       router, services, "WorkspaceDashboardUrlGet", Who::kUser,
       [](const pb::WorkspaceDashboardUrlRequest&, Call&) -> Result<pb::WorkspaceDashboardUrlResponse> {
-        return Unimplemented("there is no dashboard yet; each run prints the address of its own page");
+        return Unimplemented(
+            "WorkspaceDashboardUrlGet: there is no dashboard yet; each run prints the address of its own "
+            "page");
       });
 }
 

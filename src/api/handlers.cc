@@ -49,6 +49,10 @@ void KeepAnswer(Call& call, const std::string& key, const google::protobuf::Mess
 
 void RegisterObjects(rpc::Router& router, ServicesPtr services) {
   services->log_streams = std::make_shared<LogStreams>();
+  if (services->objects != nullptr) {  // null where only the table of methods is wanted
+    services->objects->apps().SetPresence(
+        [streams = services->log_streams](const std::string& app_id) { return streams->Followed(app_id); });
+  }
   services->files = std::make_shared<Pool>("files", 2);
   RegisterEnvironments(router, services);
   RegisterApps(router, services);

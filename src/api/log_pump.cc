@@ -100,6 +100,15 @@ void LogStreams::End(const std::string& app_id) {
   }
 }
 
+bool LogStreams::Followed(const std::string& app_id) const {
+  auto found = pumps_.find(app_id);
+  return found != pumps_.end() &&
+         std::any_of(found->second.begin(), found->second.end(), [](const auto& weak) {
+           auto pump = weak.lock();
+           return pump != nullptr && !pump->over();
+         });
+}
+
 Result<uint64_t> ParseCursor(const std::string& entry_id) {
   if (entry_id.empty()) return uint64_t{0};
   uint64_t seq = 0;

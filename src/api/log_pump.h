@@ -31,6 +31,7 @@ class LogPump : public std::enable_shared_from_this<LogPump> {
                                         std::shared_ptr<rpc::RawStream> out, Options options);
   // Writes what there is, then ends as if the stream were done.
   void EndSoon();
+  bool over() const { return over_; }
 
  private:
   LogPump(Strand* strand, control::LogStore* logs, std::shared_ptr<rpc::RawStream> out, Options options);
@@ -53,6 +54,8 @@ class LogStreams {
  public:
   void Add(const std::string& app_id, const std::shared_ptr<LogPump>& pump);
   void End(const std::string& app_id);
+  // Somebody's connection follows it now.
+  bool Followed(const std::string& app_id) const;
 
  private:
   std::map<std::string, std::vector<std::weak_ptr<LogPump>>> pumps_;

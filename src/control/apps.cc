@@ -166,12 +166,13 @@ void Apps::Watch(const std::string& app_id) {
   strand_->PostAt(due, [this, app_id, due] { Expired(app_id, due); });
 }
 
-// One timer an app, set anew for the rest when a beat has come meanwhile.
+// One timer an app, set anew for the rest when a beat has come meanwhile, or an open connection stands for
+// one.
 void Apps::Expired(const std::string& app_id, SteadyTime due) {
   auto it = last_beat_.find(app_id);
   if (it == last_beat_.end()) return;
   auto now = std::chrono::steady_clock::now();
-  if (now - due > kLate) it->second = now;
+  if (now - due > kLate || (present_ && present_(app_id))) it->second = now;
   auto next = it->second + options_.heartbeat_timeout;
   if (next > now) {
     strand_->PostAt(next, [this, app_id, next] { Expired(app_id, next); });

@@ -92,6 +92,9 @@ class Apps {
   Status SetState(const std::string& app_id, AppState state);
   // The client has gone on purpose: no more beats are expected.
   void ForgetHeartbeat(const std::string& app_id);
+  // Whether a connection of the app's client is open. A client that moves a gigabyte may not get to beat for
+  // a minute, but its connection lives; one that has died or was unplugged has none.
+  void SetPresence(std::function<bool(const std::string& app_id)> present) { present_ = std::move(present); }
   // Called (on the strand) with the id of each app that has come to its end.
   void OnStopped(std::function<void(const std::string&)> hook) { on_stopped_ = std::move(hook); }
 
@@ -110,6 +113,7 @@ class Apps {
   Engine* engine_ = nullptr;
   LogStore* logs_ = nullptr;
   std::function<void(const std::string&)> on_stopped_;
+  std::function<bool(const std::string&)> present_;
   std::map<std::string, SteadyTime> last_beat_;  // of watched apps
   std::map<std::string, std::vector<std::function<void()>>> stop_waiters_;
 };

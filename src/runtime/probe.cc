@@ -94,9 +94,9 @@ class Probe {
     auto made = missing.empty() ? os::MakeUserAndNet(kTrialBase, 65536)
                                 : Result<os::UserAndNet>(NotFound("no" + missing));
     if (made.ok()) namespaces_ = std::move(*made);
-    Add({.name = "namespaces",
+    Add({.name = "user namespaces",
          .what_for = "containers apart from the host and each other",
-         .found = made.ok() ? "user pid mnt ipc uts net cgroup" : made.status().message(),
+         .found = made.ok() ? "yes, with pid mnt ipc uts net cgroup" : made.status().message(),
          .instead = "sysctl user.max_user_namespaces must not be 0",
          .ok = made.ok(),
          .required = true});
