@@ -22,6 +22,7 @@
 #include "gateway/pages.h"
 #include "gateway/root_handler.h"
 #include "rpc/server.h"
+#include "worker/guest_api.h"
 
 namespace lydian::bin {
 namespace {
@@ -164,12 +165,16 @@ int PrintMethods() {
   api::RegisterCalls(router, {});
   api::RegisterWorkerLink(router, {});
   api::RegisterAdmin(router, {.services = services, .listeners = {}, .workers = nullptr, .started = {}});
-  for (const rpc::Router::Entry& entry : router.entries()) {
-    const char* kind = entry.kind == rpc::Router::Entry::Kind::kUnary          ? "unary"
-                       : entry.kind == rpc::Router::Entry::Kind::kServerStream ? "server_stream"
-                                                                               : "bidi";
-    printf("%s %s %s\n", entry.service.c_str(), entry.method.c_str(), kind);
-  }
+  auto print = [](const rpc::Router& table) {
+    for (const rpc::Router::Entry& entry : table.entries()) {
+      const char* kind = entry.kind == rpc::Router::Entry::Kind::kUnary          ? "unary"
+                         : entry.kind == rpc::Router::Entry::Kind::kServerStream ? "server_stream"
+                                                                                 : "bidi";
+      printf("%s %s %s\n", entry.service.c_str(), entry.method.c_str(), kind);
+    }
+  };
+  print(router);
+  print(*worker::MakeGuestRouter(nullptr, nullptr));  // what a worker answers its containers itself
   return 0;
 }
 
