@@ -1,6 +1,7 @@
 // The engine behind CallEngine: everything here runs on one strand. Private to call_engine*.cc.
 //   call_engine.cc          the public methods: they post
-//   call_engine_calls.cc    calls and inputs: made, finished, cancelled, dropped
+//   call_engine_calls.cc    calls and inputs: made, finished, cancelled
+//   call_engine_upkeep.cc   ended calls: kept for a while, dropped
 //   call_engine_outputs.cc  polls for outputs, generator data
 //   call_engine_leases.cc   which input goes to which container
 //   call_engine_tasks.cc    containers: started, followed, stopped
