@@ -24,6 +24,22 @@ constexpr int kAcceptsAtOnce = 64;              // then other events get their t
 constexpr uint64_t kIsListener = uint64_t{1} << 63;
 constexpr uint64_t kIsWake = ~uint64_t{0};
 constexpr std::string_view kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+// A client's first frame is SETTINGS (RFC 9113, 3.4): a header of 9 bytes, which begins with the length of
+// what follows. gRPC is given a connection when it is there: gRPC waits for ever for one that doesn't come.
+constexpr size_t kFrameHeader = 9;
+constexpr size_t kMostSettings = 1024;
+constexpr char kSettingsType = 4;
+
+enum class Opening { kIncomplete, kComplete, kWrong };
+Opening OpeningOf(std::string_view bytes) {
+  if (!bytes.starts_with(kPreface.substr(0, bytes.size()))) return Opening::kWrong;
+  if (bytes.size() < kPreface.size() + kFrameHeader) return Opening::kIncomplete;
+  const std::string_view frame = bytes.substr(kPreface.size());
+  const auto byte = [&](size_t i) { return static_cast<size_t>(static_cast<unsigned char>(frame[i])); };
+  const size_t length = byte(0) << 16 | byte(1) << 8 | byte(2);
+  if (frame[3] != kSettingsType || length > kMostSettings) return Opening::kWrong;
+  return frame.size() < kFrameHeader + length ? Opening::kIncomplete : Opening::kComplete;
+}
 
 void Watch(int epoll, int fd, uint64_t data, uint32_t events) {
   epoll_event event{};
@@ -203,8 +219,7 @@ void Acceptor::Look(int fd, bool peer_closed) {
   if (it == waiting_.end()) return;
   ssize_t count = 0;
   do {
-    count =
-        recv(fd, peeked_.data(), it->second.http ? peeked_.size() : kPreface.size(), MSG_PEEK | MSG_DONTWAIT);
+    count = recv(fd, peeked_.data(), peeked_.size(), MSG_PEEK | MSG_DONTWAIT);
   } while (count < 0 && errno == EINTR);
   if (count < 0 && errno == EAGAIN) return;
   if (count <= 0) return Drop(it);
@@ -212,7 +227,9 @@ void Acceptor::Look(int fd, bool peer_closed) {
   if (!it->second.http) {
     // Three bytes tell: HTTP/1.1 has no method that begins with "PRI".
     if (kPreface.starts_with(bytes.substr(0, 3))) {
-      if (bytes.size() >= 3) return HandOver(it, false);
+      const Opening opening = OpeningOf(bytes);
+      if (opening == Opening::kComplete) return HandOver(it, false);
+      if (opening == Opening::kWrong) return Drop(it);
     } else {
       it->second.http = true;
       return Look(fd, peer_closed);

@@ -1,21 +1,19 @@
 #include "rpc/call.h"
 
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <optional>
+#include <vector>
 
 #include "base/log.h"
 #include "rpc/byte_buffer.h"
+#include "rpc/poller.h"
 
 namespace lydian::rpc {
 namespace {
 
 constexpr size_t kMostBuffered = size_t{256} << 20;  // of a stream that its client doesn't read
-
-grpc::Status ToGrpc(const Status& status) {
-  if (status.ok()) return grpc::Status::OK;
-  return {static_cast<grpc::StatusCode>(status.code()), SafeStatusText(status.message())};
-}
 
 SteadyTime ToSteady(gpr_timespec deadline) {
   if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) return SteadyTime::max();
@@ -35,14 +33,17 @@ Strand& DeadlineTimers() {
 // The call's headers, copied: handlers may outlive gRPC's call.
 class Headers {
  public:
-  explicit Headers(const std::multimap<grpc::string_ref, grpc::string_ref>& metadata) {
+  explicit Headers(const grpc_metadata_array& metadata) {
     size_t bytes = 0;
-    for (const auto& [name, value] : metadata) bytes += name.size() + value.size();
+    for (size_t i = 0; i < metadata.count; ++i) {
+      bytes += View(metadata.metadata[i].key).size() + View(metadata.metadata[i].value).size();
+    }
     text_.reserve(bytes);
-    fields_.reserve(metadata.size());
-    for (const auto& [name, value] : metadata) {
+    fields_.reserve(metadata.count);
+    for (size_t i = 0; i < metadata.count; ++i) {
+      const std::string_view name = View(metadata.metadata[i].key), value = View(metadata.metadata[i].value);
       fields_.push_back({static_cast<uint32_t>(name.size()), static_cast<uint32_t>(value.size())});
-      text_.append(name.data(), name.size()).append(value.data(), value.size());
+      text_.append(name).append(value);
     }
   }
 
@@ -63,32 +64,41 @@ class Headers {
   std::vector<Field> fields_;
 };
 
-// One call, from gRPC's to our side. gRPC holds it (through self_) until OnDone; handlers as long as they
-// like.
+// One call, from gRPC's to our side. It holds itself (through self_) until gRPC has nothing more to say of
+// it; handlers hold it as long as they like.
 //
-// States: open; finished_ (how it ends is known: answered, or its client is gone); sent_ (gRPC has been
-// told). No gRPC operation is started under the mutex; write_in_flight_, starting_read_ and sent_ say who may
-// start which.
+// States: open; finished_ (how it ends is known: answered, or its client is gone); sent_ (gRPC has been told,
+// or need not be). Operations of gRPC begin under the mutex, from any thread; their ends come on the poller's
+// thread, never inside the call that begins one.
 class Call final : public Context, public Receiver, public std::enable_shared_from_this<Call> {
  public:
-  Call(std::shared_ptr<CallHost> host, grpc::GenericCallbackServerContext* context)
+  Call(std::shared_ptr<CallHost> host, grpc_call* call, const grpc_call_details& details,
+       const grpc_metadata_array& metadata)
       : host_(std::move(host)),
-        reactor_(this),
-        grpc_context_(context),
-        full_method_(context->method()),
-        headers_(context->client_metadata()),
-        deadline_(ToSteady(context->raw_deadline())),
+        call_(call),
+        full_method_(View(details.method)),
+        headers_(metadata),
+        deadline_(ToSteady(details.deadline)),
         started_(std::chrono::steady_clock::now()) {}
+  ~Call() override {
+    if (call_ != nullptr) grpc_call_unref(call_);
+  }
 
-  grpc::ServerGenericBidiReactor* Begin() {
+  void Begin() {
     self_ = shared_from_this();
     Router::Impl& router = host_->router->impl();
     method_ = router.Find(full_method_);
     const bool relayed = method_ == nullptr && router.fallback != nullptr;
     if (method_ == nullptr) method_ = relayed ? &router.relayed : &router.unknown;
     method_->metrics.at_work.fetch_add(1, std::memory_order_relaxed);
+    {
+      std::lock_guard lock(mutex_);
+      grpc_op close{};
+      close.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
+      close.data.recv_close_on_server.cancelled = &cancelled_;
+      StartLocked(&close, 1, &on_close_);
+    }
     Guarded([&] { Dispatch(relayed); });
-    return &reactor_;
   }
 
   void Dispatch(bool relayed) {
@@ -96,13 +106,14 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     if (deadline_ != SteadyTime::max()) {
       std::lock_guard lock(mutex_);  // the timer may run before it is noted down
       timer_ = DeadlineTimers().PostAt(deadline_, [weak = weak_from_this()] {
-        if (auto call = weak.lock()) call->Over(DeadlineExceeded("the deadline of the call has passed"));
+        if (auto call = weak.lock())
+          call->Over(DeadlineExceeded("the deadline of the call has passed"), /*gone=*/false);
       });
     }
     if (relayed || method_->bidi) {
       BeginStream(relayed ? &host_->router->impl().fallback : nullptr);
     } else {
-      reactor_.StartRead(&incoming_);
+      Read();
     }
   }
 
@@ -126,7 +137,7 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
 
   void AddTrailer(std::string_view name, std::string_view value) override {
     std::lock_guard lock(mutex_);
-    if (!sent_) grpc_context_->AddTrailingMetadata(std::string(name), std::string(value));
+    if (!sent_) trailers_.emplace_back(std::string(name), std::string(value));
   }
 
   // Receiver: the answer of a call that was joined, or of this one.
@@ -227,41 +238,17 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
   }
 
   void HoldReading(bool hold) {
-    {
-      std::lock_guard lock(mutex_);
-      hold_reading_ = hold;
-      if (hold || !read_waits_ || sent_) return;
-      read_waits_ = false;
-      starting_read_ = true;  // keeps the end, and with it OnDone, away
-    }
-    reactor_.StartRead(&incoming_);
-    {
-      std::lock_guard lock(mutex_);
-      starting_read_ = false;
-    }
-    Pump();
+    std::lock_guard lock(mutex_);
+    hold_reading_ = hold;
+    if (hold || !read_waits_) return;
+    read_waits_ = false;
+    ReadLocked();
   }
 
   const std::shared_ptr<CallHost>& host() const { return host_; }
 
  private:
-  struct Reactor final : grpc::ServerGenericBidiReactor {
-    explicit Reactor(Call* c) : call(c) {}
-    void OnReadDone(bool ok) override {
-      call->Guarded([&] { call->ReadDone(ok); });
-    }
-    void OnWriteDone(bool ok) override {
-      call->Guarded([&] { call->WriteDone(ok); });
-    }
-    void OnCancel() override {
-      call->Guarded([&] { call->Over(Cancelled("the client went away")); });
-    }
-    void OnDone() override { call->Done(); }
-    Call* const call;
-  };
-
-  // Handlers throw nothing. Should one do so all the same, gRPC would swallow it, lose count of the call, and
-  // never shut down.
+  // Handlers throw nothing. Should one do so all the same, the call gets an answer and the poller lives on.
   template <typename Fn>
   void Guarded(Fn fn) {
     try {
@@ -294,23 +281,56 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
   void HandleOne(std::string_view request);
   void HandleUnary(std::string_view request);
 
+  // Begins a batch; mutex_ held.
+  void StartLocked(const grpc_op* ops, size_t count, Waiter* waiter) {
+    ++pending_;
+    StartBatch(call_, ops, count, waiter);
+  }
+
+  void ReadLocked() {
+    if (sent_) return;
+    grpc_op read{};
+    read.op = GRPC_OP_RECV_MESSAGE;
+    read.data.recv_message.recv_message = incoming_.out();
+    StartLocked(&read, 1, &on_read_);
+  }
+  void Read() {
+    std::lock_guard lock(mutex_);
+    ReadLocked();
+  }
+
+  // The ends of operations.
   void ReadDone(bool ok) {
-    if (!ok) {
+    Guarded([&] {
+      if (ok) HandleRead();  // otherwise the call is broken, and CloseDone tells
+    });
+    Settle();
+  }
+  void WriteDone(bool ok) {
+    Guarded([&] { HandleWritten(ok); });
+    Settle();
+  }
+  void CloseDone(bool /*ok*/) {
+    if (cancelled_ != 0) {
+      Guarded([&] { Over(Cancelled("the client went away"), /*gone=*/true); });
+    }
+    Settle();
+  }
+
+  void HandleRead() {
+    if (incoming_.get() == nullptr) {  // the client has half-closed
+      if (method_->unary || method_->server_stream) {
+        return End(InvalidArgument(std::string(method()) + " needs a request message, and none came"));
+      }
       {
         std::lock_guard lock(mutex_);
-        if (finished_ || grpc_context_->IsCancelled()) return;  // OnCancel tells
+        if (finished_) return;
       }
-      if (!method_->unary && !method_->server_stream) {
-        if (reader_.on_end) reader_.on_end();
-        return;
-      }
-      return End(InvalidArgument(std::string(method()) + " needs a request message, and none came"));
+      if (reader_.on_end) reader_.on_end();
+      return;
     }
-    grpc::Slice slice;
-    if (!ToContiguous(incoming_, &slice))
-      return End(
-          ResourceExhausted("no memory for a request of " + std::to_string(incoming_.Length()) + " bytes"));
-    const std::string_view message = View(slice);
+    const Slice slice = incoming_.Contiguous();
+    const std::string_view message = View(slice.get());
     method_->metrics.bytes_in.fetch_add(message.size(), std::memory_order_relaxed);
     if (message.size() > method_->entry.options.max_request_bytes) {
       return End(ResourceExhausted(std::string(method()) + ": a message of " +
@@ -320,19 +340,16 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     if (method_->unary || method_->server_stream) return HandleOne(message);
     if (Status status = reader_.on_message ? reader_.on_message(message) : Status(); !status.ok())
       return End(std::move(status));
-    {
-      std::lock_guard lock(mutex_);
-      if (finished_) return;
-      if (hold_reading_) {
-        read_waits_ = true;
-        return;
-      }
+    std::lock_guard lock(mutex_);
+    if (finished_) return;
+    if (hold_reading_) {
+      read_waits_ = true;
+      return;
     }
-    incoming_.Clear();
-    reactor_.StartRead(&incoming_);  // safe here even if the call ends meanwhile: a reaction keeps it alive
+    ReadLocked();
   }
 
-  void WriteDone(bool ok) {
+  void HandleWritten(bool ok) {
     Task drained;
     {
       std::lock_guard lock(mutex_);
@@ -348,10 +365,11 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     Pump();
   }
 
-  // The client is gone, the deadline has passed, or the server stops.
-  void Over(Status status) {
+  // The client is gone or the server stops (`gone`: nothing can be sent any more), or the deadline has
+  // passed.
+  void Over(Status status, bool gone) {
     Task drained;
-    bool leave = false;
+    bool leave = false, count = false;
     std::shared_ptr<IdempotencyStore::Entry> entry;
     {
       std::lock_guard lock(mutex_);
@@ -361,9 +379,11 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
         finished_ = true;
         final_ = std::move(status);
       }
+      if (gone) count = !std::exchange(sent_, true);
       DropQueue();
       drained.swap(on_drained_);
     }
+    if (count) Count(Code::kCancelled);
     if (leave && entry) {
       host_->router->impl().idempotency.Leave(entry);
     } else if (leave) {
@@ -381,46 +401,65 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
       cancel.swap(on_cancel_);
       answered_ = true;
       if (finished_) return;
-      finished_ = sent_ = true;
+      finished_ = true;
+      buffered_ += answer->size();
+      queue_.push_back(std::move(answer).value());
     }
-    method_->metrics.bytes_out.fetch_add(answer->size(), std::memory_order_relaxed);
-    Count(Code::kOk);
-    outgoing_ = ToByteBuffer(std::move(answer).value());
-    reactor_.StartWriteAndFinish(&outgoing_, {}, grpc::Status::OK);
+    Pump();
   }
 
   // Starts the next write or the end, whichever is due and allowed.
   void Pump() {
-    std::string message;
-    bool write = false, last = false;
-    Status status;
+    std::optional<Code> ended;
     {
       std::lock_guard lock(mutex_);
-      if (write_in_flight_ || sent_ || starting_read_) return;
-      if (!queue_.empty()) {
-        message = std::move(queue_.front());
-        queue_.pop_front();
-        in_flight_bytes_ = message.size();
-        write = write_in_flight_ = true;
+      if (write_in_flight_ || sent_ || (queue_.empty() && !finished_)) return;
+      std::array<grpc_op, 3> ops{};
+      size_t count = 0;
+      if (!std::exchange(started_sending_, true)) ops[count++].op = GRPC_OP_SEND_INITIAL_METADATA;
+      if (!queue_.empty()) AddMessage(&ops[count++]);
+      EndParts parts;
+      if (finished_ && queue_.empty()) {
+        AddEnd(&ops[count++], &parts);
+        ended = final_.code();
       }
-      last = finished_ && queue_.empty();
-      if (!write && !last) return;
-      if (last) {
-        sent_ = true;
-        status = final_;
-      }
+      write_in_flight_ = true;
+      StartLocked(ops.data(), count, &on_written_);
     }
-    if (last) Count(status.code());
-    if (!write) return reactor_.Finish(ToGrpc(status));
+    if (ended) Count(*ended);
+  }
+
+  void AddMessage(grpc_op* op) {  // mutex_ held
+    std::string message = std::move(queue_.front());
+    queue_.pop_front();
+    in_flight_bytes_ = message.size();
     method_->metrics.bytes_out.fetch_add(message.size(), std::memory_order_relaxed);
-    outgoing_ = ToByteBuffer(std::move(message));
-    if (last && status.ok()) {
-      reactor_.StartWriteAndFinish(&outgoing_, {}, grpc::Status::OK);
-    } else if (last) {
-      reactor_.StartWriteAndFinish(&outgoing_, {}, ToGrpc(status));
-    } else {
-      reactor_.StartWrite(&outgoing_);
+    outgoing_ = ByteBuffer(std::move(message));
+    op->op = GRPC_OP_SEND_MESSAGE;
+    op->data.send_message.send_message = outgoing_.get();
+  }
+
+  // What the end of a call points to until its batch has begun.
+  struct EndParts {
+    Slice text;
+    std::vector<Slice> values;
+    std::vector<grpc_metadata> trailers;
+  };
+  void AddEnd(grpc_op* op, EndParts* parts) {  // mutex_ held
+    sent_ = true;
+    for (const auto& [name, value] : trailers_) {
+      grpc_metadata& field = parts->trailers.emplace_back();
+      field.key = grpc_slice_from_static_buffer(name.data(), name.size());
+      field.value = parts->values.emplace_back(std::string_view(value)).get();
     }
+    op->op = GRPC_OP_SEND_STATUS_FROM_SERVER;
+    auto& end = op->data.send_status_from_server;
+    end.status = static_cast<grpc_status_code>(final_.code());
+    end.trailing_metadata = parts->trailers.data();
+    end.trailing_metadata_count = parts->trailers.size();
+    if (final_.ok()) return;
+    parts->text = Slice(std::string_view(SafeStatusText(final_.message())));
+    end.status_details = parts->text.out();
   }
 
   void DropQueue() {  // mutex_ held
@@ -434,20 +473,23 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     if (timer_) DeadlineTimers().CancelTimer(*timer_);
   }
 
-  void Done() {
+  // After the end of an operation: is it the last one?
+  void Settle() {
     RawReader reader;  // may hold the stream, and so this
     std::shared_ptr<Call> self;
     {
       std::lock_guard lock(mutex_);
+      if (--pending_ != 0) return;
+      CHECK(sent_);
       reader = std::move(reader_);
       reader_ = {};
       self.swap(self_);
+      grpc_call_unref(std::exchange(call_, nullptr));
     }
   }
 
   const std::shared_ptr<CallHost> host_;
-  Reactor reactor_;
-  grpc::GenericCallbackServerContext* const grpc_context_;  // until sent_
+  grpc_call* call_;  // while operations are pending
   const std::string full_method_;
   const Headers headers_;
   const SteadyTime deadline_, started_;
@@ -455,18 +497,26 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
   Caller caller_;
   std::optional<Strand::TimerId> timer_;
   RawReader reader_;
-  grpc::ByteBuffer incoming_, outgoing_;
+  ByteBuffer incoming_, outgoing_;
+  int cancelled_ = 0;                               // written by gRPC before CloseDone
   std::shared_ptr<IdempotencyStore::Entry> entry_;  // set once, under the mutex
   std::atomic<bool> given_up_{false};               // what handlers see as cancelled
 
-  mutable std::mutex mutex_;  // guards all below
+  MemberWaiter<Call, &Call::ReadDone> on_read_{this};
+  MemberWaiter<Call, &Call::WriteDone> on_written_{this};
+  MemberWaiter<Call, &Call::CloseDone> on_close_{this};
+
+  mutable std::mutex mutex_;  // guards all below, and the beginning of operations
   std::shared_ptr<Call> self_;
+  int pending_ = 0;  // operations begun and not ended
+  std::vector<std::pair<std::string, std::string>> trailers_;
   Task on_cancel_, on_drained_;
   size_t drain_limit_ = 0, buffered_ = 0, in_flight_bytes_ = 0;
   std::deque<std::string> queue_;
   Status final_;
-  bool finished_ = false, answered_ = false, sent_ = false, write_in_flight_ = false;
-  bool hold_reading_ = false, read_waits_ = false, starting_read_ = false;
+  bool finished_ = false, answered_ = false, sent_ = false, write_in_flight_ = false,
+       started_sending_ = false;
+  bool hold_reading_ = false, read_waits_ = false;
 };
 
 // What a handler holds: notices when it is let go without an answer. Counted as outstanding until answered or
@@ -521,14 +571,12 @@ void Call::BeginStream(const Router::Fallback* fallback) {
   auto stream = std::make_shared<StreamHandle>(shared_from_this());
   reader_ = fallback ? (*fallback)(full_method_, context(), std::move(stream))
                      : method_->bidi(context(), std::move(stream));
-  {
-    std::lock_guard lock(mutex_);
-    if (hold_reading_) {
-      read_waits_ = true;
-      return;
-    }
+  std::lock_guard lock(mutex_);
+  if (hold_reading_) {
+    read_waits_ = true;
+  } else {
+    ReadLocked();
   }
-  reactor_.StartRead(&incoming_);
 }
 
 void Call::HandleOne(std::string_view request) {
@@ -563,9 +611,9 @@ void Call::HandleUnary(std::string_view request) {
 
 }  // namespace
 
-grpc::ServerGenericBidiReactor* StartCall(const std::shared_ptr<CallHost>& host,
-                                          grpc::GenericCallbackServerContext* context) {
-  return std::make_shared<Call>(host, context)->Begin();
+void StartCall(const std::shared_ptr<CallHost>& host, grpc_call* call, const grpc_call_details& details,
+               const grpc_metadata_array& metadata) {
+  std::make_shared<Call>(host, call, details, metadata)->Begin();
 }
 
 }  // namespace lydian::rpc

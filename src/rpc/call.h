@@ -1,8 +1,7 @@
-// The gRPC side of the router: makes a reactor for each call. Private to call.cc and server.cc, which alone
-// see grpc:: types.
+// The gRPC side of the router: runs one call. Private to call.cc and server.cc.
 #pragma once
 
-#include <grpcpp/generic/async_generic_service.h>
+#include <grpc/grpc.h>
 
 #include <memory>
 
@@ -18,7 +17,8 @@ struct CallHost {
   bool unix_socket = false;
 };
 
-grpc::ServerGenericBidiReactor* StartCall(const std::shared_ptr<CallHost>& host,
-                                          grpc::GenericCallbackServerContext* context);
+// Takes over `call`. On the poller's thread. Copies what it needs of the other two.
+void StartCall(const std::shared_ptr<CallHost>& host, grpc_call* call, const grpc_call_details& details,
+               const grpc_metadata_array& metadata);
 
 }  // namespace lydian::rpc

@@ -1,63 +1,96 @@
 #include "rpc/channel.h"
 
-#include <grpcpp/generic/generic_stub.h>
-#include <grpcpp/grpcpp.h>
+#include <grpc/grpc.h>
+#include <grpc/grpc_security.h>
 
+#include <array>
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
 #include <optional>
 
+#include "base/log.h"
 #include "rpc/byte_buffer.h"
-#include "rpc/grpc_process.h"
+#include "rpc/grpc_arguments.h"
+#include "rpc/poller.h"
 
 namespace lydian::rpc {
 namespace {
 
-// gRPC keeps one pool of connections per process and target; a channel argument that differs makes a
-// channel's own.
-grpc::ChannelArguments Arguments() {
+grpc_channel* MakeChannel(const std::string& target) {
+  CompletionQueue();  // starts gRPC
   static std::atomic<int> count{0};
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(-1);
-  arguments.SetMaxSendMessageSize(-1);
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 200);
-  arguments.SetInt(GRPC_ARG_MAX_METADATA_SIZE, 64 << 10);
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  arguments.SetString(GRPC_ARG_SERVICE_CONFIG, "{}");
-  arguments.SetInt(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
-  arguments.SetInt("lydian.channel", count.fetch_add(1));
-  return arguments;
+  std::array arguments = {
+      IntegerArgument(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, -1),
+      IntegerArgument(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, -1),
+      IntegerArgument(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50),
+      IntegerArgument(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50),
+      IntegerArgument(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 200),
+      IntegerArgument(GRPC_ARG_MAX_METADATA_SIZE, 64 << 10),
+      IntegerArgument(GRPC_ARG_ENABLE_RETRIES, 0),
+      IntegerArgument(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
+      IntegerArgument(GRPC_ARG_ENABLE_CHANNELZ, 0),
+      StringArgument(GRPC_ARG_SERVICE_CONFIG, "{}"),
+      IntegerArgument(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1),
+      // gRPC keeps one pool of connections per process and target; an argument that differs makes a channel's
+      // own.
+      IntegerArgument("lydian.channel", count.fetch_add(1)),
+  };
+  const grpc_channel_args args = {arguments.size(), arguments.data()};
+  grpc_channel_credentials* insecure = grpc_insecure_credentials_create();
+  grpc_channel* channel = grpc_channel_create(target.c_str(), insecure, &args);
+  grpc_channel_credentials_release(insecure);
+  return channel;
 }
 
-std::chrono::system_clock::time_point ToSystem(SteadyTime deadline) {
-  const auto left = deadline - std::chrono::steady_clock::now();
-  return std::chrono::system_clock::now() +
-         std::chrono::duration_cast<std::chrono::system_clock::duration>(left);
+gpr_timespec ToGrpc(SteadyTime deadline) {
+  if (deadline == SteadyTime::max()) return gpr_inf_future(GPR_CLOCK_MONOTONIC);
+  const auto left = std::chrono::ceil<Millis>(deadline - std::chrono::steady_clock::now());
+  return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(left.count(), GPR_TIMESPAN));
 }
 
-Status FromGrpc(const grpc::Status& status) {
-  if (status.ok()) return {};
-  const int code = status.error_code();
-  return {code >= 1 && code <= 16 ? static_cast<Code>(code) : Code::kUnknown, status.error_message()};
-}
-
-// The call and gRPC's reactor for it. gRPC holds it (through self_) until OnDone.
-class CallImpl final : public ClientCall, public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+// One call. It holds itself (through self_) until gRPC has nothing more to say of it. Operations of gRPC
+// begin under the mutex, from any thread; their ends come on the poller's thread, never inside the call that
+// begins one.
+class CallImpl final : public ClientCall {
  public:
-  explicit CallImpl(ClientCallbacks callbacks) : callbacks_(std::move(callbacks)) {}
-
-  void Begin(grpc::GenericStub& stub, const std::string& method, std::shared_ptr<CallImpl> self) {
-    self_ = std::move(self);
-    stub.PrepareBidiStreamingCall(&context_, method, {}, this);
-    AddHold();  // for writes from outside; given back when reading has ended
-    StartRead(&incoming_);
-    StartCall();
+  CallImpl(grpc_call* call, ClientCallbacks callbacks) : call_(call), callbacks_(std::move(callbacks)) {
+    grpc_metadata_array_init(&headers_);
+    grpc_metadata_array_init(&trailers_);
   }
-  grpc::ClientContext& context() { return context_; }
+  ~CallImpl() override {
+    grpc_metadata_array_destroy(&headers_);
+    grpc_metadata_array_destroy(&trailers_);
+    if (call_ != nullptr) grpc_call_unref(call_);
+  }
+
+  void Begin(const Metadata& metadata, std::shared_ptr<CallImpl> self) {
+    std::vector<Slice> slices;
+    std::vector<grpc_metadata> fields;
+    slices.reserve(metadata.size() * 2);
+    for (const auto& [name, value] : metadata) {
+      grpc_metadata& field = fields.emplace_back();
+      field.key = slices.emplace_back(std::string_view(name)).get();
+      field.value = slices.emplace_back(std::string_view(value)).get();
+    }
+    std::array<grpc_op, 2> start{};
+    start[0].op = GRPC_OP_SEND_INITIAL_METADATA;
+    start[0].data.send_initial_metadata.metadata = fields.data();
+    start[0].data.send_initial_metadata.count = fields.size();
+    start[1].op = GRPC_OP_RECV_INITIAL_METADATA;
+    start[1].data.recv_initial_metadata.recv_initial_metadata = &headers_;
+    grpc_op end{};
+    end.op = GRPC_OP_RECV_STATUS_ON_CLIENT;
+    end.data.recv_status_on_client.trailing_metadata = &trailers_;
+    end.data.recv_status_on_client.status = &code_;
+    end.data.recv_status_on_client.status_details = text_.out();
+    std::lock_guard lock(mutex_);
+    self_ = std::move(self);
+    StartLocked(&end, 1, &on_status_);
+    StartLocked(start.data(), start.size(), &on_started_);
+    ReadLocked();
+  }
 
   void Write(std::string message) override {
     {
@@ -84,14 +117,11 @@ class CallImpl final : public ClientCall, public grpc::ClientBidiReactor<grpc::B
     if (fn) fn();
   }
   void HoldReading(bool hold) override {
-    {
-      std::lock_guard lock(mutex_);
-      hold_reading_ = hold;
-      if (hold || !read_waits_) return;
-      read_waits_ = false;
-    }
-    incoming_.Clear();
-    StartRead(&incoming_);  // the hold keeps the call until reading has ended
+    std::lock_guard lock(mutex_);
+    hold_reading_ = hold;
+    if (hold || !std::exchange(read_waits_, false)) return;
+    ReadLocked();
+    --pending_;  // what the waiting counted as
   }
   void WritesDone() override {
     {
@@ -103,12 +133,24 @@ class CallImpl final : public ClientCall, public grpc::ClientBidiReactor<grpc::B
   }
   void Cancel() override {
     HoldReading(false);  // or the end would never be read
-    context_.TryCancel();
+    std::lock_guard lock(mutex_);
+    if (call_ != nullptr) grpc_call_cancel(call_, nullptr);
   }
 
  private:
-  void OnReadDone(bool ok) override {
-    if (!ok) {
+  void StartLocked(const grpc_op* ops, size_t count, Waiter* waiter) {
+    ++pending_;
+    StartBatch(call_, ops, count, waiter);
+  }
+  void ReadLocked() {
+    grpc_op read{};
+    read.op = GRPC_OP_RECV_MESSAGE;
+    read.data.recv_message.recv_message = incoming_.out();
+    StartLocked(&read, 1, &on_read_);
+  }
+
+  void ReadDone(bool ok) {
+    if (!ok || incoming_.get() == nullptr) {
       Task drained;
       {
         std::lock_guard lock(mutex_);
@@ -118,30 +160,25 @@ class CallImpl final : public ClientCall, public grpc::ClientBidiReactor<grpc::B
         drained.swap(on_drained_);
       }
       if (drained) drained();
-      RemoveHold();
-      return;
+      return Settle();
     }
     if (callbacks_.on_message) {
-      std::string message;
-      message.reserve(incoming_.Length());
-      std::vector<grpc::Slice> slices;
-      if (incoming_.Dump(&slices).ok()) {
-        for (const grpc::Slice& slice : slices) message.append(View(slice));
-      }
-      callbacks_.on_message(std::move(message));
+      const Slice slice = incoming_.Contiguous();
+      callbacks_.on_message(std::string(View(slice.get())));
     }
     {
       std::lock_guard lock(mutex_);
       if (hold_reading_) {
         read_waits_ = true;
-        return;
+        ++pending_;  // the call stays until its end has been read
+      } else {
+        ReadLocked();
       }
     }
-    incoming_.Clear();
-    StartRead(&incoming_);
+    Settle();
   }
 
-  void OnWriteDone(bool ok) override {
+  void WriteDone(bool ok) {
     Task drained;
     {
       std::lock_guard lock(mutex_);
@@ -152,48 +189,76 @@ class CallImpl final : public ClientCall, public grpc::ClientBidiReactor<grpc::B
     }
     if (drained) drained();
     Pump();
+    Settle();
   }
 
-  // The operations begin under the mutex, so that none begins once reading has ended and the hold may be
-  // gone. Reactions run on gRPC's own threads, never inside the call that begins an operation.
   void Pump() {
     std::lock_guard lock(mutex_);
     if (write_in_flight_ || ended_ || writes_done_sent_) return;
-    if (queue_.empty()) {
-      if (!half_closed_) return;
-      writes_done_sent_ = true;
-      return StartWritesDone();
+    if (queue_.empty() && !half_closed_) return;
+    std::array<grpc_op, 2> ops{};
+    size_t count = 0;
+    in_flight_bytes_ = 0;
+    if (!queue_.empty()) {
+      std::string message = std::move(queue_.front());
+      queue_.pop_front();
+      in_flight_bytes_ = message.size();
+      outgoing_ = ByteBuffer(std::move(message));
+      ops[count].op = GRPC_OP_SEND_MESSAGE;
+      ops[count++].data.send_message.send_message = outgoing_.get();
     }
-    std::string message = std::move(queue_.front());
-    queue_.pop_front();
-    in_flight_bytes_ = message.size();
-    outgoing_ = ToByteBuffer(std::move(message));
-    write_in_flight_ = true;
     if (queue_.empty() && half_closed_) {
       writes_done_sent_ = true;
-      StartWriteLast(&outgoing_, {});
-    } else {
-      StartWrite(&outgoing_);
+      ops[count++].op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
     }
+    write_in_flight_ = true;
+    StartLocked(ops.data(), count, &on_written_);
   }
 
-  void OnDone(const grpc::Status& status) override {
+  void Started(bool /*ok*/) { Settle(); }
+  void StatusDone(bool /*ok*/) { Settle(); }
+
+  // After the end of an operation: is it the last one? The reading goes on until the end of the call, so none
+  // begins after it.
+  void Settle() {
+    {
+      std::lock_guard lock(mutex_);
+      if (--pending_ != 0) return;
+    }
     Metadata trailers;
-    for (const auto& [name, value] : context_.GetServerTrailingMetadata()) {
-      trailers.emplace_back(std::string(name.data(), name.size()), std::string(value.data(), value.size()));
+    for (size_t i = 0; i < trailers_.count; ++i) {
+      trailers.emplace_back(View(trailers_.metadata[i].key), View(trailers_.metadata[i].value));
+    }
+    Status status;
+    if (code_ != GRPC_STATUS_OK) {
+      status = {code_ >= 1 && code_ <= 16 ? static_cast<Code>(code_) : Code::kUnknown,
+                std::string(View(text_.get()))};
+    }
+    std::shared_ptr<CallImpl> self;
+    {
+      std::lock_guard lock(mutex_);
+      self = std::move(self_);
+      grpc_call_unref(std::exchange(call_, nullptr));
     }
     ClientCallbacks callbacks = std::move(callbacks_);
     callbacks_ = {};
-    if (callbacks.on_done) callbacks.on_done(FromGrpc(status), std::move(trailers));
-    callbacks = {};
-    std::shared_ptr<CallImpl> self = std::move(self_);
+    if (callbacks.on_done) callbacks.on_done(std::move(status), std::move(trailers));
   }
 
+  grpc_call* call_;  // while operations are pending
   ClientCallbacks callbacks_;
-  grpc::ClientContext context_;
+  ByteBuffer incoming_, outgoing_;
+  grpc_metadata_array headers_, trailers_;  // these three are written by gRPC
+  grpc_status_code code_ = GRPC_STATUS_UNKNOWN;
+  Slice text_;
+  MemberWaiter<CallImpl, &CallImpl::Started> on_started_{this};
+  MemberWaiter<CallImpl, &CallImpl::ReadDone> on_read_{this};
+  MemberWaiter<CallImpl, &CallImpl::WriteDone> on_written_{this};
+  MemberWaiter<CallImpl, &CallImpl::StatusDone> on_status_{this};
+
+  mutable std::mutex mutex_;  // guards all below, and the beginning of operations
   std::shared_ptr<CallImpl> self_;
-  grpc::ByteBuffer incoming_, outgoing_;
-  mutable std::mutex mutex_;  // guards all below
+  int pending_ = 0;  // operations begun and not ended
   std::deque<std::string> queue_;
   size_t buffered_ = 0, in_flight_bytes_ = 0, drain_limit_ = 0;
   Task on_drained_;
@@ -203,26 +268,27 @@ class CallImpl final : public ClientCall, public grpc::ClientBidiReactor<grpc::B
 
 class ChannelImpl final : public Channel {
  public:
-  explicit ChannelImpl(const std::string& target)
-      : stub_(grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), Arguments())) {}
+  explicit ChannelImpl(const std::string& target) : channel_(MakeChannel(target)) {}
+  ~ChannelImpl() override { grpc_channel_destroy(channel_); }
 
   std::shared_ptr<ClientCall> Start(std::string_view full_method, const Metadata& metadata,
                                     ClientCallbacks callbacks, SteadyTime deadline) override {
-    auto call = std::make_shared<CallImpl>(std::move(callbacks));
-    for (const auto& [name, value] : metadata) call->context().AddMetadata(name, value);
-    if (deadline != SteadyTime::max()) call->context().set_deadline(ToSystem(deadline));
-    call->Begin(stub_, std::string(full_method), call);
+    const Slice method{full_method};
+    auto call = std::make_shared<CallImpl>(
+        grpc_channel_create_call(channel_, nullptr, GRPC_PROPAGATE_DEFAULTS, CompletionQueue(), method.get(),
+                                 nullptr, ToGrpc(deadline), nullptr),
+        std::move(callbacks));
+    call->Begin(metadata, call);
     return call;
   }
 
  private:
-  grpc::GenericStub stub_;
+  grpc_channel* const channel_;
 };
 
 }  // namespace
 
 std::unique_ptr<Channel> Channel::Create(const std::string& target) {
-  HoldGrpc();
   return std::make_unique<ChannelImpl>(target);
 }
 
@@ -234,6 +300,7 @@ Result<std::string> Channel::CallBlocking(std::string_view full_method, const st
     std::optional<std::string> message;
     std::optional<Status> status;
   };
+  CHECK(!OnPollerThread());  // it would wait for itself
   auto state = std::make_shared<State>();
   ClientCallbacks callbacks;
   callbacks.on_message = [state](std::string message) {

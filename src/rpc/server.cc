@@ -1,23 +1,26 @@
 #include "rpc/server.h"
 
 #include <arpa/inet.h>
-#include <grpc/support/log.h>
-#include <grpcpp/grpcpp.h>
-#include <grpcpp/resource_quota.h>
+#include <grpc/grpc.h>
+#include <grpc/grpc_posix.h>
+#include <grpc/grpc_security.h>
 #include <netdb.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <atomic>
+#include <cstring>
+#include <future>
 #include <map>
+#include <vector>
 
 #include "base/log.h"
 #include "rpc/acceptor.h"
 #include "rpc/call.h"
-#include "rpc/grpc_process.h"
+#include "rpc/grpc_arguments.h"
 #include "rpc/http_server.h"
+#include "rpc/poller.h"
 
 namespace lydian::rpc {
 namespace {
@@ -25,16 +28,86 @@ namespace {
 constexpr int kMostMessage = 128 << 20;
 constexpr int kMostMetadata = 64 << 10;
 constexpr Millis kSweepEvery(100);
+constexpr int kCallsAwaited = 8;  // more wait within gRPC, for as long as the poller is busy
 
-class Service final : public grpc::CallbackGenericService {
+grpc_server_credentials* InsecureServer() {
+  static grpc_server_credentials* const credentials = grpc_insecure_server_credentials_create();
+  return credentials;
+}
+
+// Owns the arguments of a server while gRPC copies them.
+class ServerArguments {
  public:
-  explicit Service(std::shared_ptr<CallHost> host) : host_(std::move(host)) {}
-  grpc::ServerGenericBidiReactor* CreateReactor(grpc::GenericCallbackServerContext* context) override {
-    return StartCall(host_, context);
+  explicit ServerArguments(const ServerOptions& options, bool unix_socket)
+      : quota_(grpc_resource_quota_create("lydian")) {
+    grpc_resource_quota_resize(quota_, options.memory_limit_bytes);
+    args_.push_back(PointerArgument(GRPC_ARG_RESOURCE_QUOTA, quota_, grpc_resource_quota_arg_vtable()));
+    Set(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, kMostMessage);
+    Set(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, -1);
+    // The client pings idle connections, which gRPC would otherwise punish by closing them.
+    Set(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1);
+    Set(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
+    Set(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    Set(GRPC_ARG_ENABLE_DEADLINE_CHECKS, 0);  // call.cc keeps deadlines, and says why
+    Set(GRPC_ARG_MAX_METADATA_SIZE, kMostMetadata);
+    Set(GRPC_ARG_ENABLE_CHANNELZ, 0);
+    if (unix_socket) return;
+    // A peer that was unplugged is missed within minutes, not when TCP gives up. A unix peer can only be
+    // paused.
+    Set(GRPC_ARG_KEEPALIVE_TIME_MS, 120'000);
+    Set(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  }
+  ~ServerArguments() { grpc_resource_quota_unref(quota_); }
+  grpc_channel_args get() { return {args_.size(), args_.data()}; }
+
+ private:
+  void Set(const char* name, int value) { args_.push_back(IntegerArgument(name, value)); }
+  grpc_resource_quota* const quota_;
+  std::vector<grpc_arg> args_;
+};
+
+// Fulfilled by the end of a server's shutdown.
+class Finished final : public Waiter {
+ public:
+  void Completed(bool /*ok*/) override { done_.set_value(); }
+  void Wait() { done_.get_future().wait(); }
+
+ private:
+  std::promise<void> done_;
+};
+
+// Waits for the next call of a server, again and again, until the server stops. Deletes itself then.
+class NextCall final : public Waiter {
+ public:
+  NextCall(grpc_server* server, std::shared_ptr<CallHost> host) : server_(server), host_(std::move(host)) {
+    Wait();
+  }
+
+  void Completed(bool ok) override {
+    if (ok) StartCall(host_, std::exchange(call_, nullptr), details_, metadata_);
+    grpc_call_details_destroy(&details_);
+    grpc_metadata_array_destroy(&metadata_);
+    if (!ok) {
+      delete this;
+      return;
+    }
+    Wait();
   }
 
  private:
+  ~NextCall() = default;
+  void Wait() {
+    grpc_call_details_init(&details_);
+    grpc_metadata_array_init(&metadata_);
+    CHECK(grpc_server_request_call(server_, &call_, &details_, &metadata_, CompletionQueue(),
+                                   CompletionQueue(), this) == GRPC_CALL_OK);
+  }
+
+  grpc_server* const server_;  // not used after the server's shutdown: no call comes then
   const std::shared_ptr<CallHost> host_;
+  grpc_call* call_ = nullptr;
+  grpc_call_details details_;
+  grpc_metadata_array metadata_;
 };
 
 // Counts connections. gRPC doesn't say when it closes one: a descriptor that is no longer the socket we gave
@@ -99,36 +172,17 @@ class ServerImpl final : public Server {
       : options_(std::move(options)),
         host_(std::make_shared<CallHost>(
             CallHost{options_.router, options_.authenticator, std::make_shared<Outstanding>(), unix_socket})),
-        service_(host_),
         count_(options_.max_connections) {}
   ~ServerImpl() override { Stop(2000); }
 
   Status Begin(int listener) {
-    grpc::ServerBuilder builder;
-    builder.SetMaxReceiveMessageSize(kMostMessage);
-    builder.SetMaxSendMessageSize(-1);
-    // The client pings idle connections, which gRPC would otherwise punish by closing them.
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1);
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10'000);  // a preface, and then silence
-    builder.AddChannelArgument(GRPC_ARG_ENABLE_DEADLINE_CHECKS, 0);  // call.cc keeps deadlines, and says why
-    builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMostMetadata);
-    if (!host_->unix_socket) {
-      // A peer that was unplugged is missed within minutes, not when TCP gives up. A unix peer can only be
-      // paused.
-      builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 120'000);
-      builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
-    }
-    grpc::ResourceQuota quota("lydian");
-    quota.Resize(options_.memory_limit_bytes);
-    builder.SetResourceQuota(quota);
-    builder.RegisterCallbackGenericService(&service_);
-    using Type = grpc::ServerBuilder::experimental_type::ExternalConnectionType;
-    external_ = builder.experimental().AddExternalConnectionAcceptor(Type::FROM_FD,
-                                                                     grpc::InsecureServerCredentials());
-    server_ = builder.BuildAndStart();
-    if (server_ == nullptr) return Internal("gRPC did not start a server");
+    grpc_completion_queue* const queue = CompletionQueue();  // first of all: starts gRPC
+    ServerArguments arguments(options_, host_->unix_socket);
+    const grpc_channel_args args = arguments.get();
+    server_ = grpc_server_create(&args, nullptr);
+    grpc_server_register_completion_queue(server_, queue, nullptr);
+    grpc_server_start(server_);
+    for (int i = 0; i < kCallsAwaited; ++i) new NextCall(server_, host_);
     return Accept(listener);
   }
 
@@ -139,15 +193,18 @@ class ServerImpl final : public Server {
     // First: a connection that gRPC is given after its Shutdown would never be closed.
     Acceptor::Get().Remove(listener_id_);
     if (http_) http_->Stop();
-    server_->Shutdown(std::chrono::system_clock::now());
+    CHECK(!OnPollerThread());
+    Finished finished;
+    grpc_server_shutdown_and_notify(server_, CompletionQueue(), &finished);
+    grpc_server_cancel_all_calls(server_);
+    finished.Wait();
     if (!host_->outstanding->WaitForNone(until))
       LOG_WARN("handlers still hold calls after their server has stopped");
-    server_.reset();
+    grpc_server_destroy(std::exchange(server_, nullptr));
   }
 
  private:
   Status Accept(int listener) {
-    listening_ = listener;
     if (options_.http) {
       http_ = std::make_shared<HttpServer>(
           options_.http, [this](UniqueFd fd) { Acceptor::Get().Park(listener_id_, std::move(fd)); },
@@ -157,10 +214,7 @@ class ServerImpl final : public Server {
     handlers.admit = [this](int fd) { return Admit(fd); };
     handlers.on_grpc = [this](UniqueFd fd) {
       count_.HandedOver(fd.get());
-      grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters parameters;
-      parameters.listener_fd = listening_;
-      parameters.fd = fd.release();
-      external_->HandleNewConnection(&parameters);
+      grpc_server_add_channel_from_fd(server_, fd.release(), InsecureServer());
     };
     handlers.on_http = [this](UniqueFd fd) {
       if (http_) return http_->Serve(std::move(fd));
@@ -184,14 +238,11 @@ class ServerImpl final : public Server {
 
   const ServerOptions options_;
   const std::shared_ptr<CallHost> host_;
-  Service service_;
   ConnectionCount count_;
   std::mutex stop_mutex_;  // guards the end of server_
-  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> external_;
   std::shared_ptr<HttpServer> http_;
   uint64_t listener_id_ = 0;
-  int listening_ = -1;
-  std::unique_ptr<grpc::Server> server_;
+  grpc_server* server_ = nullptr;
 };
 
 Result<UniqueFd> ListenUnix(const std::string& path, int mode) {
@@ -236,37 +287,10 @@ Result<UniqueFd> ListenTcp(const std::string& address) {
   return fd;
 }
 
-// gRPC prints what it thinks of peers' bytes, with the bytes (which may be a token). It goes to our log, for
-// debugging, without them.
-void LogOfGrpc(gpr_log_func_args* args) {
-  const std::string_view message = args->message == nullptr ? "" : args->message;
-  LOG_DEBUG("gRPC",
-            {{"says", message.substr(0, message.find(" value="))}, {"at", args->file}, {"line", args->line}});
-}
-
-struct IdleServer {
-  IdleServer() {
-    grpc::ServerBuilder builder;
-    builder.RegisterCallbackGenericService(&service);
-    server = builder.BuildAndStart();
-  }
-  grpc::CallbackGenericService service;
-  std::unique_ptr<grpc::Server> server;
-};
-
 }  // namespace
-
-void HoldGrpc() {
-  static std::atomic<IdleServer*> held = [] {
-    gpr_set_log_function(LogOfGrpc);
-    return new IdleServer();
-  }();
-  CHECK(held.load()->server != nullptr);
-}
 
 Result<std::unique_ptr<Server>> Server::Start(ServerOptions options, int listener) {
   CHECK(options.router != nullptr);
-  HoldGrpc();
   auto server = std::make_unique<ServerImpl>(std::move(options), IsUnix(listener));
   RETURN_IF_ERROR(server->Begin(listener));
   return std::unique_ptr<Server>(std::move(server));

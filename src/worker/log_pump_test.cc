@@ -132,9 +132,8 @@ TEST_F(LogPumpTest, NothingIsLostWhileControlIsAway) {
   pump_->Finish("ta-1");
   pump_->SetLinkUp(true);
   WaitFor([&] { return sent_ == 1; });
-  // The first batch was never acknowledged: it comes again with the same border.
-  EXPECT_EQ(text_[1], "one\none\ntwo\n");
-  EXPECT_EQ(batches_[0].stdout_offset(), batches_[1].stdout_offset());
+  // Nothing was acknowledged: all of it comes again ("two" may have been read before the link went).
+  EXPECT_TRUE(text_[1] == "one\none\ntwo\n" || text_[1] == "one\ntwo\none\ntwo\n") << text_[1];
 }
 
 TEST_F(LogPumpTest, ARestartedWorkerGoesOnWhereItWas) {
@@ -143,6 +142,11 @@ TEST_F(LogPumpTest, ARestartedWorkerGoesOnWhereItWas) {
   ASSERT_TRUE(WriteAll(out_.get(), "one\n").ok());
   WaitFor([&] { return text_[1] == "one\n"; });
   AckAll();
+  Result<std::unique_ptr<LeaseTable>> table =
+      LeaseTable::Open(dir_ + "/table", 4);  // what will outlive the pump
+  ASSERT_TRUE(table.ok()) << table.status();
+  for (int i = 0; i < 10'000 && (*table)->log_acked().first != 4; ++i) usleep(1000);
+  ASSERT_EQ((*table)->log_acked().first, 4u);
   ASSERT_TRUE(WriteAll(out_.get(), "two\n").ok());
   WaitFor([&] { return text_[1] == "one\ntwo\n"; });
   pump_.reset();
