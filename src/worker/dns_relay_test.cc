@@ -46,9 +46,12 @@ class DnsRelayTest : public testing::Test {
     options.resolv_conf = conf_;
     options.upstream_port = upstream_port;
     options.timeout_ms = 50;
-    relay_ = std::make_unique<DnsRelay>(options);
-    relay_->Open();
-    port_ = relay_->BoundPort();
+    // The port that UDP was given may be somebody's on TCP.
+    for (int tries = 0; tries < 10 && port_ == 0; ++tries) {
+      relay_ = std::make_unique<DnsRelay>(options);
+      relay_->Open();
+      port_ = relay_->BoundPort();
+    }
     ASSERT_NE(port_, 0);
   }
   void TearDown() override { EXPECT_TRUE(RemoveTree(conf_).ok()); }
