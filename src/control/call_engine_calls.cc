@@ -147,7 +147,7 @@ void EngineCore::CreateCall(NewCall request, std::function<void(Result<CreatedCa
     CallCommitted(call, answer, committed);  // the call is gone if it failed
     for (auto& waiter : waiters) committed.ok() ? waiter(created) : waiter(committed);
   };
-  journal_->Append(std::move(record), strand_.Quiet());
+  Write(std::move(record));
 }
 
 void EngineCore::CallCommitted(Call* call, const std::vector<PutInput>& answer, Status status) {
@@ -208,7 +208,7 @@ void EngineCore::PutInputs(const CallScope& scope, const std::string& call_id, c
       committed = ResourceExhausted("the inputs could not be stored: try again");
     committed.ok() ? reply(answer) : reply(committed);
   };
-  journal_->Append(std::move(record), strand_.Quiet());
+  Write(std::move(record));
 }
 
 void EngineCore::InputsCommitted(const std::string& call_id, const std::vector<uint32_t>& fresh,
@@ -341,7 +341,7 @@ void EngineCore::Finish(Input* input, OutputView output, OutputDone committed) {
     if (committed) committed();
     Finished(call_id, output.idx, output);
   };
-  journal_->Append(std::move(record), strand_.Quiet());
+  Write(std::move(record));
 }
 
 void EngineCore::Finished(const std::string& call_id, uint32_t idx, OutputView output) {
@@ -383,7 +383,7 @@ void EngineCore::AttemptFailed(Input* input, OutputView output, OutputDone commi
   ++function->delayed;
   Journal::Record record = Journal::SetAttempt(input->call->number, input->idx, input->attempt);
   if (committed) record.done = [committed = std::move(committed)](Status) { committed(); };
-  journal_->Append(std::move(record), strand_.Quiet());
+  Write(std::move(record));
   input->timer = strand_.PostAfter(Millis(static_cast<int64_t>(delay)), [this, id = input->id,
                                                                          attempt = input->attempt] {
     auto it = inputs_.find(id);

@@ -132,6 +132,9 @@ class EngineCore : public WorkerEvents {
   void Ack(const std::string& worker_id, const LeaseRef& ref);
   void PostFlush();
   void FlushOutbox();
+  void FlushAcks();
+  void Write(Journal::Record record);
+  void TakeOutputs(const std::string& worker_id, Outputs& outputs);
   void TakeOutput(const std::string& worker_id, Output& output);
 
   // tasks
@@ -208,6 +211,9 @@ class EngineCore : public WorkerEvents {
   };
   std::map<std::string, Outbox> outbox_;
   bool flush_posted_ = false, scale_posted_ = false;
+  bool acks_timer_ = false;
+  std::optional<std::vector<Journal::Record>>
+      written_;  // gathered while the outputs of one message are taken
   std::optional<std::pair<int64_t, Strand::TimerId>> scale_timer_;
   std::set<std::string>
       recovering_;  // workers whose tasks may still hold inputs: nothing is leased before they said

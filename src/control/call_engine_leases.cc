@@ -14,6 +14,8 @@ constexpr uint32_t kMostPrefetch = 32;
 constexpr double kRecallMillis = 60;
 constexpr double kRecallTimes = 6;
 constexpr double kAverageShare = 0.2;  // of the newest in the moving average
+constexpr Millis kAckWait{20};         // an acknowledgement of an output waits so long for leases to go with
+constexpr int kMostAcks = 256;
 
 int64_t Nanos(double millis) { return static_cast<int64_t>(millis * 1e6); }
 
@@ -58,6 +60,7 @@ void EngineCore::Dispatch(FunctionState* function) {
   size_t share = function->queue.size() / ready.size();
   for (TaskState* task : ready) {
     size_t depth = std::min<size_t>(PrefetchDepth(*task), share);
+    if (task->leases.size() > slots + depth / 2) continue;  // many at a time: a message each would cost more
     while (!function->queue.empty() && task->leases.size() < slots + depth)
       Lease(task, function->queue.front(), 0);
   }
@@ -235,9 +238,36 @@ void EngineCore::Recall(TaskState* task) {
   registry_.Send(task->worker_id, message);  // what it gives back is queued again
 }
 
+// Nobody waits for an acknowledgement: the worker has answered its container and frees some memory. So it
+// goes with the next leases, or a little later.
 void EngineCore::Ack(const std::string& worker_id, const LeaseRef& ref) {
-  *outbox_[worker_id].acks.add_acks() = ref;
-  PostFlush();
+  OutputAcks& acks = outbox_[worker_id].acks;
+  *acks.add_acks() = ref;
+  if (acks.acks_size() >= kMostAcks) return FlushAcks();
+  if (std::exchange(acks_timer_, true)) return;
+  strand_.PostAfter(kAckWait, [this] {
+    acks_timer_ = false;
+    FlushAcks();
+  });
+}
+
+void EngineCore::FlushAcks() {
+  for (auto& [worker_id, out] : outbox_) {
+    if (out.acks.acks_size() == 0) continue;
+    ToWorker message;
+    message.mutable_output_acks()->Swap(&out.acks);
+    registry_.Send(worker_id, message);
+    out.acks.Clear();
+  }
+}
+
+// What belongs to one turn of the strand is one transaction.
+void EngineCore::Write(Journal::Record record) {
+  if (written_) {
+    written_->push_back(std::move(record));
+  } else {
+    journal_->Append(std::move(record), strand_.Quiet());
+  }
 }
 
 void EngineCore::PostFlush() {
@@ -250,19 +280,22 @@ void EngineCore::PostFlush() {
 void EngineCore::FlushOutbox() {
   flush_posted_ = false;
   for (auto& [worker_id, out] : outbox_) {
-    if (out.acks.acks_size() > 0) {
-      ToWorker message;
-      message.mutable_output_acks()->Swap(&out.acks);
-      registry_.Send(worker_id, message);
-    }
-    if (out.leases.leases_size() > 0) {
-      ToWorker message;
-      message.mutable_leases()->Swap(&out.leases);
-      registry_.Send(worker_id, message);  // a broken connection: the next hello says which of them it has
-    }
-    out.acks.Clear();
+    if (out.leases.leases_size() == 0) continue;
+    ToWorker message;
+    message.mutable_leases()->Swap(&out.leases);
+    message.mutable_leases()->mutable_acks()->Swap(out.acks.mutable_acks());
+    registry_.Send(worker_id, message);  // a broken connection: the next hello says which of them it has
     out.leases.Clear();
+    out.acks.Clear();
   }
+}
+
+void EngineCore::TakeOutputs(const std::string& worker_id, Outputs& outputs) {
+  written_.emplace();
+  for (Output& output : *outputs.mutable_outputs()) TakeOutput(worker_id, output);
+  std::vector<Journal::Record> records = std::move(*written_);
+  written_.reset();
+  journal_->Append(std::move(records), strand_.Quiet());
 }
 
 // Only what comes from the holder counts: the same task, attempt and epoch. Everything is acknowledged once
@@ -272,6 +305,7 @@ void EngineCore::TakeOutput(const std::string& worker_id, Output& output) {
   ref.set_input_id(output.input_id());
   ref.set_attempt(output.attempt());
   ref.set_epoch(output.epoch());
+  ref.set_task_id(output.task_id());
   auto it = inputs_.find(output.input_id());
   Input* input = it == inputs_.end() ? nullptr : it->second;
   bool holds = input != nullptr && input->state == Input::State::kLeased &&
@@ -289,7 +323,7 @@ void EngineCore::TakeOutput(const std::string& worker_id, Output& output) {
       record.must = true;
       record.apply = [](store::Session&) { return Status(); };
       record.done = [this, worker_id, ref](Status) { Ack(worker_id, ref); };
-      return journal_->Append(std::move(record));
+      return Write(std::move(record));
     }
     return Ack(worker_id, ref);
   }

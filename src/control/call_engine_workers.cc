@@ -123,8 +123,7 @@ void EngineCore::OnWorkerLost(const std::string& worker_id) {
 void EngineCore::OnWorkerMessage(const std::string& worker_id, FromWorker message) {
   switch (message.kind_case()) {
     case FromWorker::kOutputs:
-      for (Output& output : *message.mutable_outputs()->mutable_outputs()) TakeOutput(worker_id, output);
-      return;
+      return TakeOutputs(worker_id, *message.mutable_outputs());
     case FromWorker::kTask:
       return OnTaskUpdate(message.task());
     case FromWorker::kLog:

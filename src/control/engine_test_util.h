@@ -141,6 +141,7 @@ class FakeWorker {
         break;
       case ToWorker::kLeases:
         for (const Lease& lease : message.leases().leases()) leases_.push_back(lease);
+        for (const LeaseRef& ref : message.leases().acks()) acks_.push_back(ref.input_id());
         break;
       case ToWorker::kCancel:
         cancels_.push_back(message.cancel());

@@ -2,6 +2,9 @@
 
 #include <pthread.h>
 
+#include <algorithm>
+#include <iterator>
+
 #include "base/log.h"
 #include "control/journal_schema.h"
 
@@ -17,7 +20,8 @@ constexpr auto kSyncDelay = std::chrono::milliseconds(200);
 }  // namespace
 
 Result<std::unique_ptr<Journal>> Journal::Open(const std::string& path, std::function<void(Task)> post) {
-  ASSIGN_OR_RETURN(auto database, store::Database::Open(path, JournalMigrations()));
+  ASSIGN_OR_RETURN(auto database,
+                   store::Database::Open(path, JournalMigrations(), store::Database::Sharing::kAlone));
   return std::unique_ptr<Journal>(new Journal(std::move(database), std::move(post)));
 }
 
@@ -34,20 +38,26 @@ Journal::~Journal() {
 }
 
 void Journal::Append(Record record, bool alone) {
+  std::vector<Record> group;
+  group.push_back(std::move(record));
+  Append(std::move(group), alone);
+}
+
+void Journal::Append(std::vector<Record> group, bool alone) {
+  if (group.empty()) return;
   {
     std::lock_guard lock(mutex_);
-    if (!alone || committing_ || record.durable || !gathered_.empty() || !waiting_.empty()) {
-      gathered_.push_back(std::move(record));
-      if (gathered_.size() > 1 || committing_)
-        return;  // the thread is awake, or looks when the commit is done
+    const bool durable = std::any_of(group.begin(), group.end(), [](const Record& r) { return r.durable; });
+    if (!alone || committing_ || durable || !gathered_.empty() || !waiting_.empty()) {
+      const bool awake = !gathered_.empty() || committing_;  // or looks when the commit is done
+      std::move(group.begin(), group.end(), std::back_inserter(gathered_));
+      if (awake) return;
       alone = false;
     } else {
       committing_ = true;
     }
   }
   if (!alone) return changed_.notify_one();
-  std::vector<Record> group;
-  group.push_back(std::move(record));
   CommitGroup(group);
   bool wake;
   {

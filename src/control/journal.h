@@ -95,6 +95,7 @@ class Journal {
   // is possible: a commit takes less time than waking the journal's thread. `done` never runs within the
   // call.
   void Append(Record record, bool alone = false);
+  void Append(std::vector<Record> group, bool alone = false);  // one transaction if all goes well
 
   // Record makers: what to write, without callbacks.
   static Record PutCall(CallRow call, std::vector<InputRow> inputs);

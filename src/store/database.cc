@@ -61,6 +61,7 @@ constexpr size_t kIdleReaders = 4;
 // ms each time, which no commit has to wait for).
 class SqliteDatabase : public Database {
  public:
+  explicit SqliteDatabase(Sharing sharing) : alone_(sharing == Sharing::kAlone) {}
   ~SqliteDatabase() override {
     {
       std::lock_guard lock(checkpoint_mutex_);
@@ -77,7 +78,7 @@ class SqliteDatabase : public Database {
     UniqueFd file(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
     if (!file.valid()) return ErrnoStatus("opening " + path);
     file.reset();
-    ASSIGN_OR_RETURN(writer_, SqliteConnection::Open(path, true));
+    ASSIGN_OR_RETURN(writer_, SqliteConnection::Open(path, true, alone_));
     RETURN_IF_ERROR(writer_->Script(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON; "
         "PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-8192; PRAGMA journal_size_limit=67108864"));
@@ -166,11 +167,11 @@ class SqliteDatabase : public Database {
         return reader;
       }
     }
-    return SqliteConnection::Open(path_, false);
+    return SqliteConnection::Open(path_, false, alone_);
   }
 
   void CheckpointLoop() {
-    auto connection = SqliteConnection::Open(path_, true);
+    auto connection = SqliteConnection::Open(path_, true, alone_);
     if (!connection.ok()) {
       LOG_ERROR("no connection for checkpoints: the log of the database grows",
                 {{"path", path_}, {"error", connection.status()}});
@@ -201,6 +202,7 @@ class SqliteDatabase : public Database {
     }
   }
 
+  const bool alone_;
   std::string path_;
   UniqueFd wal_;
   std::mutex writer_mutex_;  // guards writer_
@@ -217,8 +219,8 @@ class SqliteDatabase : public Database {
 }  // namespace
 
 Result<std::unique_ptr<Database>> Database::Open(const std::string& path,
-                                                 const std::vector<Migration>& migrations) {
-  auto database = std::make_unique<SqliteDatabase>();
+                                                 const std::vector<Migration>& migrations, Sharing sharing) {
+  auto database = std::make_unique<SqliteDatabase>(sharing);
   RETURN_IF_ERROR(database->Init(path, migrations));
   return std::unique_ptr<Database>(std::move(database));
 }

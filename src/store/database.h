@@ -91,10 +91,13 @@ struct Migration {
 
 class Database : public Session {
  public:
+  // kAlone keeps other processes out for as long as it is open, which saves a commit its dozen file locks.
+  enum class Sharing { kShared, kAlone };
   // Opens or creates the file (0600) and brings it to the newest version. FAILED_PRECONDITION when it is
   // newer than the program.
   static Result<std::unique_ptr<Database>> Open(const std::string& path,
-                                                const std::vector<Migration>& migrations);
+                                                const std::vector<Migration>& migrations,
+                                                Sharing sharing = Sharing::kShared);
 
   // Runs `body` in a transaction that writes: commits when it returns OK, else rolls back and returns its
   // error. Everything in it goes through the session it is given. A commit is in the kernel when this returns

@@ -43,11 +43,14 @@ bool NoSpace(int error) { return error == ENOSPC || error == EDQUOT; }
 
 }  // namespace
 
-Result<std::unique_ptr<SqliteConnection>> SqliteConnection::Open(const std::string& path, bool writes) {
+Result<std::unique_ptr<SqliteConnection>> SqliteConnection::Open(const std::string& path, bool writes,
+                                                                 bool alone) {
   sqlite3* handle = nullptr;
   int flags =
       (writes ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY) | SQLITE_OPEN_NOMUTEX;
-  int code = sqlite3_open_v2(path.c_str(), &handle, flags, nullptr);
+  // unix-excl: the file is locked once for the process, and its connections share the index of the log in
+  // memory.
+  int code = sqlite3_open_v2(path.c_str(), &handle, flags, alone ? "unix-excl" : nullptr);
   std::unique_ptr<SqliteConnection> connection(new SqliteConnection(path, handle));
   if (code != SQLITE_OK) return connection->Error(code, "opening");
   sqlite3_extended_result_codes(handle, 1);

@@ -14,7 +14,7 @@ namespace lydian::store {
 
 class SqliteConnection : public Session {
  public:
-  static Result<std::unique_ptr<SqliteConnection>> Open(const std::string& path, bool writes);
+  static Result<std::unique_ptr<SqliteConnection>> Open(const std::string& path, bool writes, bool alone);
   ~SqliteConnection() override;
 
   Result<int64_t> Change(std::string_view sql, const Params& params = {}) override;

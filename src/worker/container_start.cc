@@ -17,8 +17,9 @@ namespace lydian::worker {
 namespace {
 constexpr Millis kSpawnerWait{100};
 
+// Also those whose output control has not acknowledged yet.
 uint32_t TableCapacity(const TaskSpec& spec) {
-  return 16 + 2 * std::max(spec.slots(), spec.batch_max_size());
+  return 256 + 2 * std::max(spec.slots(), spec.batch_max_size());
 }
 
 UniqueFd TakeFd(spawner::Container* container, const char* name) {
@@ -33,6 +34,7 @@ struct ContainerTask::Preparation {
   Status error;
   std::vector<std::vector<std::string>> layers;  // by slot: runtime, then the mounts in order
   std::unique_ptr<LeaseTable> table;
+  std::unique_ptr<OutputSpool> spool;
   std::string python;
   std::vector<std::string> lowers;
 };
@@ -62,12 +64,14 @@ void ContainerTask::WriteFiles(std::shared_ptr<Preparation> preparation) {
     kept.clear_env();  // secrets stay out of files; an adopted container has them already
     RETURN_IF_ERROR(WriteFileAtomic(Dir() + "/spec.pb", kept.SerializeAsString(), 0600));
     ASSIGN_OR_RETURN(preparation->table, LeaseTable::Open(Dir() + "/table", TableCapacity(spec_)));
+    ASSIGN_OR_RETURN(preparation->spool, OutputSpool::Open(Dir() + "/outputs"));
     return {};
   };
   Status status = write();
   ground_->strand->Post([self = shared_from_this(), preparation, status] {
     if (!status.ok() && preparation->error.ok()) preparation->error = status;
     if (preparation->table) self->table_ = std::move(preparation->table);
+    if (preparation->spool) self->spool_ = std::move(preparation->spool);
     if (--preparation->missing == 0) self->Resolve(preparation);
   });
 }
@@ -185,12 +189,15 @@ void ContainerTask::OpenDesk() {
   options.send = [this](FromWorker message) {
     if (!dropped_) ground_->send(std::move(message));
   };
+  options.send_output = [this](const Output& output, bool soon) {
+    if (!dropped_) ground_->send_output(output, soon);
+  };
   options.on_ready = [this] { OnReady(); };
   options.on_kill_switch = [this] {
     stopping_ = true;
     ArmGrace(0);
   };
-  desk_ = std::make_unique<InputDesk>(std::move(options), table_.get());
+  desk_ = std::make_unique<InputDesk>(std::move(options), table_.get(), spool_.get());
 }
 
 // Logs, the API's socket, the HTTP socket.
@@ -286,13 +293,17 @@ Result<TaskSpec> ContainerTask::ReadSpec(const std::string& dir) {
   return spec;
 }
 
+Status ContainerTask::OpenFiles() {
+  ASSIGN_OR_RETURN(table_, LeaseTable::Open(Dir() + "/table", TableCapacity(spec_)));
+  ASSIGN_OR_RETURN(spool_, OutputSpool::Open(Dir() + "/outputs"));
+  return {};
+}
+
 bool ContainerTask::Adopt(spawner::Container container, bool exited, const ExitEvent& exit) {
-  Result<std::unique_ptr<LeaseTable>> table = LeaseTable::Open(Dir() + "/table", TableCapacity(spec_));
-  if (!table.ok()) {
-    LOG_ERROR("a task can't be adopted", {{"task_id", spec_.task_id()}, {"error", table.status()}});
+  if (Status status = OpenFiles(); !status.ok()) {
+    LOG_ERROR("a task can't be adopted", {{"task_id", spec_.task_id()}, {"error", status}});
     return false;
   }
-  table_ = std::move(*table);
   container_id_ = container.info.container_id();
   pid_ = container.info.main_pid();
   ip_ = container.info.ip();
@@ -318,9 +329,7 @@ bool ContainerTask::Adopt(spawner::Container container, bool exited, const ExitE
 
 void ContainerTask::AdoptRemains() {
   state_ = State::kEnded;
-  Result<std::unique_ptr<LeaseTable>> table = LeaseTable::Open(Dir() + "/table", TableCapacity(spec_));
-  if (!table.ok()) return Drop();
-  table_ = std::move(*table);
+  if (Status status = OpenFiles(); !status.ok()) return Drop();
   OpenDesk();
   exit_ = LostExit("the machine or the process that held its container went down");
   if (Result<std::string> bytes = ReadFile(Dir() + "/exit.pb");

@@ -42,6 +42,7 @@ struct TaskGround {
   std::function<Result<std::unique_ptr<rpc::Server>>(int listener, const TaskSpec& spec)> serve;
   std::function<std::string()> refuse;  // "" or why nothing may be started (no space left)
   std::function<void(FromWorker)> send;
+  std::function<void(const Output& output, bool soon)> send_output;
   std::function<void(const std::string& task_id)> gone;
   std::function<void(const TaskUpdate&)> ended;  // EXITED or REFUSED as it was sent
 };
@@ -100,6 +101,7 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   void Create(std::shared_ptr<Preparation> preparation);
   void Created(Result<spawner::Container> container, const std::string& identity);
   Status Serve(spawner::Container* container);
+  Status OpenFiles();
   void SendIdentity(std::string frame);
   void OpenDesk();
   void Refuse(const Status& status);
@@ -123,6 +125,7 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   int pid_ = 0;
   double started_at_ = 0;
   std::shared_ptr<LeaseTable> table_;
+  std::unique_ptr<OutputSpool> spool_;
   std::unique_ptr<InputDesk> desk_;
   std::unique_ptr<rpc::Server> server_;
   std::shared_ptr<void> pin_;

@@ -28,14 +28,33 @@ void RunningInput::Get(std::string* input_id, std::string* call_id) const {
   *call_id = call_id_;
 }
 
-InputDesk::InputDesk(Options options, LeaseTable* table) : options_(std::move(options)), table_(table) {
+InputDesk::InputDesk(Options options, LeaseTable* table, OutputSpool* spool)
+    : options_(std::move(options)), table_(table), spool_(spool) {
   for (HeldLease& lease : table_->Held()) held_.emplace(Key{lease.input_id, lease.attempt}, lease);
   last_key_ = table_->last_key();
   batch_ = table_->last_batch();
   adopted_answer_ = !last_key_.empty();
   ready_ = table_->flag(LeaseTable::kReady);
   closed_ = table_->flag(LeaseTable::kStopping);
+  TakeSpooled();
   UpdateRunning();
+}
+
+// Outputs that the worker before this one had taken. The table says which of them control may not have.
+void InputDesk::TakeSpooled() {
+  for (Output& output : spool_->TakeFound()) {
+    const Key key{output.input_id(), output.attempt()};
+    const auto held = held_.find(key);
+    if (held == held_.end() || outputs_.contains(key)) {
+      spool_->Forget();
+      continue;
+    }
+    output.set_epoch(held->second.epoch);
+    last_output_status_ = output.status();
+    Pending& pending = outputs_[key];
+    pending.output = std::move(output);
+    pending.spooled = true;
+  }
 }
 
 InputDesk::~InputDesk() {
@@ -114,7 +133,9 @@ void InputDesk::Serve() {
     return;
   }
   if (queued_.empty()) return;
-  const size_t most = std::max<uint32_t>(1, question_->batch_max_size);
+  const uint32_t places = table_->places();
+  if (places == 0) return;  // control is behind: its acknowledgements make room
+  const size_t most = std::min(places, std::max<uint32_t>(1, question_->batch_max_size));
   // A batch is of one method: that of the oldest.
   const std::string& method = queued_.front().method_name();
   const auto matching = static_cast<size_t>(std::count_if(
@@ -196,6 +217,7 @@ void InputDesk::GiveBackUndelivered() {
 void InputDesk::Put(Output output, std::function<void()> done) {
   const Key key{output.input_id(), output.attempt()};
   if (auto it = outputs_.find(key); it != outputs_.end()) {
+    if (it->second.spooled) return done();
     it->second.done.push_back(std::move(done));
     return;
   }
@@ -213,11 +235,15 @@ void InputDesk::Put(Output output, std::function<void()> done) {
   output.set_task_id(options_.task_id);
   last_output_status_ = output.status();
   Pending& pending = outputs_[key];
-  pending.done.push_back(std::move(done));
   pending.output = std::move(output);
-  FromWorker message;
-  *message.mutable_outputs()->add_outputs() = pending.output;
-  options_.send(std::move(message));
+  const Status spooled = spool_->Add(pending.output);
+  pending.spooled = spooled.ok();
+  if (!pending.spooled) {
+    LOG_WARN("an output is kept by control alone", {{"task_id", options_.task_id}, {"why", spooled}});
+    pending.done.push_back(std::move(done));
+  }
+  options_.send_output(pending.output, /*soon=*/pending.spooled && !queued_.empty());
+  if (pending.spooled) done();  // it runs on while control is told
 }
 
 void InputDesk::Acked(const LeaseRef& lease) {
@@ -225,6 +251,7 @@ void InputDesk::Acked(const LeaseRef& lease) {
   auto it = outputs_.find(key);
   if (it == outputs_.end()) return;
   std::vector<std::function<void()>> done = std::move(it->second.done);
+  if (it->second.spooled) spool_->Forget();
   outputs_.erase(it);
   Forget(key);
   recent_.push_back(key);
@@ -234,6 +261,7 @@ void InputDesk::Acked(const LeaseRef& lease) {
     recent_.pop_front();
   }
   for (auto& answer : done) answer();
+  Serve();  // the table has a place again
 }
 
 void InputDesk::Forget(const Key& key) {

@@ -1,10 +1,11 @@
 // The inputs of one container: leases that came from control, the container's question for inputs, outputs on
 // their way to control.
 //
-// Life of an input: Add (queued) -> handed over, in the lease table -> Put: an output waits for control ->
-// Acked: the container is answered and the record is gone. What was never handed over goes back (GiveBack).
+// Life of an input: Add (queued) -> handed over, in the lease table -> Put: its output is in the spool, the
+// container is answered, control is told -> Acked: both records are gone. What was never handed over goes
+// back (GiveBack).
 //
-// Thread-safety: everything on the worker's strand. Ownership: the table is shared with the task. Replies are
+// Thread-safety: everything on the worker's strand. Ownership: table and spool are the task's. Replies are
 // called on the strand, once each; one that is dropped unanswered belongs to a container that is gone.
 #pragma once
 
@@ -23,6 +24,7 @@
 #include "base/status.h"
 #include "lydian/worker.pb.h"
 #include "worker/lease_table.h"
+#include "worker/output_spool.h"
 
 namespace lydian::worker {
 
@@ -57,17 +59,20 @@ class InputDesk {
     uint32_t slots = 1;
     Strand* strand = nullptr;              // for the linger of batches
     std::function<void(FromWorker)> send;  // drops it when control is away: Resend repeats what counts
+    // An output, under the same condition; `soon`: it need not go at once, its container has more to do.
+    std::function<void(const Output& output, bool soon)> send_output;
     std::function<void()> on_ready;        // the first question
     std::function<void()> on_kill_switch;  // it was handed over
   };
-  InputDesk(Options options, LeaseTable* table);
+  InputDesk(Options options, LeaseTable* table, OutputSpool* spool);
   ~InputDesk();
 
   void Ask(std::shared_ptr<InputQuestion> question);
   void Withdraw(
       const std::shared_ptr<InputQuestion>& question);  // the container gave up or broke its connection
   void Add(const Lease& lease);
-  // One output of a container. `epoch` is filled in. `done` once control has it.
+  // One output of a container. `epoch` is filled in. `done` once it is safe: in the spool or, where that is
+  // full, with control.
   void Put(Output output, std::function<void()> done);
   void Acked(const LeaseRef& lease);
   // Those not handed over go back; returns those that the container works on.
@@ -93,9 +98,11 @@ class InputDesk {
   using Key = std::pair<std::string, uint32_t>;  // input id, attempt
   struct Pending {
     Output output;
-    std::vector<std::function<void()>> done;
+    bool spooled = false;
+    std::vector<std::function<void()>> done;  // of those not spooled
   };
 
+  void TakeSpooled();
   void Serve();  // answers the question if there is something to answer it with
   void HandOver(std::vector<Lease> leases);
   void Answer(Result<Handed> answer);
@@ -107,6 +114,7 @@ class InputDesk {
 
   Options options_;
   LeaseTable* table_;
+  OutputSpool* spool_;
   std::shared_ptr<RunningInput> running_ = std::make_shared<RunningInput>();
   std::deque<Lease> queued_;
   std::map<Key, HeldLease> held_;

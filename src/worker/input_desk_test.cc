@@ -1,6 +1,7 @@
 #include "worker/input_desk.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <future>
 
@@ -70,20 +71,31 @@ TEST_F(LeaseTableTest, RefusesWhatIsNotOne) {
 
 class InputDeskTest : public LeaseTableTest {
  protected:
+  void TearDown() override {
+    EXPECT_TRUE(RemoveTree(path_ + "-outputs").ok());
+    LeaseTableTest::TearDown();
+  }
   void SetUp() override {
     LeaseTableTest::SetUp();
     Open();
   }
   void Open() {
     desk_.reset();
+    Result<std::unique_ptr<OutputSpool>> spool = OutputSpool::Open(path_ + "-outputs");
+    ASSERT_TRUE(spool.ok()) << spool.status();
+    spool_ = std::move(*spool);
     InputDesk::Options options;
     options.task_id = "ta-1";
     options.slots = 2;
     options.strand = &strand_;
     options.send = [this](FromWorker message) { sent_.push_back(std::move(message)); };
+    options.send_output = [this](const Output& output, bool soon) {
+      *sent_.emplace_back().mutable_outputs()->add_outputs() = output;
+      soon_.push_back(soon);
+    };
     options.on_ready = [this] { ++ready_; };
     options.on_kill_switch = [this] { ++killed_; };
-    desk_ = std::make_unique<InputDesk>(std::move(options), table_.get());
+    desk_ = std::make_unique<InputDesk>(std::move(options), table_.get(), spool_.get());
   }
   static Lease Make(const std::string& id, uint32_t attempt = 0, const std::string& method = "") {
     Lease lease;
@@ -124,7 +136,9 @@ class InputDeskTest : public LeaseTableTest {
   using List = std::vector<std::string>;
 
   Strand strand_{"test"};
+  std::unique_ptr<OutputSpool> spool_;
   std::vector<FromWorker> sent_;
+  std::vector<bool> soon_;
   std::vector<Result<Handed>> answers_;
   std::shared_ptr<InputQuestion> question_;
   std::unique_ptr<InputDesk> desk_;
@@ -145,11 +159,15 @@ TEST_F(InputDeskTest, OneAnswerAndItsOutput) {
   desk_->Put(Out("in-1"), [&] { ++done; });
   ASSERT_EQ(sent_.size(), 2u);
   EXPECT_EQ(sent_[1].outputs().outputs(0).epoch(), 3u);
-  EXPECT_EQ(done, 0);
+  EXPECT_FALSE(soon_[0]);  // its container has nothing else to do
+  EXPECT_EQ(done, 1);
   desk_->Put(Out("in-1"), [&] { ++done; });  // asked again meanwhile: one message, two answers
-  EXPECT_EQ(sent_.size(), 2u);
-  desk_->Acked(Ref("in-1"));
   EXPECT_EQ(done, 2);
+  EXPECT_EQ(sent_.size(), 2u);
+  EXPECT_FALSE(desk_->all_acked());
+  EXPECT_EQ(table_->Held().size(), 1u);
+  desk_->Acked(Ref("in-1"));
+  EXPECT_TRUE(desk_->all_acked());
   EXPECT_TRUE(table_->Held().empty());
   desk_->Put(Out("in-1"), [&] { ++done; });  // and once more, late
   EXPECT_EQ(done, 3);
@@ -189,6 +207,70 @@ TEST_F(InputDeskTest, AfterARestartADeliveredAnswerIsStillHeld) {
   desk_->Resend();
   desk_->Acked(Ref("in-1"));
   EXPECT_EQ(done, 1);
+}
+
+TEST_F(InputDeskTest, AfterARestartOutputsThatControlMayNotHaveAreSent) {
+  desk_->Add(Make("in-1"));
+  desk_->Add(Make("in-2"));
+  desk_->Add(Make("in-3"));
+  Ask("k1");
+  Ask("k2");
+  desk_->Put(Out("in-1"), [] {});
+  EXPECT_TRUE(soon_.back());  // in-3 waits for its container
+  desk_->Put(Out("in-2"), [] {});
+  desk_->Acked(Ref("in-1"));
+  sent_.clear();
+  Open();
+  EXPECT_FALSE(desk_->all_acked());
+  desk_->Resend();
+  ASSERT_FALSE(sent_.empty());
+  ASSERT_EQ(sent_[0].outputs().outputs_size(), 1);  // in-1 is in the file, and acknowledged
+  EXPECT_EQ(sent_[0].outputs().outputs(0).input_id(), "in-2");
+  EXPECT_EQ(sent_[0].outputs().outputs(0).epoch(), 3u);
+  int done = 0;
+  desk_->Put(Out("in-2"), [&] { ++done; });  // a container that never heard of its answer
+  EXPECT_EQ(done, 1);
+  desk_->Acked(Ref("in-2"));
+  EXPECT_TRUE(desk_->all_acked());
+}
+
+TEST_F(InputDeskTest, AFullTableWaitsForAcknowledgements) {
+  for (int i = 0; i < 5; ++i) desk_->Add(Make("in-" + std::to_string(i)));
+  for (int i = 0; i < 4; ++i) {
+    Ask("k" + std::to_string(i));
+    desk_->Put(Out("in-" + std::to_string(i)), [] {});
+  }
+  Ask("k4");
+  EXPECT_EQ(answers_.size(), 4u);
+  desk_->Acked(Ref("in-0"));
+  ASSERT_EQ(answers_.size(), 5u);
+  EXPECT_EQ(Ids(4), List{"in-4"});
+}
+
+TEST(OutputSpool, BeginsAnewAndSkipsHalves) {
+  const std::string path = testing::TempDir() + "/spool-" + RandomHex(4);
+  const auto open = [&] { return OutputSpool::Open(path).value(); };
+  const auto make = [](const std::string& id, size_t bytes) {
+    Output output;
+    output.set_input_id(id);
+    output.set_result(std::string(bytes, 'r'));
+    return output;
+  };
+  std::unique_ptr<OutputSpool> spool = open();
+  ASSERT_TRUE(spool->Add(make("in-1", 5000)).ok());
+  ASSERT_TRUE(spool->Add(make("in-2", 10)).ok());
+  spool->Forget();
+  spool->Forget();
+  ASSERT_TRUE(spool->Add(make("in-3", 10)).ok());  // over the first
+  spool = open();
+  std::vector<Output> found = spool->TakeFound();
+  ASSERT_EQ(found.size(), 1u);
+  EXPECT_EQ(found[0].input_id(), "in-3");
+  ASSERT_TRUE(spool->Add(make("in-4", 3000)).ok());
+  ASSERT_EQ(truncate(path.c_str(), 2000), 0);  // killed in the middle of a write
+  spool = open();
+  EXPECT_EQ(spool->TakeFound().size(), 1u);
+  EXPECT_TRUE(RemoveTree(path).ok());
 }
 
 TEST_F(InputDeskTest, ABatchIsOfOneMethod) {

@@ -115,6 +115,14 @@ bool LeaseTable::Remove(std::string_view input_id, uint32_t attempt) {
   return false;
 }
 
+uint32_t LeaseTable::places() const {
+  uint32_t free = 0;
+  for (uint32_t i = 0; i < header().capacity; ++i) {
+    free += records()[i].used.load(std::memory_order_relaxed) == 0 ? 1 : 0;
+  }
+  return free;
+}
+
 std::vector<HeldLease> LeaseTable::Held() const {
   std::vector<HeldLease> held;
   for (uint32_t i = 0; i < header().capacity; ++i) {

@@ -37,6 +37,7 @@ class LeaseTable {
   Status Put(const HeldLease& lease);
   bool Remove(std::string_view input_id, uint32_t attempt);
   std::vector<HeldLease> Held() const;
+  uint32_t places() const;  // for more
 
   // The idempotency key of the question that the newest batch answered: a container that asks again with it
   // never got the answer.

@@ -11,6 +11,8 @@ namespace lydian::worker {
 namespace {
 constexpr Millis kFirstPause{20};
 constexpr Millis kLongestPause{100};
+constexpr Millis kGather{4};  // an output whose container has more to do waits so long for others
+constexpr int kMostGathered = 64;
 }  // namespace
 
 Link::Link(std::unique_ptr<rpc::Channel> channel, Strand* strand, Hooks hooks)
@@ -76,6 +78,7 @@ void Link::Closed(uint64_t generation, const Status& status) {
   {
     std::lock_guard lock(mutex_);
     call_ = nullptr;
+    gathered_.Clear();  // sent again after the next welcome
   }
   const bool was_up = up_.exchange(false);
   if (was_up) {
@@ -116,7 +119,31 @@ void Link::Send(FromWorker message) {
   if (!up_) return;
   std::string bytes = message.SerializeAsString();
   std::lock_guard lock(mutex_);
+  SendGathered();
   if (call_) call_->Write(std::move(bytes));
+}
+
+void Link::SendOutput(const Output& output, bool soon) {
+  if (!up_) return;
+  {
+    std::lock_guard lock(mutex_);
+    *gathered_.add_outputs() = output;
+    if (!soon || gathered_.outputs_size() >= kMostGathered) return SendGathered();
+    if (std::exchange(gathering_, true)) return;
+  }
+  strand_->PostAfter(kGather, [this, alive = alive_] {
+    if (!*alive) return;
+    std::lock_guard lock(mutex_);
+    gathering_ = false;
+    SendGathered();
+  });
+}
+
+void Link::SendGathered() {
+  if (gathered_.outputs_size() == 0) return;
+  FromWorker message;
+  message.mutable_outputs()->Swap(&gathered_);
+  if (call_) call_->Write(message.SerializeAsString());
 }
 
 void Link::WhenUp(Task task) {

@@ -35,6 +35,9 @@ class Link {
   void Start();
   void Stop();  // cancels all; not from the strand
   void Send(FromWorker message);
+  // With `soon` it may wait a few milliseconds for others: a message each costs both ends more than the
+  // output itself. Whatever is sent after it arrives after it.
+  void SendOutput(const Output& output, bool soon);
   bool up() const { return up_; }
   rpc::Channel& channel() { return *channel_; }
 
@@ -50,13 +53,16 @@ class Link {
   void Connect();
   void Closed(uint64_t generation, const Status& status);
   void Received(uint64_t generation, ToWorker message);
+  void SendGathered();  // mutex_ held
 
   std::unique_ptr<rpc::Channel> channel_;
   Strand* strand_;
   Hooks hooks_;
   std::atomic<bool> up_{false};
-  std::mutex mutex_;  // guards call_ against Send
+  std::mutex mutex_;  // guards the three below
   std::shared_ptr<rpc::ClientCall> call_;
+  Outputs gathered_;
+  bool gathering_ = false;  // a timer will send them
   // On the strand:
   uint64_t generation_ = 0;
   int failures_ = 0;

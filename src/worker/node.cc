@@ -30,10 +30,10 @@ Node::Node(NodeOptions options, Strand* strand, Pool* pool)
   ground_.spawner = [this] { return spawner(); };
   ground_.refuse = [this] { return RefuseReason(); };
   ground_.send = [this](FromWorker message) { link_->Send(std::move(message)); };
+  ground_.send_output = [this](const Output& output, bool soon) { link_->SendOutput(output, soon); };
   ground_.gone = [this](const std::string& task_id) {
     if (TaskPtr task = Find(task_id)) by_container_.erase(task->container_id());
     tasks_.erase(task_id);
-    std::erase_if(outputs_, [&](const auto& entry) { return entry.second->spec().task_id() == task_id; });
     CheckDisk();
   };
   ground_.ended = [this](const TaskUpdate& update) {
@@ -289,6 +289,12 @@ void Node::OnWelcome(const Welcome& welcome) {
   }
 }
 
+void Node::Acked(const google::protobuf::RepeatedPtrField<LeaseRef>& acks) {
+  for (const LeaseRef& ref : acks) {
+    if (TaskPtr task = Find(ref.task_id())) task->Acked(ref);
+  }
+}
+
 void Node::OnMessage(ToWorker message) {
   switch (message.kind_case()) {
     case ToWorker::kStartTask:
@@ -299,6 +305,7 @@ void Node::OnMessage(ToWorker message) {
       }
       return;
     case ToWorker::kLeases:
+      Acked(message.leases().acks());
       for (const Lease& lease : message.leases().leases()) {
         if (TaskPtr task = Find(lease.task_id())) {
           task->AddLease(lease);
@@ -320,15 +327,7 @@ void Node::OnMessage(ToWorker message) {
       if (TaskPtr task = Find(message.cancel().task_id())) task->Cancel(message.cancel());
       return;
     case ToWorker::kOutputAcks:
-      for (const LeaseRef& ref : message.output_acks().acks()) {
-        // An ack names no task; an input is held by one.
-        auto it = outputs_.find(ref.input_id());
-        if (it == outputs_.end()) continue;
-        const TaskPtr task = std::move(it->second);
-        outputs_.erase(it);
-        task->Acked(ref);
-      }
-      return;
+      return Acked(message.output_acks().acks());
     case ToWorker::kLogAck:
       return ground_.logs->Acked(message.log_ack());
     case ToWorker::kStartBuild:
@@ -538,7 +537,6 @@ void Node::GuestPuts(const std::string& task_id, std::vector<Output> outputs, st
   strand_->Run([this, task_id, outputs = std::move(outputs), done = std::move(done)]() mutable {
     TaskPtr task = Find(task_id);
     if (!task) return done();
-    for (const Output& output : outputs) outputs_[output.input_id()] = task;
     task->Put(std::move(outputs), std::move(done));
   });
 }

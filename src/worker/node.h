@@ -55,6 +55,7 @@ class Node : public GuestBackend {
   WorkerHello MakeHello();
   void OnWelcome(const Welcome& welcome);
   void OnMessage(ToWorker message);
+  void Acked(const google::protobuf::RepeatedPtrField<LeaseRef>& acks);
 
   std::shared_ptr<spawner::Client> spawner();
   void Status(StatusResponse* response, std::function<void()> done);
@@ -107,7 +108,6 @@ class Node : public GuestBackend {
   std::map<std::string, TaskPtr> by_container_;
   std::map<std::string, std::function<void(const ExitEvent&)>> watched_;
   std::set<std::string> discarded_;
-  std::map<std::string, TaskPtr> outputs_;  // input id -> who waits for control to have its output
   std::deque<std::pair<SteadyTime, TaskUpdate>> ended_;  // sent lately: again after a reconnect
   std::set<std::string> builds_;
   std::deque<BuildUpdate> build_updates_;  // while control is away

@@ -262,6 +262,7 @@ void FakeControl::Take(FromWorker message) {
         LeaseRef* ref = answer.mutable_output_acks()->add_acks();
         ref->set_input_id(output.input_id());
         ref->set_attempt(output.attempt());
+        ref->set_task_id(output.task_id());
         ref->set_epoch(output.epoch());
       }
       break;
