@@ -13,6 +13,7 @@ constexpr uint32_t kMostPrefetch = 32;
 // Leases behind an input that takes longer than this (or several times the average) are asked back.
 constexpr double kRecallMillis = 60;
 constexpr double kRecallTimes = 6;
+constexpr double kOverheadMillis = 1.5;  // of the client's runtime, an input
 constexpr double kAverageShare = 0.2;  // of the newest in the moving average
 constexpr Millis kAckWait{20};         // an acknowledgement of an output waits so long for leases to go with
 constexpr int kMostAcks = 256;
@@ -338,6 +339,9 @@ void EngineCore::TakeOutput(const std::string& worker_id, Output& output) {
   if (holds) {
     TaskState* task = input->task;
     double took = static_cast<double>(NowNanos() - std::max(task->head_nanos, input->leased_nanos)) / 1e6;
+    // The container's own word keeps out what the way took, and what a first input waited for.
+    if (view.started_at > 0 && view.created_at >= view.started_at)
+      took = std::min(took, (view.created_at - view.started_at) * 1e3 + kOverheadMillis);
     if (task->leases.front() == input || Slots(function->info) > 1) {
       function->run_ms =
           function->run_ms == 0 ? took : function->run_ms * (1 - kAverageShare) + took * kAverageShare;

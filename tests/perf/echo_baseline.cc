@@ -1,10 +1,13 @@
 // What bare gRPC costs on this machine: a generic callback server that echoes, in a process of its own, on a
 // unix socket.
 //
-//   echo_baseline DIR [CALLS]     prints one JSON object, CPU microseconds:
-//     echo_sequential_us     server CPU of one unary echo, one after the other (four messages as a warm call
-//     sends them) echo_concurrent_us     the same with two in flight (two containers) bidi_round_trip_us CPU
-//     of both ends for one message each way on an open stream (a lease and its outcome)
+//   echo_baseline serve SOCKET    serves until it is killed; one byte on stdout when it is ready
+//   echo_baseline DIR [CALLS]     prints one JSON object, CPU microseconds, with itself as the client:
+//     tight_sequential_us    server CPU of one unary echo, one after the other without a pause (four messages as
+//                            a warm call sends them)
+//     tight_concurrent_us    the same with two in flight (two containers)
+//     bidi_round_trip_us     CPU of both ends for one message each way on an open stream (a lease and its
+//                            outcome)
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
@@ -56,7 +59,6 @@ class Service : public grpc::CallbackGenericService {
 };
 
 [[noreturn]] void Serve(const std::string& address, int ready) {
-  prctl(PR_SET_PDEATHSIG, SIGKILL);
   Service service;
   grpc::ServerBuilder builder;
   builder.AddListeningPort(address, grpc::InsecureServerCredentials());
@@ -173,15 +175,19 @@ class RoundTrips : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBu
 
 int main(int argc, char** argv) {
   if (argc < 2) {
-    fprintf(stderr, "usage: echo_baseline DIR [CALLS]\n");
+    fprintf(stderr, "usage: echo_baseline DIR [CALLS] | serve SOCKET\n");
     return 2;
   }
+  if (argc == 3 && std::string(argv[1]) == "serve") Serve("unix:" + std::string(argv[2]), STDOUT_FILENO);
   const std::string address = "unix:" + std::string(argv[1]) + "/echo.sock";
   const int calls = argc > 2 ? atoi(argv[2]) : 8000;
   int ready[2];
   if (pipe(ready) != 0) return 1;
   const pid_t server = fork();  // before gRPC has a thread
-  if (server == 0) Serve(address, ready[1]);
+  if (server == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    Serve(address, ready[1]);
+  }
   char byte = 0;
   if (read(ready[0], &byte, 1) != 1 || byte != 'y') {
     fprintf(stderr, "the echo server did not start at %s\n", address.c_str());
@@ -204,7 +210,7 @@ int main(int argc, char** argv) {
   };
   const double sequential = unary(1), concurrent = unary(2), trip = bidi();
   printf(
-      "{\"calls\": %d, \"echo_sequential_us\": %.1f, \"echo_concurrent_us\": %.1f, \"bidi_round_trip_us\": "
+      "{\"calls\": %d, \"tight_sequential_us\": %.1f, \"tight_concurrent_us\": %.1f, \"bidi_round_trip_us\": "
       "%.1f}\n",
       calls, sequential, concurrent, trip);
   kill(server, SIGKILL);
