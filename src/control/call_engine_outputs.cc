@@ -9,6 +9,7 @@ namespace {
 // A map's poll is answered at once with this many outputs; each answer costs the client about as much as two
 // more outputs in it.
 constexpr size_t kManyOutputs = 50;
+constexpr Millis kLastCoalesce{2};  // ... or after this, when no input is unfinished
 constexpr size_t kMostOutputs = 1000;
 constexpr size_t kMostBytes = size_t{16} << 20;
 constexpr size_t kChunkBytes = size_t{4} << 20;
@@ -111,8 +112,13 @@ void EngineCore::ServePoll(const std::shared_ptr<Poll>& poll) {
   if (news == 0) return;
   size_t many = poll->query.max_values == 0 ? kManyOutputs : std::min(poll->query.max_values, kManyOutputs);
   if (poll->coalesced || news >= many) return AnswerPoll(poll, Collect(*call, *poll));
-  if (poll->coalesce) return;
-  poll->coalesce = strand_.PostAfter(options_.map_coalesce, [this, handle = poll->id] {
+  // With nothing unfinished it is the end, unless the client is about to put more in.
+  const bool last = call->unfinished == 0 && !poll->last;
+  if (poll->coalesce && !last) return;
+  if (poll->coalesce) strand_.CancelTimer(*poll->coalesce);
+  poll->last = last;
+  const Millis wait = last ? std::min(options_.map_coalesce, kLastCoalesce) : options_.map_coalesce;
+  poll->coalesce = strand_.PostAfter(wait, [this, handle = poll->id] {
     auto it = polls_.find(handle);
     if (it == polls_.end()) return;
     std::shared_ptr<Poll> gathered = it->second;

@@ -57,6 +57,7 @@ struct Poll {
   std::function<void(Result<OutputsPage>)> reply;
   std::optional<Strand::TimerId> deadline, coalesce;
   bool coalesced = false;  // the gathering time is over
+  bool last = false;       // gathers for the shorter time
 };
 
 struct ChunkWait {
