@@ -18,13 +18,21 @@ if not _safe_path:
 
 
 def warm():
-    """Imports what the runtime needs. A failure is left to the real start, which tells it as users know it."""
+    """Imports what the runtime needs. A failure is left to the real start, which tells it as users know it.
+
+    Nothing of it ever becomes garbage, so the collector looks at it neither now (an eighth of the time) nor later.
+    """
+    import gc
     import runpy  # noqa: F401
 
+    gc.disable()
     try:
         __import__(ENTRYPOINT)
     except Exception:
         return
+    finally:
+        gc.freeze()
+        gc.enable()
     # It has to run as __main__; what it imported stays.
     package, _, name = ENTRYPOINT.rpartition(".")
     sys.modules.pop(ENTRYPOINT, None)
