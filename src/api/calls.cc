@@ -329,6 +329,7 @@ void RegisterQuestions(rpc::Router& router, CallEngine* engine) {
           response.set_backlog(stats->queued);
           response.set_num_total_tasks(stats->tasks);
           response.set_num_running_inputs(stats->running);
+          response.set_input_headroom(stats->free);
           reply(response);
         });
       });

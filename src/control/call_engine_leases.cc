@@ -67,6 +67,21 @@ void EngineCore::Dispatch(FunctionState* function) {
   }
 }
 
+// What is leased ahead waits, for who looks from outside.
+FunctionStats EngineCore::StatsOf(const FunctionState& function) const {
+  size_t waiting = function.queue.size() + function.delayed, running = 0, free = 0;
+  size_t slots = Batched(function) ? size_t{BatchSlots(function.info)} * function.info.batch_max_size
+                                   : Slots(function.info);
+  for (const TaskState* task : function.tasks) {
+    size_t held = task->leases.size(), in_work = std::min(held, slots);
+    running += in_work;
+    waiting += held - in_work;
+    if (task->state == TaskState::State::kReady && task->alive_for_work()) free += slots - in_work;
+  }
+  return {static_cast<uint32_t>(waiting), static_cast<uint32_t>(running),
+          static_cast<uint32_t>(function.tasks.size()), static_cast<uint32_t>(free)};
+}
+
 uint32_t EngineCore::PrefetchDepth(const TaskState& task) const {
   double run = task.function->run_ms;
   if (run <= 0 || run > kPrefetchMillis || task.leases.empty()) return 0;

@@ -543,9 +543,4 @@ std::optional<TaskView> EngineCore::FindTaskView(const std::string& task_id) con
   return ViewOf(it->second->row);
 }
 
-FunctionStats EngineCore::StatsOf(const FunctionState& function) const {
-  return {static_cast<uint32_t>(function.queue.size() + function.delayed),
-          static_cast<uint32_t>(function.leased), static_cast<uint32_t>(function.tasks.size())};
-}
-
 }  // namespace lydian::control

@@ -367,6 +367,12 @@ TEST_F(CallEngineTest, ShortInputsAreLeasedAheadAndAskedBackBehindALongOne) {
     auto recall = worker->WaitRecall();
     ASSERT_TRUE(recall);
     EXPECT_EQ(recall->input_ids_size(), ahead - 1);
+    std::promise<FunctionStats> stats;
+    engine_->Stats(info.function_id, [&](FunctionStats got) { stats.set_value(got); });
+    FunctionStats seen = stats.get_future().get();
+    EXPECT_EQ(seen.running, 1U) << "what is leased ahead waits";
+    EXPECT_EQ(seen.queued, 97U);
+    EXPECT_EQ(seen.free, 0U);
     for (size_t i = 1; i < behind.size(); ++i) worker->GiveBack(behind[i]);
     EXPECT_FALSE(worker->WaitLease(50ms));  // not to the one that is stuck
   }

@@ -60,6 +60,7 @@ struct TaskView {
 
 struct FunctionStats {
   uint32_t queued = 0, running = 0, tasks = 0;
+  uint32_t free = 0;  // more inputs that the containers which are ready could take
 };
 
 // One finished builder call (run_function).
