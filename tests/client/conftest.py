@@ -97,6 +97,20 @@ def entry(client):
 
 
 @pytest.fixture
+def gate(tmp_path):
+    """Where a program waits until the test has seen something: it reads a line of the FIFO that GATE names; `gate()` writes one."""
+    path = tmp_path / "gate"
+    os.mkfifo(path)
+    fd = os.open(path, os.O_RDWR)  # a reader and a writer at once: neither side waits for the other to open
+
+    def go():
+        os.write(fd, b"go\n")
+    go.env = {"GATE": str(path)}
+    yield go
+    os.close(fd)
+
+
+@pytest.fixture
 def program(tmp_path):
     """program("text") writes a script of its own and returns its path."""
     def write(text, name="program.py"):

@@ -60,12 +60,15 @@ class Running:
     def seen(self, text):
         return text in self.text()
 
-    def wait_for(self, text, timeout=60):
-        """Returns the seconds since the start at which the text had arrived."""
+    def wait_for(self, text, timeout=60, times=1):
+        """Returns the seconds since the start at which the text had arrived, as many times."""
+        def there():
+            return self.text().count(text) >= times
+
         with self.changed:
-            if not self.changed.wait_for(lambda: self.seen(text) or self.open == 0, timeout) or not self.seen(text):
+            if not self.changed.wait_for(lambda: there() or self.open == 0, timeout) or not there():
                 self.kill()
-                raise AssertionError(f"'{text}' did not arrive within {timeout} s\n{self.text()}")
+                raise AssertionError(f"'{text}' did not arrive {times} times within {timeout} s\n{self.text()}")
             return time.monotonic() - self.began
 
     def signal(self, number):
