@@ -3,6 +3,8 @@
 
 #include <modal_proto/api.pb.h>
 
+#include <memory>
+
 #include "api/handlers.h"
 #include "base/ids.h"
 
@@ -90,6 +92,35 @@ Result<pb::AuthTokenGetResponse> AuthToken(const pb::AuthTokenGetRequest&, Call&
   return response;
 }
 
+// Ends the apps that live there first; what is deployed there meanwhile keeps it from being deleted.
+void Delete(const pb::EnvironmentDeleteRequest& request, Call& call, const rpc::Reply<Empty>& reply) {
+  const std::string key = AnswerKey(call);
+  Empty earlier;
+  if (!key.empty() && FindAnswer(call, key, &earlier)) return reply(earlier);
+  auto kept = std::make_shared<Call>(call);
+  auto finish = [kept, name = request.name(), key, reply] {
+    Status gone = kept->objects().environments().Delete(kept->scope.workspace_id, name);
+    if (!gone.ok()) return reply(gone);
+    if (!key.empty()) KeepAnswer(*kept, key, Empty());
+    reply(Empty());
+  };
+  auto environment = call.objects().environments().ByName(call.scope.workspace_id, request.name());
+  if (!environment.ok() || environment->is_default) return finish();  // it says why not
+  auto apps = call.objects().apps().List(environment->id);
+  if (!apps.ok()) return reply(apps.status());
+  auto left = std::make_shared<size_t>(1);  // on the strand, as everything here
+  auto stopped = [left, finish] {
+    if (--*left == 0) finish();
+  };
+  for (const auto& app : *apps) {
+    ++*left;
+    Status stopping =
+        call.objects().apps().Stop(app, "its environment was deleted by " + call.scope.who, stopped);
+    if (!stopping.ok()) return reply(stopping);
+  }
+  stopped();
+}
+
 }  // namespace
 
 void RegisterEnvironments(rpc::Router& router, ServicesPtr services) {
@@ -116,13 +147,8 @@ void RegisterEnvironments(rpc::Router& router, ServicesPtr services) {
       {.idempotent = true});
   OnObjects<pb::EnvironmentUpdateRequest, pb::EnvironmentListItem>(router, services, "EnvironmentUpdate",
                                                                    Who::kUser, Update);
-  OnObjects<pb::EnvironmentDeleteRequest, Empty>(
-      router, services, "EnvironmentDelete", Who::kUser,
-      [](const pb::EnvironmentDeleteRequest& request, Call& call) -> Result<Empty> {
-        RETURN_IF_ERROR(call.objects().environments().Delete(call.scope.workspace_id, request.name()));
-        return Empty();
-      },
-      {.idempotent = true});
+  OnObjectsAsync<pb::EnvironmentDeleteRequest, Empty>(router, services, "EnvironmentDelete", Who::kUser,
+                                                      Delete, {.idempotent = true});
   OnObjects<Empty, pb::ClientHelloResponse>(
       router, services, "ClientHello", Who::kAnyone,
       [](const Empty&, Call& call) -> Result<pb::ClientHelloResponse> {
