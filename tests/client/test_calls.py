@@ -29,6 +29,50 @@ if __name__ == "__main__":
 """
 
 
+SERIALIZED = """
+import modal
+
+app = modal.App("serialized")
+
+def main(base):
+    class Helper:
+        def add(self, x):
+            return x + base
+
+    @app.function(serialized=True)
+    def closure(x):
+        return Helper().add(x), modal.is_local()
+
+    @app.function(serialized=True)
+    async def items(n):
+        for i in range(n):
+            yield base + i
+
+    @app.cls(serialized=True)
+    class Table:
+        name: str = modal.parameter()
+
+        @modal.enter()
+        def begin(self):
+            self.rows = [base]
+
+        @modal.method()
+        def add(self, x):
+            self.rows.append(x)
+            return self.name, self.rows
+
+    with app.run():
+        assert closure.remote(5) == (base + 5, False) and closure.local(1) == (base + 1, True)
+        assert list(closure.map(range(3))) == [(base + i, False) for i in range(3)]
+        assert list(items.remote_gen(3)) == [base, base + 1, base + 2]
+        assert Table(name="t").add.remote(7) == ("t", [base, 7])
+    print("finished")
+
+assert modal.is_local()
+main(100)
+"""
+
+
 @pytest.mark.feature("first image")
 def test_default_image_is_built_first(entry):
     """The longest step of a new state: gcc and its friends by apt. Others find it there."""
@@ -66,6 +110,12 @@ def test_plain_python(client, program):
     done = client.python(program(PLAIN)).ok()
     assert done.out.endswith("finished\n")
     assert "doubling 5" in done.out and "doubling 4" not in done.out, "logs are shown only where output is enabled"
+
+
+@pytest.mark.feature("serialized=True")
+def test_serialized(client, program):
+    """Code that no file of the container has: closures, and what only a running program defines."""
+    assert client.python(program(SERIALIZED)).ok().out == "finished\n"
 
 
 @pytest.mark.feature("modal run -m")

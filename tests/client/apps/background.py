@@ -20,6 +20,11 @@ def square(x):
 
 
 @app.function()
+def family(n):
+    return sum(square.remote(i) for i in range(n))
+
+
+@app.function()
 def fails(x):
     raise KeyError(x)
 
@@ -115,6 +120,11 @@ def results():
     raised(TimeoutError, lambda: waiting.get(timeout=0))
     assert time.monotonic() - began < 5
     raised(TimeoutError, lambda: waiting.get(timeout=0.3))
+    assert [(x.function_name, x.status.name) for x in call.get_call_graph()] == [("square", "SUCCESS")]
+    parent = family.spawn(3)
+    assert parent.get(timeout=30) == 0 + 1 + 4
+    (root,) = parent.get_call_graph()
+    assert root.function_name == "family" and [(c.function_name, c.status.name) for c in root.children] == [("square", "SUCCESS")] * 3, root
     raised(modal.exception.NotFoundError, lambda: modal.FunctionCall.from_id("fc-" + "0" * 26).get(timeout=0))
     print("SPAWNED", call.object_id, failing.object_id)
 
