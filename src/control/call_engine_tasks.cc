@@ -302,6 +302,7 @@ void EngineCore::Refused(TaskState* task, const TaskUpdate& update) {
   bool retryable = update.retryable();
   std::string text = "its container can't be started: " + update.error();
   if (task->builder != nullptr) BuilderEnded(task, nullptr, Named(*function, text));
+  if (task->stop_sent) return EndTask(task, text);  // as it was told: nobody's trouble
   LogRecord record;
   record.file_descriptor = 3;
   record.unix_nanos = clock_.UnixNanos();
@@ -309,9 +310,7 @@ void EngineCore::Refused(TaskState* task, const TaskUpdate& update) {
   record.function_id = record.root_function_id = function->info.function_id;
   record.data = Named(*function, text) + (retryable ? "; trying again\n" : "\n");
   options_.logs->Append(function->app->id, {record});
-  bool stopping = task->stop_sent.has_value();
   EndTask(task, text);
-  if (stopping) return;
   // A machine without room gets it back some day: inputs wait for that, with the reason in the app's log.
   if (retryable) function->start_failures = std::min(function->start_failures, options_.start_failures - 2);
   StartFailed(function, text, !retryable);

@@ -307,9 +307,21 @@ TEST_F(CallEngineTest, StoppingAnAppEndsEverythingAndTells) {
   TaskExit exit;
   exit.set_stopped_by_us(true);
   worker->Exit(task->task_id(), exit);
-  worker->Exit(second->task_id(), exit);
+  TaskUpdate refused;
+  refused.set_task_id(second->task_id());
+  refused.set_state(TaskUpdate::REFUSED);
+  refused.set_error("it was stopped before it had started");
+  worker->Send(refused);
   ASSERT_EQ(future.wait_for(5s), std::future_status::ready);
   EXPECT_EQ(Poll(call)->outputs[0].text, "the client went away");
+  std::promise<std::string> lines;
+  auto asked = logs_->Read("ap-1", 0, {}, 100, 0, [&](Result<LogStore::Page> page) {
+    std::string text;
+    for (const auto& record : page.ok() ? page->records : std::vector<LogRecord>()) text += record.data;
+    lines.set_value(text);
+  });
+  // What was stopped as asked is no trouble to tell of.
+  EXPECT_EQ(lines.get_future().get().find("can't be started"), std::string::npos);
   EXPECT_EQ(Create(CallOf("z")).status().code(), Code::kFailedPrecondition);
   std::promise<void> again;
   engine_->StopApp("ap-1", "", 0, [&] { again.set_value(); });

@@ -149,6 +149,32 @@ def test_apps_and_containers(client, lydian):
     until("nothing runs", 10, lambda: app_id not in str(lydian.tasks()))
 
 
+@pytest.mark.feature("modal serve")
+def test_serve(client, program):
+    text = """
+import modal
+app = modal.App("served")
+
+@app.cls(min_containers=1)
+class Served:
+    @modal.enter()
+    def begin(self):
+        print("version one is up", flush=True)
+
+    @modal.method()
+    def none(self):
+        pass
+"""
+    path = program(text, "serve/served.py")
+    run = client.start_modal("serve", path)
+    run.wait_for("one is up")
+    path.write_text(text.replace("version one", "version two"))
+    run.wait_for("two is up")
+    run.signal(2)
+    done = run.finish(30)
+    assert "App aborted" in done.out and "can't be started" not in done.text, done
+
+
 @pytest.mark.feature("app page")
 def test_app_page(client, lydian):
     done = client.modal("run", f"{APPS}/logs.py::live").ok()
