@@ -8,8 +8,9 @@ from conftest import APPS
 pytestmark = pytest.mark.rpc("FunctionMap", "FunctionGetOutputs")
 
 
-@pytest.mark.feature("spawn", "FunctionCall.get, from_id, gather, iter", "experimental_spawn_map")
-@pytest.mark.rpc("FunctionCallFromId", "FunctionFinishInputs")
+@pytest.mark.feature("spawn", "FunctionCall: get", "FunctionCall: from_id", "FunctionCall: gather", "FunctionCall: iter",
+                     "FunctionCall: get_call_graph", "experimental_spawn_map")
+@pytest.mark.rpc("FunctionCallFromId", "FunctionFinishInputs", "FunctionGetCallGraph")
 def test_results(entry, client):
     done = entry("background", "results")
     call, failing = re.search(r"SPAWNED (\S+) (\S+)", done.out).groups()
@@ -39,7 +40,7 @@ def cancelled(client, gate, *args):
     return done
 
 
-@pytest.mark.feature("FunctionCall.cancel", "Function.get_current_stats")
+@pytest.mark.feature("FunctionCall: cancel", "Function.get_current_stats")
 @pytest.mark.rpc("FunctionCallCancel", "FunctionGetCurrentStats")
 def test_cancel(client, gate):
     done = cancelled(client, gate)
@@ -47,7 +48,7 @@ def test_cancel(client, gate):
         assert f"long {kind} cleans up" in done.out, "the function sees an exception where it is"
 
 
-@pytest.mark.feature("FunctionCall.cancel: terminate_containers")
+@pytest.mark.feature("FunctionCall: cancel with terminate_containers")
 @pytest.mark.rpc("FunctionCallCancel")
 def test_cancel_with_the_container(client, gate):
     cancelled(client, gate, "--terminate")

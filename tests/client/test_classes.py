@@ -15,7 +15,7 @@ def test_parameters(entry):
     entry("classes", "parameters")
 
 
-@pytest.mark.feature("classes: with_options, with_concurrency")
+@pytest.mark.feature("classes: with_options", "classes: with_concurrency")
 def test_options(entry):
     entry("classes", "options")
 

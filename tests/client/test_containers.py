@@ -14,6 +14,7 @@ def test_batches(entry):
 
 
 @pytest.mark.feature("concurrent", "concurrent: async")
+@pytest.mark.rpc("FunctionGetDynamicConcurrency")
 def test_concurrent(entry):
     entry("containers", "concurrent")
 
