@@ -132,7 +132,7 @@ def streaming():
 
 @app.local_entrypoint()
 def left_early():
-    for x in up_to.remote_gen(100_000):
+    for x in up_to.remote_gen(10_000):
         if x == 3:
             break
     assert list(up_to.remote_gen(2)) == [0, 1]
