@@ -55,9 +55,9 @@ announce() {
   if [ -e "$state/demo-done" ] && [ -x "$lydian" ]; then
     say "This takes a few seconds: everything was made before."
   elif [ -x "$lydian" ]; then
-    say "This takes about 8 minutes (base and default image) and 2 GB of disk in $state. Ctrl-C is safe: run it again to go on."
+    say "This takes about 11 minutes (base and default image) and 2 GB of disk in $state. Ctrl-C is safe: run it again to go on."
   else
-    say "This takes about $((build_minutes + 10)) minutes on $cores cores the first time (build $build_minutes, images 8), seconds after that;"
+    say "This takes about $((build_minutes + 13)) minutes on $cores cores the first time (build $build_minutes, images 11), seconds after that;"
     say "2 GB of disk here, 2 GB in $state. Ctrl-C is safe: run it again to go on."
   fi
 }

@@ -257,7 +257,7 @@ Result<BaseImages::Product> BaseImages::SourceProduct(const Recipe& recipe, cons
   ASSIGN_OR_RETURN(std::string source, FetchSource(recipe, scratch.path(), log, cancel));
   std::string version = TarballVersion(fs::path(source).filename().string());
   if (version.empty()) return Internal("no version in the name " + source);
-  Say(log, "Compiling " + recipe.source.version_of + " " + version + " (output at the end only)");
+  Say(log, "Compiling " + recipe.source.version_of + " " + version + " (compiler output only if it fails)");
   ASSIGN_OR_RETURN(auto transaction, layers_->Begin());
   std::string archive =
       dir + "/" + recipe.source.package + "-" + recipe.SourceDigest() + "_" + version + ".tar.zst";
