@@ -132,6 +132,7 @@ class EngineCore : public WorkerEvents {
   void Ack(const std::string& worker_id, const LeaseRef& ref);
   void PostFlush();
   void FlushOutbox();
+  void ArmAcks();
   void FlushAcks();
   void Write(Journal::Record record);
   void TakeOutputs(const std::string& worker_id, Outputs& outputs);
@@ -212,6 +213,7 @@ class EngineCore : public WorkerEvents {
   std::map<std::string, Outbox> outbox_;
   bool flush_posted_ = false, scale_posted_ = false;
   bool acks_timer_ = false;
+  uint64_t flushes_ = 0;  // of leases, with acknowledgements
   std::optional<std::vector<Journal::Record>>
       written_;  // gathered while the outputs of one message are taken
   std::optional<std::pair<int64_t, Strand::TimerId>> scale_timer_;

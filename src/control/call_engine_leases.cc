@@ -260,8 +260,15 @@ void EngineCore::Ack(const std::string& worker_id, const LeaseRef& ref) {
   OutputAcks& acks = outbox_[worker_id].acks;
   *acks.add_acks() = ref;
   if (acks.acks_size() >= kMostAcks) return FlushAcks();
-  if (std::exchange(acks_timer_, true)) return;
-  strand_.PostAfter(kAckWait, [this] {
+  if (!std::exchange(acks_timer_, true)) ArmAcks();
+}
+
+// What came after the last leases waits for a whole turn of the timer: with leases coming it sends nothing.
+void EngineCore::ArmAcks() {
+  strand_.PostAfter(kAckWait, [this, flushes = flushes_] {
+    const bool waiting = std::any_of(outbox_.begin(), outbox_.end(),
+                                     [](const auto& entry) { return entry.second.acks.acks_size() > 0; });
+    if (waiting && flushes != flushes_) return ArmAcks();
     acks_timer_ = false;
     FlushAcks();
   });
@@ -301,6 +308,7 @@ void EngineCore::FlushOutbox() {
     message.mutable_leases()->Swap(&out.leases);
     message.mutable_leases()->mutable_acks()->Swap(out.acks.mutable_acks());
     registry_.Send(worker_id, message);  // a broken connection: the next hello says which of them it has
+    ++flushes_;
     out.leases.Clear();
     out.acks.Clear();
   }

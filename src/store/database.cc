@@ -53,7 +53,7 @@ namespace {
 // The log is copied back into the database file past this many pages (4 KiB each); past the second number the
 // copying waits for readers and holds the next writer a moment, so that the log can't grow without end under
 // steady writes.
-constexpr int kCheckpointPages = 1000;
+constexpr int kCheckpointPages = 8192;
 constexpr int kRestartPages = 16'384;
 constexpr size_t kIdleReaders = 4;
 
