@@ -49,7 +49,7 @@ struct EngineOptions {
   uint64_t max_queued_bytes = uint64_t{1} << 30;
   Millis worker_grace{15'000};     // a worker's broken connection
   Millis missing_grace{2'000};     // a task that a returned worker doesn't name: its exit may be on the way
-  Millis map_coalesce{10};         // how long a map's poll gathers outputs
+  Millis map_coalesce{20};         // how long a map's poll gathers outputs
   Millis start_backoff{500};       // after a container that died before it was ready; doubles
   uint32_t start_failures = 3;     // in a row, then its inputs fail
   Millis acked_keep{60'000};       // fetched results of synchronous calls, should the answer have been lost
