@@ -245,6 +245,7 @@ void EngineCore::Ready(TaskState* task) {
   task->function->not_before = 0;
   if (task->begun_nanos != 0) {
     double took = static_cast<double>(NowNanos() - task->begun_nanos) / 1e6;
+    LOG_INFO("task is ready", {{"task_id", task->id}, {"after_ms", static_cast<int64_t>(took)}});
     for (double* average : {&task->function->start_ms, &start_ms_})
       *average = *average == 0 ? took : *average * 0.7 + took * 0.3;
   }

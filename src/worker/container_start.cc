@@ -170,6 +170,8 @@ void ContainerTask::Created(Result<spawner::Container> container, const std::str
   ip_ = container->info.ip();
   started_at_ = SystemClock().UnixSeconds();
   state_ = State::kRunning;
+  LOG_INFO("task has started",
+           {{"task_id", spec_.task_id()}, {"container_id", container_id_}, {"pid", pid_}});
   OpenDesk();
   if (Status status = Serve(&*container); !status.ok()) {
     LOG_ERROR("a container can't be served", {{"task_id", spec_.task_id()}, {"error", status}});
