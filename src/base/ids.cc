@@ -17,6 +17,13 @@ constexpr std::string_view kTaskAlphabet =
     "0123456789ABCDEFGHJKMNPQRSTWXYZ0";  // 32 long, so that 5 bits choose evenly enough
 constexpr size_t kSuffix = 22;
 
+// Fetched once: OpenSSL 3 would look the algorithm up anew for every digest, at several times its price.
+const EVP_MD* Sha256() {
+  static const EVP_MD* const kind = EVP_MD_fetch(nullptr, "SHA256", nullptr);
+  CHECK(kind != nullptr);
+  return kind;
+}
+
 std::string Digest(const EVP_MD* kind, std::string_view data) {
   unsigned char out[EVP_MAX_MD_SIZE];
   unsigned length = 0;
@@ -69,21 +76,21 @@ std::string NewTaskId() {
 }
 
 std::string DigestId(std::string_view prefix, std::string_view content) {
-  std::string raw = Digest(EVP_sha256(), content);
+  std::string raw = Digest(Sha256(), content);
   std::string out(prefix);
   out += '-';
   for (size_t i = 0; i < kSuffix; ++i) out += kBase62[static_cast<unsigned char>(raw[i]) % 62];
   return out;
 }
 
-std::string Sha256Raw(std::string_view data) { return Digest(EVP_sha256(), data); }
+std::string Sha256Raw(std::string_view data) { return Digest(Sha256(), data); }
 std::string Sha256Hex(std::string_view data) { return HexEncode(Sha256Raw(data)); }
 std::string Md5Hex(std::string_view data) { return HexEncode(Digest(EVP_md5(), data)); }
 
 std::string HmacSha256Hex(std::string_view key, std::string_view data) {
   unsigned char out[EVP_MAX_MD_SIZE];
   unsigned length = 0;
-  CHECK(HMAC(EVP_sha256(), key.data(), static_cast<int>(key.size()),
+  CHECK(HMAC(Sha256(), key.data(), static_cast<int>(key.size()),
              reinterpret_cast<const unsigned char*>(data.data()), data.size(), out, &length) != nullptr);
   return HexEncode({reinterpret_cast<char*>(out), length});
 }

@@ -83,6 +83,8 @@ Result<std::unique_ptr<LeaseTable>> LeaseTable::Open(const std::string& path, ui
              header.cut_count > kMostCuts) {
     return DataLoss(path + " is not a lease table of this version");
   }
+  table->capacity_ = header.capacity;
+  table->used_ = static_cast<uint32_t>(table->Held().size());
   return table;
 }
 
@@ -99,6 +101,7 @@ Status LeaseTable::Put(const HeldLease& lease) {
     lease.input_id.copy(record.input_id, kIdBytes - 1);
     lease.function_call_id.copy(record.function_call_id, kIdBytes - 1);
     record.used.store(1, std::memory_order_release);
+    ++used_;
     return {};
   }
   return ResourceExhausted("the container holds as many inputs as its lease table has room for");
@@ -110,17 +113,10 @@ bool LeaseTable::Remove(std::string_view input_id, uint32_t attempt) {
     if (record.used.load(std::memory_order_relaxed) == 0 || record.attempt != attempt) continue;
     if (input_id != record.input_id) continue;
     record.used.store(0, std::memory_order_release);
+    --used_;
     return true;
   }
   return false;
-}
-
-uint32_t LeaseTable::places() const {
-  uint32_t free = 0;
-  for (uint32_t i = 0; i < header().capacity; ++i) {
-    free += records()[i].used.load(std::memory_order_relaxed) == 0 ? 1 : 0;
-  }
-  return free;
 }
 
 std::vector<HeldLease> LeaseTable::Held() const {

@@ -37,7 +37,7 @@ class LeaseTable {
   Status Put(const HeldLease& lease);
   bool Remove(std::string_view input_id, uint32_t attempt);
   std::vector<HeldLease> Held() const;
-  uint32_t places() const;  // for more
+  uint32_t places() const { return capacity_ - used_; }  // for more
 
   // The idempotency key of the question that the newest batch answered: a container that asks again with it
   // never got the answer.
@@ -67,6 +67,7 @@ class LeaseTable {
 
   void* memory_;
   size_t bytes_;
+  uint32_t capacity_ = 0, used_ = 0;
 };
 
 }  // namespace lydian::worker

@@ -12,6 +12,11 @@ from pathlib import Path
 BIN = Path(sys.executable).parent  # of .venv: modal and python are here
 
 
+def _hears_ctrl_c():
+    """Tests that a shell runs in the background inherit an ignored SIGINT, which a client would inherit in turn."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class Finished:
     code: int
@@ -38,7 +43,7 @@ class Running:
     def __init__(self, command, env, cwd):
         self.command, self.began = command, time.monotonic()
         self.proc = subprocess.Popen(command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                     start_new_session=True)
+                                     start_new_session=True, preexec_fn=_hears_ctrl_c)
         self.changed, self.pieces, self.open = threading.Condition(), [], 2
         self.threads = [threading.Thread(target=self._read, args=x, daemon=True) for x in
                         (("out", self.proc.stdout), ("err", self.proc.stderr))]
