@@ -3,6 +3,10 @@
 namespace lydian::control {
 namespace {
 
+// Outputs of a container that has more to do come some at a time: the input that it seems to work on may have
+// ended this long ago. Taken for slow, it would get a second container for work of milliseconds.
+constexpr int64_t kReportLag = 15'000'000;
+
 sched::Request RequestOf(const FunctionInfo& info) {
   sched::Request request;
   if (info.limits.milli_cpu_request() > 0) request.milli_cpu = info.limits.milli_cpu_request();
@@ -79,7 +83,7 @@ void EngineCore::Scale() {
       out.starting = starting;
       out.inputs = static_cast<uint32_t>(task->leases.size());
       out.idle_since = task->idle_since;
-      out.begun = task->head_nanos;
+      out.begun = std::min(view.now, task->head_nanos + kReportLag);
       out.blocked = !task->leases.empty();
       for (const Input* input : task->leases) out.blocked &= input->blocking_calls > 0;
       load.tasks.push_back(std::move(out));
