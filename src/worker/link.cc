@@ -11,7 +11,7 @@ namespace lydian::worker {
 namespace {
 constexpr Millis kFirstPause{20};
 constexpr Millis kLongestPause{100};
-constexpr Millis kGather{4};  // an output whose container has more to do waits so long for others
+constexpr Millis kGather{8};  // an output whose container has more to do waits so long for others
 constexpr int kMostGathered = 64;
 }  // namespace
 
