@@ -3,11 +3,13 @@
 
 #include <grpc/byte_buffer.h>
 #include <grpc/byte_buffer_reader.h>
+#include <grpc/grpc.h>
 #include <grpc/slice.h>
 
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace lydian::rpc {
 
@@ -33,6 +35,26 @@ class Slice {
 inline std::string_view View(const grpc_slice& slice) {
   return {reinterpret_cast<const char*>(GRPC_SLICE_START_PTR(slice)), GRPC_SLICE_LENGTH(slice)};
 }
+
+// Headers and trailers to send. gRPC refuses a whole call over one that isn't as HTTP/2 has it, and such ones
+// can come from anybody through a relay: they are left out. Owns its slices.
+class Fields {
+ public:
+  void Add(std::string_view name, std::string_view value) {
+    Slice key(name), text(value);
+    if (grpc_header_key_is_legal(key.get()) == 0) return;
+    if (grpc_is_binary_header(key.get()) == 0 && grpc_header_nonbin_value_is_legal(text.get()) == 0) return;
+    grpc_metadata& field = fields_.emplace_back();
+    field.key = slices_.emplace_back(std::move(key)).get();
+    field.value = slices_.emplace_back(std::move(text)).get();
+  }
+  grpc_metadata* data() { return fields_.data(); }
+  size_t size() const { return fields_.size(); }
+
+ private:
+  std::vector<Slice> slices_;
+  std::vector<grpc_metadata> fields_;
+};
 
 // Owns a buffer, or nothing.
 class ByteBuffer {

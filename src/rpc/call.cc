@@ -311,9 +311,12 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     Settle();
   }
   void CloseDone(bool /*ok*/) {
-    if (cancelled_ != 0) {
-      Guarded([&] { Over(Cancelled("the client went away"), /*gone=*/true); });
+    bool gone = cancelled_ != 0;
+    {
+      std::lock_guard lock(mutex_);
+      gone = gone || !sent_;
     }
+    if (gone) Guarded([&] { Over(Cancelled("the client went away"), /*gone=*/true); });
     Settle();
   }
 
@@ -442,16 +445,11 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
   // What the end of a call points to until its batch has begun.
   struct EndParts {
     Slice text;
-    std::vector<Slice> values;
-    std::vector<grpc_metadata> trailers;
+    Fields trailers;
   };
   void AddEnd(grpc_op* op, EndParts* parts) {  // mutex_ held
     sent_ = true;
-    for (const auto& [name, value] : trailers_) {
-      grpc_metadata& field = parts->trailers.emplace_back();
-      field.key = grpc_slice_from_static_buffer(name.data(), name.size());
-      field.value = parts->values.emplace_back(std::string_view(value)).get();
-    }
+    for (const auto& [name, value] : trailers_) parts->trailers.Add(name, value);
     op->op = GRPC_OP_SEND_STATUS_FROM_SERVER;
     auto& end = op->data.send_status_from_server;
     end.status = static_cast<grpc_status_code>(final_.code());

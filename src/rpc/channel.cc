@@ -66,14 +66,8 @@ class CallImpl final : public ClientCall {
   }
 
   void Begin(const Metadata& metadata, std::shared_ptr<CallImpl> self) {
-    std::vector<Slice> slices;
-    std::vector<grpc_metadata> fields;
-    slices.reserve(metadata.size() * 2);
-    for (const auto& [name, value] : metadata) {
-      grpc_metadata& field = fields.emplace_back();
-      field.key = slices.emplace_back(std::string_view(name)).get();
-      field.value = slices.emplace_back(std::string_view(value)).get();
-    }
+    Fields fields;
+    for (const auto& [name, value] : metadata) fields.Add(name, value);
     std::array<grpc_op, 2> start{};
     start[0].op = GRPC_OP_SEND_INITIAL_METADATA;
     start[0].data.send_initial_metadata.metadata = fields.data();

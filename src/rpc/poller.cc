@@ -37,8 +37,8 @@ void Serve(grpc_completion_queue* queue) {
 grpc_completion_queue* CompletionQueue() {
   static grpc_completion_queue* const queue = [] {
     gpr_set_log_function(LogOfGrpc);
-    // Debian builds the library under gRPC with its checks: every lock of gRPC would be entered into a graph of
-    // lock orders, for 4 % of a call.
+    // Debian builds the library under gRPC with its checks: every lock of gRPC would be entered into a graph
+    // of lock orders, for 4 % of a call.
     absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
     grpc_init();
     grpc_completion_queue* made = grpc_completion_queue_create_for_next(nullptr);

@@ -206,6 +206,14 @@ TEST_P(RpcTest, ErrorsKeepCodeTextAndTrailers) {
   EXPECT_EQ(trailers, (Metadata{{"x-extra", "one"}}));
 }
 
+TEST_P(RpcTest, HeadersThatHttp2DoesNotHaveAreLeftOut) {
+  Metadata odd = kToken;
+  odd.emplace_back("x-text", "\x01\xC3\xA4\n");
+  odd.emplace_back("X-Upper", "1");
+  odd.emplace_back("", "1");
+  EXPECT_EQ(channel_->CallBlocking("/t.S/Echo", "x", odd).value(), "x");
+}
+
 TEST_P(RpcTest, UnknownMethodIsUnimplementedWithItsName) {
   const Status status = Call("Nothing", "").status();
   EXPECT_EQ(status.code(), Code::kUnimplemented);
