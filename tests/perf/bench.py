@@ -218,25 +218,24 @@ class Bench:
         (bundle / "config.json").write_text(json.dumps(spec))
         return bundle
 
-    def crun(self, bundle):
-        """crun refuses a hybrid cgroup tree: there it gets a mount namespace without the v2 part, made before the clock starts."""
-        name = f"lydian-bench-{time.monotonic_ns()}"
-        run = f"exec crun run --bundle {bundle} {name}"
-        if Path("/sys/fs/cgroup/unified").is_dir():
-            script = f'umount -l /sys/fs/cgroup/unified; t0=$(date +%s%N); crun run --bundle {bundle} {name} || exit; echo $(( $(date +%s%N) - t0 ))'
-            _, p = timed(["unshare", "-m", "sh", "-c", script])
-            return int(p.stdout.split()[-1]) / 1e6
-        return timed(["sh", "-c", run])[0]
-
     @staticmethod
-    def ulimits():
-        """podman raises limits by default, which root may be denied: leave them as they are."""
-        import resource
-        return [x for name, kind in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC))
-                for x in ("--ulimit", "{0}={1}:{1}".format(name, resource.getrlimit(kind)[1]))]
+    def peer(command):
+        """crun, also under podman, refuses a hybrid cgroup tree: there it gets a mount namespace without the v2 part, made before the clock starts."""
+        if not Path("/sys/fs/cgroup/unified").is_dir():
+            return timed(command)[0]
+        script = 'umount -l /sys/fs/cgroup/unified; t0=$(date +%s%N); "$@" || exit; echo $(( $(date +%s%N) - t0 ))'
+        _, p = timed(["unshare", "-m", "sh", "-c", script, "sh", *command])
+        return int(p.stdout.split()[-1]) / 1e6
+
+    def crun(self, bundle):
+        return self.peer(["crun", "run", "--bundle", str(bundle), f"lydian-bench-{time.monotonic_ns()}"])
 
     def podman(self, root):
-        return timed(["podman", "run", "--rm", *self.ulimits(), "--rootfs", f"{root}", "python", "-c", "pass"])[0]
+        """podman raises limits by default, which root may be denied, and lowers its own to 32,768 processes: as they are, and no more than that."""
+        import resource
+        files, processes = resource.getrlimit(resource.RLIMIT_NOFILE)[1], min(resource.getrlimit(resource.RLIMIT_NPROC)[1], 1 << 15)
+        return self.peer(["podman", "run", "--rm", "--ulimit", f"nofile={files}:{files}", "--ulimit", f"nproc={processes}:{processes}", "--rootfs", str(root),
+                          "python", "-c", "pass"])
 
     # -- warm calls ------------------------------------------------------------------------------------------
     def warm(self):
