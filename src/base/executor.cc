@@ -11,13 +11,11 @@ Strand::Strand(std::string name) : name_(std::move(name)), thread_([this] { Loop
 Strand::~Strand() { Stop(); }
 
 void Strand::Post(Task task) {
-  {
-    std::lock_guard lock(mutex_);
-    if (stopping_) return;
-    ready_.push_back({std::move(task), false});
-    if (busy_) return;  // who runs looks again
-  }
-  changed_.notify_one();
+  std::lock_guard lock(mutex_);
+  if (stopping_) return;
+  ready_.push_back({std::move(task), false});
+  // Who runs looks again. Told under the mutex: a strand that ends waits for it, and is gone afterwards.
+  if (!busy_) changed_.notify_one();
 }
 
 void Strand::Run(Task task) {
@@ -66,16 +64,11 @@ void Strand::Dispatch(Task task) {
 }
 
 Strand::TimerId Strand::PostAt(SteadyTime when, Task task) {
-  TimerId id;
-  bool first = false;
-  {
-    std::lock_guard lock(mutex_);
-    id = {when, next_timer_++};
-    if (stopping_) return id;
-    first = when < wakes_at_ && !busy_;  // who runs looks at the timers at its end
-    timers_.emplace(id, std::move(task));
-  }
-  if (first) changed_.notify_one();
+  std::lock_guard lock(mutex_);
+  const TimerId id = {when, next_timer_++};
+  if (stopping_) return id;
+  timers_.emplace(id, std::move(task));
+  if (when < wakes_at_ && !busy_) changed_.notify_one();  // who runs looks at the timers at its end
   return id;
 }
 
