@@ -14,8 +14,8 @@ constexpr uint32_t kMostPrefetch = 32;
 constexpr double kRecallMillis = 60;
 constexpr double kRecallTimes = 6;
 constexpr double kOverheadMillis = 1.5;  // of the client's runtime, an input
-constexpr double kAverageShare = 0.2;  // of the newest in the moving average
-constexpr Millis kAckWait{20};         // an acknowledgement of an output waits so long for leases to go with
+constexpr double kAverageShare = 0.2;    // of the newest in the moving average
+constexpr Millis kAckWait{20};  // an acknowledgement of an output waits so long for leases to go with
 constexpr int kMostAcks = 256;
 
 int64_t Nanos(double millis) { return static_cast<int64_t>(millis * 1e6); }

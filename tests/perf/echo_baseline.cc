@@ -3,8 +3,8 @@
 //
 //   echo_baseline serve SOCKET    serves until it is killed; one byte on stdout when it is ready
 //   echo_baseline DIR [CALLS]     prints one JSON object, CPU microseconds, with itself as the client:
-//     tight_sequential_us    server CPU of one unary echo, one after the other without a pause (four messages as
-//                            a warm call sends them)
+//     tight_sequential_us    server CPU of one unary echo, one after the other without a pause (sizes as in a
+//                            warm call)
 //     tight_concurrent_us    the same with two in flight (two containers)
 //     bidi_round_trip_us     CPU of both ends for one message each way on an open stream (a lease and its
 //                            outcome)
