@@ -243,7 +243,19 @@ void InputDesk::Put(Output output, std::function<void()> done) {
     pending.done.push_back(std::move(done));
   }
   options_.send_output(pending.output, /*soon=*/pending.spooled && !queued_.empty());
-  if (pending.spooled) done();  // it runs on while control is told
+  const bool safe = pending.spooled;
+  if (spool_->crowded()) TidySpool();
+  if (safe) done();  // it runs on while control is told
+}
+
+void InputDesk::TidySpool() {
+  std::vector<const Output*> needed;
+  for (const auto& [key, pending] : outputs_) {
+    if (pending.spooled) needed.push_back(&pending.output);
+  }
+  if (Status status = spool_->Rewrite(needed); !status.ok()) {
+    LOG_WARN("a spool of outputs stays large", {{"task_id", options_.task_id}, {"why", status}});
+  }
 }
 
 void InputDesk::Acked(const LeaseRef& lease) {

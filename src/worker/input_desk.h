@@ -103,6 +103,7 @@ class InputDesk {
   };
 
   void TakeSpooled();
+  void TidySpool();
   void Serve();  // answers the question if there is something to answer it with
   void HandOver(std::vector<Lease> leases);
   void Answer(Result<Handed> answer);

@@ -1,6 +1,7 @@
 #include "worker/input_desk.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <future>
@@ -245,6 +246,30 @@ TEST_F(InputDeskTest, AFullTableWaitsForAcknowledgements) {
   desk_->Acked(Ref("in-0"));
   ASSERT_EQ(answers_.size(), 5u);
   EXPECT_EQ(Ids(4), List{"in-4"});
+}
+
+TEST_F(InputDeskTest, SteadyWorkDoesNotFillTheSpool) {
+  desk_->Add(Make("in-0"));
+  Ask("k0");
+  desk_->Put(Out("in-0"), [] {});  // never acknowledged
+  for (int i = 1; i < 100; ++i) {
+    const std::string id = "in-" + std::to_string(i);
+    desk_->Add(Make(id));
+    Ask("k" + std::to_string(i));
+    Output output = Out(id);
+    output.set_result(std::string(size_t{256} << 10, 'r'));
+    desk_->Put(std::move(output), [] {});
+    desk_->Acked(Ref(id));
+  }
+  struct stat info {};
+  ASSERT_EQ(stat((path_ + "-outputs").c_str(), &info), 0);
+  EXPECT_LT(info.st_size, off_t{9} << 20);  // of 25 MiB
+  sent_.clear();
+  Open();
+  desk_->Resend();
+  ASSERT_FALSE(sent_.empty());
+  ASSERT_EQ(sent_[0].outputs().outputs_size(), 1);
+  EXPECT_EQ(sent_[0].outputs().outputs(0).input_id(), "in-0");
 }
 
 TEST(OutputSpool, BeginsAnewAndSkipsHalves) {

@@ -4,7 +4,10 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include <algorithm>
+#include <cstdio>
 #include <cstring>
+#include <string_view>
 
 namespace lydian::worker {
 namespace {
@@ -16,8 +19,29 @@ struct Header {
   uint64_t checksum;  // XXH3 of the output's bytes
 };
 
-// An empty file is cut to nothing only when it has grown beyond this.
+// An empty file is cut to nothing, and one that isn't made anew, only when it has grown beyond this.
 constexpr uint64_t kKeptBytes = uint64_t{4} << 20;
+
+Status WriteAt(int fd, std::string_view bytes, uint64_t offset) {
+  while (!bytes.empty()) {
+    const ssize_t n = pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoStatus("keeping an output");
+    bytes.remove_prefix(static_cast<size_t>(n));
+    offset += static_cast<uint64_t>(n);
+  }
+  return {};
+}
+
+void AppendRecord(const Output& output, std::string* bytes) {
+  const size_t begin = bytes->size();
+  bytes->append(sizeof(Header), '\0');
+  output.AppendToString(bytes);
+  Header header{};
+  header.size = static_cast<uint32_t>(bytes->size() - begin - sizeof header);
+  header.checksum = XXH3_64bits(bytes->data() + begin + sizeof header, header.size);
+  std::memcpy(bytes->data() + begin, &header, sizeof header);
+}
 
 }  // namespace
 
@@ -25,8 +49,9 @@ Result<std::unique_ptr<OutputSpool>> OutputSpool::Open(const std::string& path) 
   UniqueFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!fd.valid()) return ErrnoStatus("opening " + path);
   ASSIGN_OR_RETURN(const std::string bytes, ReadFile(path));
-  std::unique_ptr<OutputSpool> spool(new OutputSpool(std::move(fd)));
+  std::unique_ptr<OutputSpool> spool(new OutputSpool(path, std::move(fd)));
   spool->Read(bytes);
+  spool->limit_ = std::max(kKeptBytes, spool->end_);
   return spool;
 }
 
@@ -48,22 +73,27 @@ void OutputSpool::Read(const std::string& bytes) {
 }
 
 Status OutputSpool::Add(const Output& output) {
-  std::string bytes(sizeof(Header), '\0');
-  output.AppendToString(&bytes);
-  Header header{};
-  header.size = static_cast<uint32_t>(bytes.size() - sizeof header);
-  header.checksum = XXH3_64bits(bytes.data() + sizeof header, header.size);
-  std::memcpy(bytes.data(), &header, sizeof header);
-  size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t n =
-        pwrite(fd_.get(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(end_ + done));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus("keeping an output");
-    done += static_cast<size_t>(n);
-  }
+  std::string bytes;
+  AppendRecord(output, &bytes);
+  RETURN_IF_ERROR(WriteAt(fd_.get(), bytes, end_));
   end_ += bytes.size();
   ++live_;
+  return {};
+}
+
+Status OutputSpool::Rewrite(const std::vector<const Output*>& needed) {
+  limit_ = 2 * end_;  // unless it ends well
+  std::string bytes;
+  for (const Output* output : needed) AppendRecord(*output, &bytes);
+  const std::string fresh = path_ + ".new";
+  UniqueFd fd(open(fresh.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!fd.valid()) return ErrnoStatus("making " + fresh);
+  RETURN_IF_ERROR(WriteAt(fd.get(), bytes, 0));
+  if (rename(fresh.c_str(), path_.c_str()) != 0) return ErrnoStatus("renaming " + fresh);
+  fd_ = std::move(fd);
+  end_ = bytes.size();
+  live_ = needed.size();
+  limit_ = std::max(kKeptBytes, 2 * end_);
   return {};
 }
 
@@ -71,6 +101,7 @@ void OutputSpool::Forget() {
   if (live_ == 0 || --live_ > 0) return;
   if (end_ > kKeptBytes) (void)!ftruncate(fd_.get(), 0);
   end_ = 0;
+  limit_ = kKeptBytes;
 }
 
 }  // namespace lydian::worker

@@ -25,13 +25,19 @@ class OutputSpool {
   Status Add(const Output& output);
   // One of those added or found is not needed any more. When none is left, the file begins anew.
   void Forget();
+  // Under steady work there is always one left: when the file is crowded with others, it is made anew from
+  // those that are needed. On an error it stays as it is, and asks again when it has doubled.
+  bool crowded() const { return end_ > limit_; }
+  Status Rewrite(const std::vector<const Output*>& needed);
 
  private:
-  explicit OutputSpool(UniqueFd fd) : fd_(std::move(fd)) {}
+  OutputSpool(std::string path, UniqueFd fd) : path_(std::move(path)), fd_(std::move(fd)) {}
   void Read(const std::string& bytes);
 
+  const std::string path_;
   UniqueFd fd_;
   uint64_t end_ = 0;  // of what counts
+  uint64_t limit_ = 0;
   size_t live_ = 0;
   std::vector<Output> found_;
 };
