@@ -48,6 +48,19 @@ def test_worker_is_killed_in_a_map(client, lydian):
     assert "DELIVERED 60" in done.out and set(ran(done)) == set(range(60)), ran(done)
 
 
+@pytest.mark.feature("kill -9 of control and the worker")
+def test_control_and_worker_are_killed_in_a_map(client, lydian):
+    """What containers put out while control was away is in files of the worker that is killed next: nothing is lost, and nothing runs twice."""
+    run = client.start_modal("run", f"{FAULTS}::mapping", "--count", "300", "--seconds", "0.02")
+    run.wait_for("ran 40.")
+    old = {role: lydian.kill(role) for role in ("control", "worker")}
+    for role, pid in old.items():
+        lydian.back(role, pid, timeout=5)
+    done = run.finish(90).ok()
+    assert "DELIVERED 300" in done.out
+    assert ran(done) == {i: 1 for i in range(300)}, {i: n for i, n in ran(done).items() if n != 1}
+
+
 @pytest.mark.feature("kill -9 of the worker")
 def test_worker_is_killed_while_a_function_talks(client, lydian):
     """It adopts what runs: the input goes on, and its log misses no line and doubles none."""
