@@ -111,7 +111,7 @@ def test_noise_on_the_port(steady, client):
                 s.shutdown(socket.SHUT_WR)
                 while s.recv(65536):
                     pass
-            except (TimeoutError, ConnectionError):
+            except OSError:  # closed or reset, perhaps before all was sent
                 pass
     client.modal("app", "list").ok()
     for s in silent:
