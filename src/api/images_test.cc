@@ -1,0 +1,169 @@
+// Images: asked for, built once for all who ask, asked for again after a restart.
+#include <modal_proto/api.pb.h>
+
+#include "api/run_testing.h"
+
+namespace lydian::api {
+namespace {
+
+class ImagesTest : public RunTest {};
+
+TEST_F(ImagesTest, AsksAWorkerOnceForAClientVersion) {
+  EXPECT_EQ(ClientMount(), ClientMount());
+  EXPECT_EQ(workers_.ensured, std::vector<std::string>{"1.6.4"});
+  pb::MountGetOrCreateRequest request;
+  request.set_namespace_(pb::DEPLOYMENT_NAMESPACE_GLOBAL);
+  request.set_deployment_name("something else");
+  EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(), Code::kNotFound);
+}
+
+TEST_F(ImagesTest, TwoWhoAskShareABuildAndFailuresAreNotKept) {
+  std::string app_id = NewApp();
+  auto request = ImageRequest(app_id);
+  auto first = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+  auto second = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_EQ(first->image_id(), second->image_id());
+  EXPECT_FALSE(first->has_result());
+  EXPECT_EQ(workers_.count(), 1u);
+  pb::ImageJoinStreamingRequest join;
+  join.set_image_id(first->image_id());
+  join.set_timeout(55);
+  auto stream = Open("ImageJoinStreaming", join);
+  BuildUpdate update;
+  update.mutable_log()->set_data("Step 1\n");
+  auto build = workers_.Build(0);
+  EXPECT_EQ(build.first.image_id(), first->image_id());
+  build.second(update);
+  pb::ImageJoinStreamingResponse part;
+  ASSERT_TRUE(part.ParseFromString(stream->WaitMessage(0)));
+  EXPECT_EQ(part.task_logs(0).data(), "Step 1\n");
+  update.Clear();
+  update.mutable_result()->set_error("RUN false: exit code 1");
+  build.second(update);
+  auto messages = stream->WaitEnd();
+  ASSERT_TRUE(part.ParseFromString(messages.back()));
+  EXPECT_EQ(part.result().status(), pb::GenericResult::GENERIC_STATUS_FAILURE);
+  EXPECT_EQ(part.result().exception(), "RUN false: exit code 1");
+
+  auto third = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+  ASSERT_TRUE(third.ok());
+  EXPECT_EQ(third->image_id(), first->image_id());
+  EXPECT_EQ(workers_.count(), 2u);
+  workers_.Build(1).second(Ready("ly-1"));
+  messages = Open("ImageJoinStreaming", join)->WaitEnd();
+  ASSERT_TRUE(part.ParseFromString(messages.back()));
+  EXPECT_EQ(part.result().status(), pb::GenericResult::GENERIC_STATUS_SUCCESS);
+  EXPECT_EQ(part.metadata().image_builder_version(), "2025.06");
+  EXPECT_EQ(part.metadata().python_version_info(), "Python 3.11.2");
+}
+
+TEST_F(ImagesTest, ALostBuildStartsAgainAndARestartAsksForItAgain) {
+  std::string app_id = NewApp();
+  auto request = ImageRequest(app_id);
+  auto first = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+  ASSERT_TRUE(first.ok());
+  BuildUpdate lost;
+  lost.mutable_result()->set_retryable(true);
+  lost.mutable_result()->set_error("the worker has gone");
+  workers_.Build(0).second(lost);
+  workers_.Build(1);
+  Boot();
+  auto again = workers_.Build(2);
+  EXPECT_EQ(again.first.image_id(), first->image_id());
+  again.second(Ready("ly-1"));
+  OnStrand([] { return 0; });
+  auto done = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+  EXPECT_EQ(done->result().status(), pb::GenericResult::GENERIC_STATUS_SUCCESS);
+}
+
+TEST_F(ImagesTest, AnImageDependsOnEveryInput) {
+  std::string app_id = NewApp();
+  auto id = [&](const pb::ImageGetOrCreateRequest& request) {
+    auto response = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+    EXPECT_TRUE(response.ok()) << response.status();
+    return response->image_id();
+  };
+  std::set<std::string> ids;
+  auto request = ImageRequest(app_id);
+  ids.insert(id(request));
+  request.mutable_image()->add_dockerfile_commands("RUN true");
+  ids.insert(id(request));
+  (*request.mutable_image()->mutable_build_args())["A"] = "1";
+  ids.insert(id(request));
+  auto& file = *request.mutable_image()->add_context_files();
+  file.set_filename("/.requirements.txt");
+  file.set_data("numpy\n");
+  ids.insert(id(request));
+  file.set_data("pandas\n");
+  ids.insert(id(request));
+  pb::SecretGetOrCreateRequest secret;
+  secret.set_object_creation_type(pb::OBJECT_CREATION_TYPE_ANONYMOUS_OWNED_BY_APP);
+  secret.set_app_id(app_id);
+  (*secret.mutable_env_dict())["TOKEN"] = "x";
+  request.mutable_image()->add_secret_ids(
+      Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", secret)->secret_id());
+  std::string with_secret = id(request);
+  ids.insert(with_secret);
+  EXPECT_EQ(ids.size(), 6u);
+  EXPECT_EQ(workers_.Build(5).first.env().at("TOKEN"), "x");
+  // The same content in another secret is the same input.
+  request.mutable_image()->set_secret_ids(
+      0, Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", secret)->secret_id());
+  EXPECT_EQ(id(request), with_secret);
+  request.set_builder_version("2026.10");
+  EXPECT_EQ(Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request).status().code(),
+            Code::kUnimplemented);
+}
+
+TEST_F(ImagesTest, ARunFunctionStepAddsItsLayer) {
+  std::string app_id = NewApp();
+  pb::Function definition = Definition(app_id);
+  definition.set_is_builder_function(true);
+  auto builder = Create(app_id, definition);
+  ASSERT_TRUE(builder.ok()) << builder.status();
+  engine_.builder_outcome.layer_id = "ly-2";
+  pb::ImageGetOrCreateRequest request;
+  request.set_app_id(app_id);
+  request.set_builder_version("2025.06");
+  request.set_build_function_id(builder->function_id());
+  auto& base = *request.mutable_image()->add_base_images();
+  base.set_docker_tag("base");
+  base.set_image_id(definition.image_id());
+  request.mutable_image()->mutable_build_function()->set_definition("def f(): ...");
+  auto response = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+  ASSERT_TRUE(response.ok()) << response.status();
+  OnStrand([] { return 0; });
+  OnStrand([] { return 0; });
+  auto image = OnStrand([&] { return objects_->images().ById(response->image_id()); });
+  ASSERT_TRUE(image.ok());
+  EXPECT_EQ(image->state, control::ImageState::kReady) << image->error;
+  ASSERT_EQ(image->spec.layer_ids_size(), 2);
+  EXPECT_EQ(image->spec.layer_ids(1), "ly-2");
+}
+
+TEST_F(ImagesTest, RefusesWhatIsNotBuiltByName) {
+  std::string app_id = NewApp();
+  pb::Function base = Definition(app_id);
+  auto refused = [&](auto change, const std::string& word) {
+    pb::Function function = base;
+    change(function);
+    Status status = Create(app_id, function).status();
+    EXPECT_EQ(status.code(), Code::kUnimplemented) << word;
+    EXPECT_NE(status.message().find(word), std::string::npos) << status.message();
+  };
+  refused([](pb::Function& f) { f.mutable_webhook_config()->set_type(pb::WEBHOOK_TYPE_ASGI_APP); },
+          "web endpoint");
+  refused([](pb::Function& f) { f.mutable_resources()->mutable_gpu_config()->set_count(1); }, "GPU");
+  refused([](pb::Function& f) { f.add_volume_mounts(); }, "Volume");
+  refused([](pb::Function& f) { f.set_block_network(true); }, "block_network");
+  refused([](pb::Function& f) { f.set__experimental_group_size(2); }, "clustered");
+  pb::Function fine = base;
+  fine.mutable_resources()->mutable_gpu_config();
+  fine.set_checkpointing_enabled(true);
+  fine.set_routing_region("eu");
+  EXPECT_TRUE(Create(app_id, fine).ok());
+}
+
+}  // namespace
+}  // namespace lydian::api
