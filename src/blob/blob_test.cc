@@ -228,14 +228,19 @@ TEST(BlobUrls, ChoosesAsTheClientNeeds) {
           .url.starts_with("http://127.0.0.1:7070/blob/bl-one/md5/5d41402abc4b2a76b9719d911017c592?size=5&"));
   EXPECT_TRUE(plan("https://lydian.example.org", 100).url.empty());
   EXPECT_EQ(plan("https://lydian.example.org", 0).part_urls.size(), 1u);
-  const UploadPlan large = plan("http://localhost:1", (uint64_t{1} << 30) + 1);
+  // Bytes in memory: the client copies all of them for every part.
+  EXPECT_FALSE(plan("http://127.0.0.1:7070", uint64_t{5} << 30).url.empty());
+  EXPECT_EQ(plan("https://lydian.example.org", uint64_t{5} << 30).part_urls.size(), 1u);
+  // A file without an MD5 is read part by part.
+  constexpr std::string_view kFile = "uq26rbqtuq26rbqtuq26rQ==";
+  const UploadPlan large = plan("http://localhost:1", (uint64_t{1} << 30) + 1, kFile);
   EXPECT_EQ(large.part_urls.size(), 17u);
   EXPECT_EQ(large.part_length, uint64_t{64} << 20);
   EXPECT_TRUE(large.part_urls[16].starts_with("http://localhost:1/blob/bl-one/part/17/67108864?size=1&"))
       << large.part_urls[16];
   EXPECT_TRUE(
       large.completion_url.starts_with("http://localhost:1/blob/bl-one/complete/67108864?size=1073741825&"));
-  EXPECT_LE(plan("http://localhost:1", uint64_t{1} << 45).part_urls.size(), 1000u);
+  EXPECT_LE(plan("http://localhost:1", uint64_t{1} << 45, kFile).part_urls.size(), 1000u);
   for (const char* url : {"http://[::1]:7070", "http://8.8.8.8", "http://172.32.0.1",
                           "http://localhost.example.org", "http://10.0.0.1.example.org", "", "x"}) {
     EXPECT_FALSE(TakesSinglePut(url)) << url;

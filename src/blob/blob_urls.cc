@@ -9,8 +9,8 @@
 namespace lydian::blob {
 namespace {
 
-constexpr uint64_t kPart = uint64_t{64} << 20;  // also the most that goes in one PUT
-constexpr uint64_t kMostParts = 1000;           // larger blobs get longer parts
+constexpr uint64_t kPart = uint64_t{64} << 20;
+constexpr uint64_t kMostParts = 1000;          // larger files get longer parts
 constexpr int64_t kUploadSeconds = 24 * 3600;  // a slow line may need long; each part is checked as it begins
 constexpr int64_t kDownloadSeconds = 3600;
 // What the client announces for a file that it didn't read for an MD5: the bytes BA AD, eight times.
@@ -57,13 +57,16 @@ UploadPlan PlanUpload(const UrlSigner& signer, const Clock& clock, const std::st
   const std::string base = WithoutSlash(base_url), id(blob_id);
   const int64_t expires = Now(clock) + kUploadSeconds;
   UploadPlan plan;
-  if (size <= kPart && md5_base64 != kPlaceholderMd5 && TakesSinglePut(base)) {
+  const bool is_file = md5_base64 == kPlaceholderMd5;
+  if (!is_file && TakesSinglePut(base)) {
     // The announced digest is part of what is signed: another body of the same length is refused.
     const std::string md5 = Md5HexOfBase64(md5_base64);
     plan.url = base + signer.SignedPath("PUT", md5.empty() ? id : id + "/md5/" + md5, size, expires);
     return plan;
   }
-  plan.part_length = std::max(kPart, (size + kMostParts - 1) / kMostParts);
+  // What isn't surely a file stays in one part: of bytes in memory the client makes a whole copy for each
+  // part.
+  plan.part_length = is_file ? std::max(kPart, (size + kMostParts - 1) / kMostParts) : std::max(kPart, size);
   const uint64_t count = std::max<uint64_t>(1, (size + plan.part_length - 1) / plan.part_length);
   const std::string length = std::to_string(plan.part_length);
   for (uint64_t i = 0; i < count; ++i) {

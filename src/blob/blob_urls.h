@@ -1,5 +1,6 @@
 // Chooses how the client uploads a blob and makes the URLs. The client follows rules of its own: a single PUT
-// goes only to a host that it takes for local, and a file whose MD5 it did not compute must go in parts.
+// goes only to a host that it takes for local, and a file whose MD5 it did not compute must go in parts. Of
+// bytes in memory it makes one copy for each part, so those go in one, whatever their size.
 // Thread-safety: all functions. Ownership: values.
 #pragma once
 

@@ -31,6 +31,20 @@ std::string SignalName(int signal) {
   return name == nullptr ? "" : std::string("SIG") + name;
 }
 
+namespace {
+
+// "used 256 MiB of 256 MiB"; the kernel may also have taken a container that was within its limit.
+std::string MemoryText(const ExitEvent& event) {
+  const uint64_t limit = event.memory_limit_bytes(), peak = event.memory_peak_bytes();
+  if (limit == 0) return "used " + BytesText(peak) + ", more than the machine had left for containers";
+  // The peak may be a page or two over the limit, or read before the last allocation: it was full.
+  if (peak >= limit - limit / 16) return "used " + BytesText(limit) + " of " + BytesText(limit);
+  return "used " + BytesText(peak) + ", within its limit of " + BytesText(limit) +
+         ", when the machine had no more memory for containers";
+}
+
+}  // namespace
+
 TaskExit DescribeExit(const ExitEvent& event, bool stopped_by_us) {
   TaskExit exit;
   exit.set_stopped_by_us(stopped_by_us);
@@ -51,12 +65,7 @@ TaskExit DescribeExit(const ExitEvent& event, bool stopped_by_us) {
     text = "exit code " + std::to_string(WEXITSTATUS(status));
   }
   if (event.oom_killed()) {
-    const uint64_t limit = event.memory_limit_bytes();
-    // The peak may be a page or two over the limit, or read before the last allocation: it was full.
-    const uint64_t used = limit > 0 ? limit : event.memory_peak_bytes();
-    std::string memory =
-        "out of memory: used " + BytesText(used) +
-        (limit > 0 ? " of " + BytesText(limit) : ", more than the machine had left for containers");
+    const std::string memory = "out of memory: " + MemoryText(event);
     if (killed && !stopped_by_us) {
       exit.set_oom(true);
       text = memory;

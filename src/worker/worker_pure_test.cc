@@ -29,8 +29,11 @@ TEST(ExitText, SaysHow) {
   const TaskExit oom = DescribeExit(Ended(SIGKILL, true, (256 << 20) - 4096, 256 << 20), false);
   EXPECT_TRUE(oom.oom());
   EXPECT_EQ(oom.text(), "out of memory: used 256 MiB of 256 MiB");
-  EXPECT_EQ(DescribeExit(Ended(137 << 8, true, 1, 256 << 20), false).text(),
+  EXPECT_EQ(DescribeExit(Ended(137 << 8, true, 256 << 20, 256 << 20), false).text(),
             "out of memory: used 256 MiB of 256 MiB");
+  EXPECT_EQ(DescribeExit(Ended(SIGKILL, true, uint64_t{16} << 30, uint64_t{22} << 30), false).text(),
+            "out of memory: used 16 GiB, within its limit of 22 GiB, when the machine had no more memory for "
+            "containers");
   EXPECT_EQ(DescribeExit(Ended(SIGKILL, true, uint64_t{3} << 30, 0), false).text(),
             "out of memory: used 3 GiB, more than the machine had left for containers");
   // A child was killed; the main process went on and ended by itself.
