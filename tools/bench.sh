@@ -4,5 +4,6 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 need_root bench
 tools/setup.sh build run test bench
+configure # a build before these packages were there left out what is compared with
 build lydian_all echo_baseline
 exec "$venv/bin/python" tests/perf/bench.py "$@"

@@ -39,9 +39,11 @@ up_pid() {
   tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q 'lydian.* up' && echo "$pid" || true
 }
 
+configure() {
+  cmake --preset default || die "cmake could not configure the build; the lines above say why"
+}
+
 build() { # targets...
-  if [ ! -f "$build_dir/build.ninja" ]; then
-    cmake --preset default || die "cmake could not configure the build; the lines above say why"
-  fi
+  [ -f "$build_dir/build.ninja" ] || configure
   ninja -C "$build_dir" -j "$(jobs)" "$@" || die "the build failed; the lines above say where"
 }

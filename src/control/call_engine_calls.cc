@@ -145,6 +145,7 @@ void EngineCore::CreateCall(NewCall request, std::function<void(Result<CreatedCa
     if (!call->idempotency_key.empty()) waiters.swap(idempotent_[call->idempotency_key].waiters);
     waiters.push_back(reply);
     CallCommitted(call, answer, committed);  // the call is gone if it failed
+    FlushOutbox();  // the way of the inputs is longer than that of the answer: it begins first
     for (auto& waiter : waiters) committed.ok() ? waiter(created) : waiter(committed);
   };
   Write(std::move(record));

@@ -5,7 +5,7 @@
 //   ... api::Start(...)                     // functions go to the engine, interrupted work goes on
 //
 // Thread-safety: strand() and tokens() from any thread; the services only on the strand (SQL is synchronous
-// there, and no gRPC thread ever waits for it). Ownership: engine, workers and logs outlive this or Stop()
+// there, and the loop of gRPC never waits for it). Ownership: engine, workers and logs outlive this or Stop()
 // was called before.
 #pragma once
 

@@ -25,7 +25,7 @@ constexpr uint64_t kIsListener = uint64_t{1} << 63;
 constexpr uint64_t kIsWake = ~uint64_t{0};
 constexpr std::string_view kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 // A client's first frame is SETTINGS (RFC 9113, 3.4): a header of 9 bytes, which begins with the length of
-// what follows. gRPC is given a connection when it is there: gRPC waits for ever for one that doesn't come.
+// what follows. A connection is handed over when it is there: from then on it may be idle.
 constexpr size_t kFrameHeader = 9;
 constexpr size_t kMostSettings = 1024;
 constexpr char kSettingsType = 4;
@@ -50,7 +50,8 @@ void Watch(int epoll, int fd, uint64_t data, uint32_t events) {
   }
 }
 
-// A peer that was unplugged is noticed after 25 s; one that is only busy is not: its kernel answers.
+}  // namespace
+
 void KeepAlive(int fd) {
   const int on = 1, idle = 10, pause = 5, probes = 3;
   setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
@@ -58,8 +59,6 @@ void KeepAlive(int fd) {
   setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &pause, sizeof pause);
   setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
 }
-
-}  // namespace
 
 Acceptor& Acceptor::Get() {
   static Acceptor* acceptor = new Acceptor();

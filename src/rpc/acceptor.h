@@ -1,5 +1,5 @@
 // One thread for the whole process accepts connections of all servers and looks at their first bytes: the
-// HTTP/2 preface goes to gRPC; an HTTP/1.1 connection is handed over when a whole request header has arrived,
+// HTTP/2 preface means gRPC; an HTTP/1.1 connection is handed over when a whole request header has arrived,
 // and waits here again between its requests. A connection that stays silent costs no thread and is closed in
 // time.
 //
@@ -24,6 +24,10 @@
 namespace lydian::rpc {
 
 inline constexpr size_t kMostHttpHeader = size_t{32} << 10;
+
+// Sets a socket so that a peer that was unplugged is noticed after 25 s; one that is only busy is not: its
+// kernel answers. Fails on unix sockets, whose peer can only be paused.
+void KeepAlive(int fd);
 
 class Acceptor {
  public:

@@ -1,70 +1,46 @@
 #include "rpc/call.h"
 
 #include <algorithm>
-#include <array>
-#include <deque>
 #include <optional>
 #include <vector>
 
 #include "base/log.h"
-#include "rpc/byte_buffer.h"
-#include "rpc/headers.h"
-#include "rpc/poller.h"
+#include "rpc/deadlines.h"
+#include "rpc/wire.h"
 
 namespace lydian::rpc {
 namespace {
 
 constexpr size_t kMostBuffered = size_t{256} << 20;  // of a stream that its client doesn't read
 
-SteadyTime ToSteady(gpr_timespec deadline) {
-  if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) return SteadyTime::max();
-  const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
-  return std::chrono::steady_clock::now() + std::chrono::seconds(left.tv_sec) +
-         std::chrono::nanoseconds(left.tv_nsec);
+SteadyTime DeadlineOf(const Headers& headers) {
+  const auto timeout = ParseTimeout(headers.Get("grpc-timeout"));
+  return timeout ? std::chrono::steady_clock::now() + *timeout : SteadyTime::max();
 }
 
-// Deadlines are ours, not gRPC's: when gRPC 1.51 ends a call at its deadline and the handler finishes it at
-// the same moment, both send trailers, and the official client drops its whole connection over the second
-// ones. A call without a deadline (most) costs nothing here.
-Strand& DeadlineTimers() {
-  static Strand* const timers = new Strand("rpc-deadlines");
-  return *timers;
-}
-
-// One call, from gRPC's to our side. It holds itself (through self_) until gRPC has nothing more to say of
-// it; handlers hold it as long as they like.
+// One call, from its stream's to our side. The stream holds it until it is over; handlers hold it as long as
+// they like.
 //
-// States: open; finished_ (how it ends is known: answered, or its client is gone); sent_ (gRPC has been told,
-// or need not be). Operations of gRPC begin under the mutex, from any thread; their ends come on the poller's
-// thread, never inside the call that begins one.
-class Call final : public Context, public Receiver, public std::enable_shared_from_this<Call> {
+// States: open; finished_ (how it ends is known: answered, or its client is gone).
+class Call final : public Context,
+                   public Receiver,
+                   public StreamListener,
+                   public std::enable_shared_from_this<Call> {
  public:
-  Call(std::shared_ptr<CallHost> host, grpc_call* call, const grpc_call_details& details,
-       const grpc_metadata_array& metadata)
+  Call(std::shared_ptr<CallHost> host, std::shared_ptr<H2Stream> stream, Headers headers)
       : host_(std::move(host)),
-        call_(call),
-        full_method_(View(details.method)),
-        headers_(metadata),
-        deadline_(ToSteady(details.deadline)),
+        stream_(std::move(stream)),
+        headers_(std::move(headers)),
+        full_method_(headers_.Get(":path")),
+        deadline_(DeadlineOf(headers_)),
         started_(std::chrono::steady_clock::now()) {}
-  ~Call() override {
-    if (call_ != nullptr) grpc_call_unref(call_);
-  }
 
   void Begin() {
-    self_ = shared_from_this();
     Router::Impl& router = host_->router->impl();
     method_ = router.Find(full_method_);
     const bool relayed = method_ == nullptr && router.fallback != nullptr;
     if (method_ == nullptr) method_ = relayed ? &router.relayed : &router.unknown;
     method_->metrics.at_work.fetch_add(1, std::memory_order_relaxed);
-    {
-      std::lock_guard lock(mutex_);
-      grpc_op close{};
-      close.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
-      close.data.recv_close_on_server.cancelled = &cancelled_;
-      StartLocked(&close, 1, &on_close_);
-    }
     Guarded([&] { Dispatch(relayed); });
   }
 
@@ -72,16 +48,32 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     if (Status status = Admit(relayed); !status.ok()) return End(std::move(status));
     if (deadline_ != SteadyTime::max()) {
       std::lock_guard lock(mutex_);  // the timer may run before it is noted down
-      timer_ = DeadlineTimers().PostAt(deadline_, [weak = weak_from_this()] {
+      timer_ = Deadlines().PostAt(deadline_, [weak = weak_from_this()] {
         if (auto call = weak.lock())
           call->Over(DeadlineExceeded("the deadline of the call has passed"), /*gone=*/false);
       });
     }
-    if (relayed || method_->bidi) {
-      BeginStream(relayed ? &host_->router->impl().fallback : nullptr);
-    } else {
-      Read();
-    }
+    if (relayed || method_->bidi) BeginStream(relayed ? &host_->router->impl().fallback : nullptr);
+  }
+
+  // StreamListener.
+  void OnMessage(std::string message) override {
+    Guarded([&] { HandleMessage(message); });
+  }
+  void OnBadMessage(Status why) override {
+    End(Status(why.code(), std::string(method()) + ": " + std::string(why.message())));
+  }
+  void OnEnd(const Headers& /*trailers*/) override {
+    Guarded([&] { HandleEnd(); });
+  }
+  void OnBroken(Status /*why*/) override {
+    Guarded([&] { Over(Cancelled("the client went away"), /*gone=*/true); });
+    ForgetReader();
+  }
+  void OnClosed() override {
+    if (!is_stream_) return;
+    if (Loop::Get().OnThread()) return ForgetReader();
+    Loop::Get().Post([self = shared_from_this()] { self->ForgetReader(); });
   }
 
   // Context.
@@ -104,7 +96,7 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
 
   void AddTrailer(std::string_view name, std::string_view value) override {
     std::lock_guard lock(mutex_);
-    if (!sent_) trailers_.emplace_back(std::string(name), std::string(value));
+    if (!finished_) trailers_.Add(name, value);
   }
 
   // Receiver: the answer of a call that was joined, or of this one.
@@ -151,71 +143,39 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
 
   // The stream's side.
   bool Write(std::string message) {
-    Status over;
     {
       std::lock_guard lock(mutex_);
       if (finished_) return false;
-      buffered_ += message.size();
-      if (buffered_ > kMostBuffered && !queue_.empty()) {
-        over = ResourceExhausted("the stream's client has not taken what was sent: more than 256 MiB wait");
-      } else {
-        queue_.push_back(std::move(message));
-      }
     }
-    if (!over.ok()) {
-      End(std::move(over), /*drop_queue=*/true);
-      return false;
-    }
-    Pump();
-    return true;
-  }
-
-  size_t buffered() const {
-    std::lock_guard lock(mutex_);
-    return buffered_;
-  }
-
-  void OnDrained(size_t limit, Task fn) {
-    {
-      std::lock_guard lock(mutex_);
-      if (buffered_ >= limit && !finished_) {
-        on_drained_.swap(fn);
-        drain_limit_ = limit;
-        return;
-      }
-    }
-    if (fn) fn();
+    const size_t size = message.size();
+    const std::optional<size_t> waiting = stream_->Write(std::move(message));
+    if (!waiting) return false;
+    method_->metrics.bytes_out.fetch_add(size, std::memory_order_relaxed);
+    if (*waiting <= kMostBuffered || *waiting == size) return true;
+    End(ResourceExhausted("the stream's client has not taken what was sent: more than 256 MiB wait"),
+        /*drop_unsent=*/true);
+    return false;
   }
 
   // Decides how the call ends, unless that is decided.
-  void End(Status status, bool drop_queue = false) {
-    Task cancel, drained;  // run or destroyed outside the lock
+  void End(Status status, bool drop_unsent = false) {
+    Task cancel;  // destroyed outside the lock
+    Fields trailers;
     {
       std::lock_guard lock(mutex_);
       cancel.swap(on_cancel_);
       answered_ = true;
-      if (finished_) return;
-      finished_ = true;
-      final_ = std::move(status);
-      if (drop_queue) DropQueue();
-      drained.swap(on_drained_);
+      if (std::exchange(finished_, true)) return;
+      trailers = std::exchange(trailers_, {});
     }
-    if (drained) drained();
-    Pump();
+    Finish(status, std::move(trailers), drop_unsent);
   }
 
-  void HoldReading(bool hold) {
-    std::lock_guard lock(mutex_);
-    hold_reading_ = hold;
-    if (hold || !read_waits_) return;
-    read_waits_ = false;
-    ReadLocked();
-  }
-
+  H2Stream& stream() { return *stream_; }
   const std::shared_ptr<CallHost>& host() const { return host_; }
 
  private:
-  // Handlers throw nothing. Should one do so all the same, the call gets an answer and the poller lives on.
+  // Handlers throw nothing. Should one do so all the same, the call gets an answer and the loop lives on.
   template <typename Fn>
   void Guarded(Fn fn) {
     try {
@@ -223,7 +183,7 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
     } catch (const std::exception& e) {
       LOG_ERROR("a handler threw an exception", {{"method", full_method_}, {"error", e.what()}});
       End(Internal(std::string(method()) + " failed: an error in Lydian, which it has logged"),
-          /*drop_queue=*/true);
+          /*drop_unsent=*/true);
     }
   }
 
@@ -248,240 +208,114 @@ class Call final : public Context, public Receiver, public std::enable_shared_fr
   void HandleOne(std::string_view request);
   void HandleUnary(std::string_view request);
 
-  // Begins a batch; mutex_ held.
-  void StartLocked(const grpc_op* ops, size_t count, Waiter* waiter) {
-    ++pending_;
-    StartBatch(call_, ops, count, waiter);
-  }
-
-  void ReadLocked() {
-    if (sent_) return;
-    grpc_op read{};
-    read.op = GRPC_OP_RECV_MESSAGE;
-    read.data.recv_message.recv_message = incoming_.out();
-    StartLocked(&read, 1, &on_read_);
-  }
-  void Read() {
-    std::lock_guard lock(mutex_);
-    ReadLocked();
-  }
-
-  // The ends of operations.
-  void ReadDone(bool ok) {
-    Guarded([&] {
-      if (ok) HandleRead();  // otherwise the call is broken, and CloseDone tells
-    });
-    Settle();
-  }
-  void WriteDone(bool ok) {
-    Guarded([&] { HandleWritten(ok); });
-    Settle();
-  }
-  void CloseDone(bool /*ok*/) {
-    bool gone = cancelled_ != 0;
+  void HandleMessage(const std::string& message) {
     {
       std::lock_guard lock(mutex_);
-      gone = gone || !sent_;
+      if (finished_) return;
     }
-    if (gone) Guarded([&] { Over(Cancelled("the client went away"), /*gone=*/true); });
-    Settle();
-  }
-
-  void HandleRead() {
-    if (incoming_.get() == nullptr) {  // the client has half-closed
-      if (method_->unary || method_->server_stream) {
-        return End(InvalidArgument(std::string(method()) + " needs a request message, and none came"));
-      }
-      {
-        std::lock_guard lock(mutex_);
-        if (finished_) return;
-      }
-      if (reader_.on_end) reader_.on_end();
-      return;
-    }
-    const Slice slice = incoming_.Contiguous();
-    const std::string_view message = View(slice.get());
     method_->metrics.bytes_in.fetch_add(message.size(), std::memory_order_relaxed);
     if (message.size() > method_->entry.options.max_request_bytes) {
       return End(ResourceExhausted(std::string(method()) + ": a message of " +
                                    std::to_string(message.size()) + " bytes is over the limit of " +
                                    std::to_string(method_->entry.options.max_request_bytes)));
     }
-    if (method_->unary || method_->server_stream) return HandleOne(message);
-    if (Status status = reader_.on_message ? reader_.on_message(message) : Status(); !status.ok())
-      return End(std::move(status));
-    std::lock_guard lock(mutex_);
-    if (finished_) return;
-    if (hold_reading_) {
-      read_waits_ = true;
+    if (method_->unary || method_->server_stream) {
+      if (!std::exchange(has_request_, true)) HandleOne(message);
       return;
     }
-    ReadLocked();
+    if (Status status = reader_.on_message ? reader_.on_message(message) : Status(); !status.ok())
+      End(std::move(status));
   }
 
-  void HandleWritten(bool ok) {
-    Task drained;
+  void HandleEnd() {  // the client has half-closed
+    if (method_->unary || method_->server_stream) {
+      if (has_request_) return;
+      return End(InvalidArgument(std::string(method()) + " needs a request message, and none came"));
+    }
     {
       std::lock_guard lock(mutex_);
-      write_in_flight_ = false;
-      if (ok) {
-        buffered_ -= in_flight_bytes_;
-      } else {
-        DropQueue();
-      }
-      if (on_drained_ && buffered_ < drain_limit_) drained.swap(on_drained_);
+      if (finished_) return;
     }
-    if (drained) drained();
-    Pump();
+    if (reader_.on_end) reader_.on_end();
   }
 
   // The client is gone or the server stops (`gone`: nothing can be sent any more), or the deadline has
   // passed.
   void Over(Status status, bool gone) {
-    Task drained;
-    bool leave = false, count = false;
     std::shared_ptr<IdempotencyStore::Entry> entry;
+    Fields trailers;
     {
       std::lock_guard lock(mutex_);
+      if (std::exchange(finished_, true)) return;
       entry = entry_;
-      leave = !finished_;
-      if (leave) {
-        finished_ = true;
-        final_ = std::move(status);
-      }
-      if (gone) count = !std::exchange(sent_, true);
-      DropQueue();
-      drained.swap(on_drained_);
+      trailers = std::exchange(trailers_, {});
     }
-    if (count) Count(Code::kCancelled);
-    if (leave && entry) {
+    if (gone) {
+      Count(Code::kCancelled);
+    } else {
+      Finish(status, std::move(trailers), /*drop_unsent=*/true);
+    }
+    if (entry) {
       host_->router->impl().idempotency.Leave(entry);
-    } else if (leave) {
+    } else {
       GiveUp();
     }
-    if (drained) drained();
-    Pump();
   }
 
   void EndUnary(Result<std::string> answer) {
     if (!answer.ok()) return End(answer.status());
     Task cancel;  // destroyed outside the lock
+    Fields trailers;
     {
       std::lock_guard lock(mutex_);
       cancel.swap(on_cancel_);
       answered_ = true;
-      if (finished_) return;
-      finished_ = true;
-      buffered_ += answer->size();
-      queue_.push_back(std::move(answer).value());
+      if (std::exchange(finished_, true)) return;
+      trailers = std::exchange(trailers_, {});
     }
-    Pump();
+    method_->metrics.bytes_out.fetch_add(answer->size(), std::memory_order_relaxed);
+    Finish({}, std::move(trailers), /*drop_unsent=*/false, std::move(answer).value());
   }
 
-  // Starts the next write or the end, whichever is due and allowed.
-  void Pump() {
-    std::optional<Code> ended;
-    {
-      std::lock_guard lock(mutex_);
-      if (write_in_flight_ || sent_ || (queue_.empty() && !finished_)) return;
-      std::array<grpc_op, 3> ops{};
-      size_t count = 0;
-      if (!std::exchange(started_sending_, true)) ops[count++].op = GRPC_OP_SEND_INITIAL_METADATA;
-      if (!queue_.empty()) AddMessage(&ops[count++]);
-      EndParts parts;
-      if (finished_ && queue_.empty()) {
-        AddEnd(&ops[count++], &parts);
-        ended = final_.code();
-      }
-      write_in_flight_ = true;
-      StartLocked(ops.data(), count, &on_written_);
-    }
-    if (ended) Count(*ended);
-  }
-
-  void AddMessage(grpc_op* op) {  // mutex_ held
-    std::string message = std::move(queue_.front());
-    queue_.pop_front();
-    in_flight_bytes_ = message.size();
-    method_->metrics.bytes_out.fetch_add(message.size(), std::memory_order_relaxed);
-    outgoing_ = ByteBuffer(std::move(message));
-    op->op = GRPC_OP_SEND_MESSAGE;
-    op->data.send_message.send_message = outgoing_.get();
-  }
-
-  // What the end of a call points to until its batch has begun.
-  struct EndParts {
-    Slice text;
+  // Once, by whoever set finished_.
+  void Finish(const Status& status, Fields custom, bool drop_unsent,
+              std::optional<std::string> message = {}) {
     Fields trailers;
-  };
-  void AddEnd(grpc_op* op, EndParts* parts) {  // mutex_ held
-    sent_ = true;
-    for (const auto& [name, value] : trailers_) parts->trailers.Add(name, value);
-    op->op = GRPC_OP_SEND_STATUS_FROM_SERVER;
-    auto& end = op->data.send_status_from_server;
-    end.status = static_cast<grpc_status_code>(final_.code());
-    end.trailing_metadata = parts->trailers.data();
-    end.trailing_metadata_count = parts->trailers.size();
-    if (final_.ok()) return;
-    parts->text = Slice(std::string_view(SafeStatusText(final_.message())));
-    end.status_details = parts->text.out();
-  }
-
-  void DropQueue() {  // mutex_ held
-    for (const std::string& message : queue_) buffered_ -= message.size();
-    queue_.clear();
+    trailers.Set("grpc-status", std::to_string(static_cast<int>(status.code())));
+    if (!status.ok()) trailers.Set("grpc-message", EncodeStatusText(SafeStatusText(status.message())));
+    trailers.Append(std::move(custom));
+    if (drop_unsent) stream_->DropUnsent();
+    stream_->Finish(std::move(trailers), std::move(message));
+    Count(status.code());
   }
 
   // Once, when it is known how the call ends.
   void Count(Code code) {
     method_->metrics.Finished(code, std::chrono::steady_clock::now() - started_);
-    if (timer_) DeadlineTimers().CancelTimer(*timer_);
+    if (timer_) Deadlines().CancelTimer(*timer_);
   }
 
-  // After the end of an operation: is it the last one?
-  void Settle() {
-    RawReader reader;  // may hold the stream, and so this
-    std::shared_ptr<Call> self;
-    {
-      std::lock_guard lock(mutex_);
-      if (--pending_ != 0) return;
-      CHECK(sent_);
-      reader = std::move(reader_);
-      reader_ = {};
-      self.swap(self_);
-      grpc_call_unref(std::exchange(call_, nullptr));
-    }
-  }
+  // The reader may hold the stream, and so this.
+  void ForgetReader() { const RawReader reader = std::exchange(reader_, {}); }
 
   const std::shared_ptr<CallHost> host_;
-  grpc_call* call_;  // while operations are pending
-  const std::string full_method_;
+  const std::shared_ptr<H2Stream> stream_;
   const Headers headers_;
+  const std::string full_method_;
   const SteadyTime deadline_, started_;
   Method* method_ = nullptr;
   Caller caller_;
   std::optional<Strand::TimerId> timer_;
-  RawReader reader_;
-  ByteBuffer incoming_, outgoing_;
-  int cancelled_ = 0;                               // written by gRPC before CloseDone
+  RawReader reader_;  // of the loop's thread, as has_request_
+  bool has_request_ = false;
+  bool is_stream_ = false;                          // has a reader
   std::shared_ptr<IdempotencyStore::Entry> entry_;  // set once, under the mutex
   std::atomic<bool> given_up_{false};               // what handlers see as cancelled
 
-  MemberWaiter<Call, &Call::ReadDone> on_read_{this};
-  MemberWaiter<Call, &Call::WriteDone> on_written_{this};
-  MemberWaiter<Call, &Call::CloseDone> on_close_{this};
-
-  mutable std::mutex mutex_;  // guards all below, and the beginning of operations
-  std::shared_ptr<Call> self_;
-  int pending_ = 0;  // operations begun and not ended
-  std::vector<std::pair<std::string, std::string>> trailers_;
-  Task on_cancel_, on_drained_;
-  size_t drain_limit_ = 0, buffered_ = 0, in_flight_bytes_ = 0;
-  std::deque<std::string> queue_;
-  Status final_;
-  bool finished_ = false, answered_ = false, sent_ = false, write_in_flight_ = false,
-       started_sending_ = false;
-  bool hold_reading_ = false, read_waits_ = false;
+  std::mutex mutex_;  // guards all below
+  Fields trailers_;
+  Task on_cancel_;
+  bool finished_ = false, answered_ = false;
 };
 
 // What a handler holds: notices when it is let go without an answer. Counted as outstanding until answered or
@@ -519,29 +353,24 @@ class StreamHandle final : public RawStream {
  public:
   explicit StreamHandle(std::shared_ptr<Call> call) : handle_(std::move(call)) {}
   bool Write(std::string message) override { return handle_.call().Write(std::move(message)); }
-  size_t buffered() const override { return handle_.call().buffered(); }
-  void OnDrained(size_t limit, Task fn) override { handle_.call().OnDrained(limit, std::move(fn)); }
+  size_t buffered() const override { return handle_.call().stream().buffered(); }
+  void OnDrained(size_t limit, Task fn) override { handle_.call().stream().OnDrained(limit, std::move(fn)); }
   void Finish(Status status) override {
     if (!handle_.Use()) return;
     handle_.call().End(std::move(status));
     handle_.call().host()->outstanding->Remove();
   }
-  void HoldReading(bool hold) override { handle_.call().HoldReading(hold); }
+  void HoldReading(bool hold) override { handle_.call().stream().HoldReading(hold); }
 
  private:
   Handle handle_;
 };
 
 void Call::BeginStream(const Router::Fallback* fallback) {
+  is_stream_ = true;
   auto stream = std::make_shared<StreamHandle>(shared_from_this());
   reader_ = fallback ? (*fallback)(full_method_, context(), std::move(stream))
                      : method_->bidi(context(), std::move(stream));
-  std::lock_guard lock(mutex_);
-  if (hold_reading_) {
-    read_waits_ = true;
-  } else {
-    ReadLocked();
-  }
 }
 
 void Call::HandleOne(std::string_view request) {
@@ -576,9 +405,11 @@ void Call::HandleUnary(std::string_view request) {
 
 }  // namespace
 
-void StartCall(const std::shared_ptr<CallHost>& host, grpc_call* call, const grpc_call_details& details,
-               const grpc_metadata_array& metadata) {
-  std::make_shared<Call>(host, call, details, metadata)->Begin();
+std::shared_ptr<StreamListener> StartCall(const std::shared_ptr<CallHost>& host,
+                                          std::shared_ptr<H2Stream> stream, Headers request) {
+  auto call = std::make_shared<Call>(host, std::move(stream), std::move(request));
+  call->Begin();
+  return call;
 }
 
 }  // namespace lydian::rpc

@@ -1,10 +1,9 @@
 // The gRPC side of the router: runs one call. Private to call.cc and server.cc.
 #pragma once
 
-#include <grpc/grpc.h>
-
 #include <memory>
 
+#include "rpc/connection.h"
 #include "rpc/router_impl.h"
 
 namespace lydian::rpc {
@@ -17,8 +16,8 @@ struct CallHost {
   bool unix_socket = false;
 };
 
-// Takes over `call`. On the poller's thread. Copies what it needs of the other two.
-void StartCall(const std::shared_ptr<CallHost>& host, grpc_call* call, const grpc_call_details& details,
-               const grpc_metadata_array& metadata);
+// Runs the call that `stream` brings. On the loop's thread.
+std::shared_ptr<StreamListener> StartCall(const std::shared_ptr<CallHost>& host,
+                                          std::shared_ptr<H2Stream> stream, Headers request);
 
 }  // namespace lydian::rpc

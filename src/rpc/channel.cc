@@ -1,283 +1,228 @@
 #include "rpc/channel.h"
 
-#include <grpc/grpc.h>
-#include <grpc/grpc_security.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 
-#include <array>
-#include <atomic>
+#include <charconv>
 #include <condition_variable>
-#include <deque>
+#include <cstring>
 #include <mutex>
 #include <optional>
 
 #include "base/log.h"
-#include "rpc/byte_buffer.h"
-#include "rpc/grpc_arguments.h"
-#include "rpc/poller.h"
+#include "rpc/acceptor.h"
+#include "rpc/connection.h"
+#include "rpc/deadlines.h"
 
 namespace lydian::rpc {
 namespace {
 
-grpc_channel* MakeChannel(const std::string& target) {
-  CompletionQueue();  // starts gRPC
-  static std::atomic<int> count{0};
-  std::array arguments = {
-      IntegerArgument(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, -1),
-      IntegerArgument(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, -1),
-      IntegerArgument(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50),
-      IntegerArgument(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50),
-      IntegerArgument(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 200),
-      IntegerArgument(GRPC_ARG_MAX_METADATA_SIZE, 64 << 10),
-      IntegerArgument(GRPC_ARG_ENABLE_RETRIES, 0),
-      IntegerArgument(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
-      IntegerArgument(GRPC_ARG_ENABLE_CHANNELZ, 0),
-      StringArgument(GRPC_ARG_SERVICE_CONFIG, "{}"),
-      IntegerArgument(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1),
-      // gRPC keeps one pool of connections per process and target; an argument that differs makes a channel's
-      // own.
-      IntegerArgument("lydian.channel", count.fetch_add(1)),
-  };
-  const grpc_channel_args args = {arguments.size(), arguments.data()};
-  grpc_channel_credentials* insecure = grpc_insecure_credentials_create();
-  grpc_channel* channel = grpc_channel_create(target.c_str(), insecure, &args);
-  grpc_channel_credentials_release(insecure);
-  return channel;
+constexpr int kConnectAttempts = 4;  // of TCP's SYN: half a minute
+
+struct Address {
+  sockaddr_storage storage{};
+  socklen_t size = 0;
+};
+
+Result<Address> UnixAddress(const std::string& path) {
+  Address address;
+  auto* name = reinterpret_cast<sockaddr_un*>(&address.storage);
+  if (path.empty() || path.size() >= sizeof name->sun_path)
+    return InvalidArgument("unix:" + path + ": not the path of a socket");
+  name->sun_family = AF_UNIX;
+  memcpy(name->sun_path, path.data(), path.size());
+  address.size = sizeof *name;
+  return address;
 }
 
-gpr_timespec ToGrpc(SteadyTime deadline) {
-  if (deadline == SteadyTime::max()) return gpr_inf_future(GPR_CLOCK_MONOTONIC);
-  const auto left = std::chrono::ceil<Millis>(deadline - std::chrono::steady_clock::now());
-  return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(left.count(), GPR_TIMESPAN));
+Result<Address> Resolve(const std::string& target) {
+  if (target.starts_with("unix:")) return UnixAddress(target.substr(5));
+  const size_t colon = target.rfind(':');
+  if (colon == target.npos) return InvalidArgument(target + ": expected HOST:PORT or unix:PATH");
+  std::string host = target.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+  addrinfo hints{}, *found = nullptr;
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_NUMERICSERV;
+  if (const int error = getaddrinfo(host.c_str(), target.c_str() + colon + 1, &hints, &found); error != 0)
+    return Unavailable(target + ": " + gai_strerror(error));
+  Address address;
+  memcpy(&address.storage, found->ai_addr, found->ai_addrlen);
+  address.size = found->ai_addrlen;
+  freeaddrinfo(found);
+  return address;
 }
 
-// One call. It holds itself (through self_) until gRPC has nothing more to say of it. Operations of gRPC
-// begin under the mutex, from any thread; their ends come on the poller's thread, never inside the call that
-// begins one.
-class CallImpl final : public ClientCall {
+// The status that an answer's trailers tell.
+Status StatusOf(const Headers& trailers) {
+  const std::string_view code = trailers.Get("grpc-status");
+  int number = 0;
+  const auto [end, error] = std::from_chars(code.data(), code.data() + code.size(), number);
+  if (code.empty() || error != std::errc() || end != code.data() + code.size())
+    return Internal("the other side answered without a status");
+  if (number == 0) return {};
+  return {number >= 1 && number <= 16 ? static_cast<Code>(number) : Code::kUnknown,
+          DecodeStatusText(trailers.Get("grpc-message"))};
+}
+
+// One call. Its stream holds it until it is over; the caller as long as it likes.
+class CallImpl final : public ClientCall,
+                       public StreamListener,
+                       public std::enable_shared_from_this<CallImpl> {
  public:
-  CallImpl(grpc_call* call, ClientCallbacks callbacks) : call_(call), callbacks_(std::move(callbacks)) {
-    grpc_metadata_array_init(&headers_);
-    grpc_metadata_array_init(&trailers_);
-  }
-  ~CallImpl() override {
-    grpc_metadata_array_destroy(&headers_);
-    grpc_metadata_array_destroy(&trailers_);
-    if (call_ != nullptr) grpc_call_unref(call_);
-  }
+  explicit CallImpl(ClientCallbacks callbacks) : callbacks_(std::move(callbacks)) {}
 
-  void Begin(const Metadata& metadata, std::shared_ptr<CallImpl> self) {
-    Fields fields;
-    for (const auto& [name, value] : metadata) fields.Add(name, value);
-    std::array<grpc_op, 2> start{};
-    start[0].op = GRPC_OP_SEND_INITIAL_METADATA;
-    start[0].data.send_initial_metadata.metadata = fields.data();
-    start[0].data.send_initial_metadata.count = fields.size();
-    start[1].op = GRPC_OP_RECV_INITIAL_METADATA;
-    start[1].data.recv_initial_metadata.recv_initial_metadata = &headers_;
-    grpc_op end{};
-    end.op = GRPC_OP_RECV_STATUS_ON_CLIENT;
-    end.data.recv_status_on_client.trailing_metadata = &trailers_;
-    end.data.recv_status_on_client.status = &code_;
-    end.data.recv_status_on_client.status_details = text_.out();
+  void Begin(std::shared_ptr<H2Stream> stream, SteadyTime deadline) {
     std::lock_guard lock(mutex_);
-    self_ = std::move(self);
-    StartLocked(&end, 1, &on_status_);
-    StartLocked(start.data(), start.size(), &on_started_);
-    ReadLocked();
+    stream_ = std::move(stream);
+    if (ended_ || deadline == SteadyTime::max()) return;
+    timer_ = Deadlines().PostAt(deadline, [weak = weak_from_this()] {
+      if (auto call = weak.lock()) call->GiveUp(DeadlineExceeded("the deadline of the call has passed"));
+    });
   }
 
   void Write(std::string message) override {
-    {
-      std::lock_guard lock(mutex_);
-      if (ended_ || half_closed_) return;
-      buffered_ += message.size();
-      queue_.push_back(std::move(message));
-    }
-    Pump();
+    if (const auto stream = Current()) stream->Write(std::move(message));
   }
   size_t buffered() const override {
-    std::lock_guard lock(mutex_);
-    return buffered_;
+    const auto stream = Current();
+    return stream ? stream->buffered() : 0;
   }
   void OnDrained(size_t limit, Task fn) override {
-    {
-      std::lock_guard lock(mutex_);
-      if (buffered_ >= limit && !ended_) {
-        on_drained_.swap(fn);
-        drain_limit_ = limit;
-        return;
-      }
-    }
+    if (const auto stream = Current()) return stream->OnDrained(limit, std::move(fn));
     if (fn) fn();
   }
   void HoldReading(bool hold) override {
-    std::lock_guard lock(mutex_);
-    hold_reading_ = hold;
-    if (hold || !std::exchange(read_waits_, false)) return;
-    ReadLocked();
-    --pending_;  // what the waiting counted as
+    if (const auto stream = Current()) stream->HoldReading(hold);
   }
   void WritesDone() override {
+    if (const auto stream = Current()) stream->HalfClose();
+  }
+  void Cancel() override { GiveUp(Cancelled("the call was cancelled")); }
+
+  // StreamListener.
+  void OnMessage(std::string message) override {
+    if (callbacks_.on_message) callbacks_.on_message(std::move(message));
+  }
+  void OnBadMessage(Status why) override { GiveUp(std::move(why)); }
+  void OnEnd(const Headers& trailers) override {
+    Metadata custom;
+    trailers.ForEach([&](std::string_view name, std::string_view value) {
+      if (name.starts_with(':') || name.starts_with("grpc-") || name == "content-type") return;
+      custom.emplace_back(name, value);
+    });
+    Done(StatusOf(trailers), std::move(custom));
+  }
+  void OnBroken(Status why) override { Done(std::move(why), {}); }
+
+  // Exactly once, on the loop's thread.
+  void Done(Status status, Metadata trailers) {
+    std::optional<Strand::TimerId> timer;
+    std::shared_ptr<H2Stream> stream;  // let go outside the lock
     {
       std::lock_guard lock(mutex_);
-      if (half_closed_) return;
-      half_closed_ = true;
+      ended_ = true;
+      timer = std::exchange(timer_, {});
+      stream = std::move(stream_);
     }
-    Pump();
-  }
-  void Cancel() override {
-    HoldReading(false);  // or the end would never be read
-    std::lock_guard lock(mutex_);
-    if (call_ != nullptr) grpc_call_cancel(call_, nullptr);
-  }
-
- private:
-  void StartLocked(const grpc_op* ops, size_t count, Waiter* waiter) {
-    ++pending_;
-    StartBatch(call_, ops, count, waiter);
-  }
-  void ReadLocked() {
-    grpc_op read{};
-    read.op = GRPC_OP_RECV_MESSAGE;
-    read.data.recv_message.recv_message = incoming_.out();
-    StartLocked(&read, 1, &on_read_);
-  }
-
-  void ReadDone(bool ok) {
-    if (!ok || incoming_.get() == nullptr) {
-      Task drained;
-      {
-        std::lock_guard lock(mutex_);
-        ended_ = true;
-        buffered_ = 0;
-        queue_.clear();
-        drained.swap(on_drained_);
-      }
-      if (drained) drained();
-      return Settle();
-    }
-    if (callbacks_.on_message) {
-      const Slice slice = incoming_.Contiguous();
-      callbacks_.on_message(std::string(View(slice.get())));
-    }
-    {
-      std::lock_guard lock(mutex_);
-      if (hold_reading_) {
-        read_waits_ = true;
-        ++pending_;  // the call stays until its end has been read
-      } else {
-        ReadLocked();
-      }
-    }
-    Settle();
-  }
-
-  void WriteDone(bool ok) {
-    Task drained;
-    {
-      std::lock_guard lock(mutex_);
-      write_in_flight_ = false;
-      if (!ended_) buffered_ -= in_flight_bytes_;
-      if (!ok) queue_.clear();
-      if (on_drained_ && buffered_ < drain_limit_) drained.swap(on_drained_);
-    }
-    if (drained) drained();
-    Pump();
-    Settle();
-  }
-
-  void Pump() {
-    std::lock_guard lock(mutex_);
-    if (write_in_flight_ || ended_ || writes_done_sent_) return;
-    if (queue_.empty() && !half_closed_) return;
-    std::array<grpc_op, 2> ops{};
-    size_t count = 0;
-    in_flight_bytes_ = 0;
-    if (!queue_.empty()) {
-      std::string message = std::move(queue_.front());
-      queue_.pop_front();
-      in_flight_bytes_ = message.size();
-      outgoing_ = ByteBuffer(std::move(message));
-      ops[count].op = GRPC_OP_SEND_MESSAGE;
-      ops[count++].data.send_message.send_message = outgoing_.get();
-    }
-    if (queue_.empty() && half_closed_) {
-      writes_done_sent_ = true;
-      ops[count++].op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
-    }
-    write_in_flight_ = true;
-    StartLocked(ops.data(), count, &on_written_);
-  }
-
-  void Started(bool /*ok*/) { Settle(); }
-  void StatusDone(bool /*ok*/) { Settle(); }
-
-  // After the end of an operation: is it the last one? The reading goes on until the end of the call, so none
-  // begins after it.
-  void Settle() {
-    {
-      std::lock_guard lock(mutex_);
-      if (--pending_ != 0) return;
-    }
-    Metadata trailers;
-    for (size_t i = 0; i < trailers_.count; ++i) {
-      trailers.emplace_back(View(trailers_.metadata[i].key), View(trailers_.metadata[i].value));
-    }
-    Status status;
-    if (code_ != GRPC_STATUS_OK) {
-      status = {code_ >= 1 && code_ <= 16 ? static_cast<Code>(code_) : Code::kUnknown,
-                std::string(View(text_.get()))};
-    }
-    std::shared_ptr<CallImpl> self;
-    {
-      std::lock_guard lock(mutex_);
-      self = std::move(self_);
-      grpc_call_unref(std::exchange(call_, nullptr));
-    }
-    ClientCallbacks callbacks = std::move(callbacks_);
-    callbacks_ = {};
+    if (timer) Deadlines().CancelTimer(*timer);
+    const ClientCallbacks callbacks = std::exchange(callbacks_, {});
     if (callbacks.on_done) callbacks.on_done(std::move(status), std::move(trailers));
   }
 
-  grpc_call* call_;  // while operations are pending
-  ClientCallbacks callbacks_;
-  ByteBuffer incoming_, outgoing_;
-  grpc_metadata_array headers_, trailers_;  // these three are written by gRPC
-  grpc_status_code code_ = GRPC_STATUS_UNKNOWN;
-  Slice text_;
-  MemberWaiter<CallImpl, &CallImpl::Started> on_started_{this};
-  MemberWaiter<CallImpl, &CallImpl::ReadDone> on_read_{this};
-  MemberWaiter<CallImpl, &CallImpl::WriteDone> on_written_{this};
-  MemberWaiter<CallImpl, &CallImpl::StatusDone> on_status_{this};
+ private:
+  std::shared_ptr<H2Stream> Current() const {
+    std::lock_guard lock(mutex_);
+    return stream_;
+  }
+  void GiveUp(Status why) {
+    const auto stream = Current();
+    if (!stream) return;
+    stream->Reset(std::move(why));
+    stream->HoldReading(false);  // or an end that is there would never be told
+  }
 
-  mutable std::mutex mutex_;  // guards all below, and the beginning of operations
-  std::shared_ptr<CallImpl> self_;
-  int pending_ = 0;  // operations begun and not ended
-  std::deque<std::string> queue_;
-  size_t buffered_ = 0, in_flight_bytes_ = 0, drain_limit_ = 0;
-  Task on_drained_;
-  bool ended_ = false, half_closed_ = false, write_in_flight_ = false, writes_done_sent_ = false;
-  bool hold_reading_ = false, read_waits_ = false;
+  ClientCallbacks callbacks_;  // of the loop's thread
+  mutable std::mutex mutex_;   // guards the rest
+  std::shared_ptr<H2Stream> stream_;
+  std::optional<Strand::TimerId> timer_;
+  bool ended_ = false;
 };
 
 class ChannelImpl final : public Channel {
  public:
-  explicit ChannelImpl(const std::string& target) : channel_(MakeChannel(target)) {}
-  ~ChannelImpl() override { grpc_channel_destroy(channel_); }
+  explicit ChannelImpl(const std::string& target)
+      : target_(target),
+        authority_(target.starts_with("unix:") ? "localhost" : target),
+        address_(Resolve(target)) {}
+  ~ChannelImpl() override {
+    if (connection_) connection_->CloseWhenIdle();
+  }
 
   std::shared_ptr<ClientCall> Start(std::string_view full_method, const Metadata& metadata,
                                     ClientCallbacks callbacks, SteadyTime deadline) override {
-    const Slice method{full_method};
-    auto call = std::make_shared<CallImpl>(
-        grpc_channel_create_call(channel_, nullptr, GRPC_PROPAGATE_DEFAULTS, CompletionQueue(), method.get(),
-                                 nullptr, ToGrpc(deadline), nullptr),
-        std::move(callbacks));
-    call->Begin(metadata, call);
+    Fields request;
+    request.Set(":method", "POST");
+    request.Set(":scheme", "http");
+    request.Set(":path", full_method);
+    request.Set(":authority", authority_);
+    request.Set("te", "trailers");
+    request.Set("content-type", "application/grpc");
+    if (deadline != SteadyTime::max())
+      request.Set("grpc-timeout", FormatTimeout(deadline - std::chrono::steady_clock::now()));
+    for (const auto& [name, value] : metadata) request.Add(name, value);
+    auto call = std::make_shared<CallImpl>(std::move(callbacks));
+    auto stream = Open(request, call);
+    if (stream.ok()) {
+      call->Begin(std::move(stream).value(), deadline);
+    } else {
+      Loop::Get().Post([call, status = stream.status()] { call->Done(status, {}); });
+    }
     return call;
   }
 
  private:
-  grpc_channel* const channel_;
+  Result<std::shared_ptr<H2Stream>> Open(const Fields& request, const std::shared_ptr<CallImpl>& call) {
+    std::lock_guard lock(mutex_);
+    if (connection_) {
+      if (auto stream = connection_->Open(request, call)) return stream;
+      connection_->CloseWhenIdle();
+      connection_ = nullptr;
+    }
+    RETURN_IF_ERROR(Connect());
+    if (auto stream = connection_->Open(request, call)) return stream;
+    return Unavailable("the connection to " + target_ + " broke as it was made");
+  }
+
+  Status Connect() {  // mutex_ held
+    RETURN_IF_ERROR(address_.status());
+    const int family = address_->storage.ss_family;
+    UniqueFd fd(socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (!fd.valid()) return ErrnoStatus("socket");
+    if (family != AF_UNIX) {
+      const int on = 1;
+      setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+      setsockopt(fd.get(), IPPROTO_TCP, TCP_SYNCNT, &kConnectAttempts, sizeof kConnectAttempts);
+      KeepAlive(fd.get());
+    }
+    const int result =
+        ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address_->storage), address_->size);
+    const bool connecting = result != 0 && errno == EINPROGRESS;
+    if (result != 0 && !connecting) {
+      return Unavailable("connecting to " + target_ + ": " + std::string(ErrnoStatus("connect").message()));
+    }
+    connection_ = Connection::Create(std::move(fd), {}, connecting);
+    return {};
+  }
+
+  const std::string target_, authority_;
+  const Result<Address> address_;
+  std::mutex mutex_;  // guards connection_
+  std::shared_ptr<Connection> connection_;
 };
 
 }  // namespace
@@ -294,7 +239,7 @@ Result<std::string> Channel::CallBlocking(std::string_view full_method, const st
     std::optional<std::string> message;
     std::optional<Status> status;
   };
-  CHECK(!OnPollerThread());  // it would wait for itself
+  CHECK(!Loop::Get().OnThread());  // it would wait for itself
   auto state = std::make_shared<State>();
   ClientCallbacks callbacks;
   callbacks.on_message = [state](std::string message) {

@@ -1,5 +1,6 @@
 // The client's side: a connection to control (or a container's test double), generic: method names and bytes.
-// Thread-safety: all methods. Reconnects with a back-off of 50 to 200 ms, at once when it was idle.
+// Thread-safety: all methods. Callbacks come on the loop's thread and must not block. A call that finds no
+// connection makes one; when that fails the call ends with UNAVAILABLE, and who repeats it paces itself.
 #pragma once
 
 #include <functional>

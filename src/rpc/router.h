@@ -1,12 +1,11 @@
-// One table from method name to typed handler, served through gRPC's generic callback service.
-// Authentication, scope, idempotency keys, deadlines, metrics and the relay are written once, here. Handlers
-// see no grpc:: type.
+// One table from method name to typed handler. Authentication, scope, idempotency keys, deadlines, metrics
+// and the relay are written once, here. Handlers see messages and statuses, nothing of HTTP/2.
 //
 //   router.Unary<AppCreateRequest, AppCreateResponse>("modal.client.ModalClient", "AppCreate",
 //       [&](const AppCreateRequest& request, Ctx ctx, Reply<AppCreateResponse> reply) { reply(response); });
 //
-// A handler runs on a gRPC thread: it must not block (no SQL, file or lock wait): it posts to a strand and
-// returns. It may keep `ctx` and `reply` for as long as it likes (long polls): ctx->OnCancel tells when
+// A handler runs on the loop's thread: it must not block (no SQL, file or lock wait): it posts to a strand
+// and returns. It may keep `ctx` and `reply` for as long as it likes (long polls): ctx->OnCancel tells when
 // nobody waits any more.
 //
 // Thread-safety: handlers are registered before serving starts; everything else from any thread.

@@ -1,4 +1,4 @@
-// What router.cc, call.cc and server.cc share. Private to the module; no grpc:: type here.
+// What router.cc, call.cc and server.cc share. Private to the module.
 // Thread-safety: the table is read-only while serving; metrics are atomics.
 #pragma once
 

@@ -240,6 +240,17 @@ TEST_P(RpcTest, WrongShapesAndSizes) {
   EXPECT_EQ(none.Wait().first.code(), Code::kInvalidArgument);
 }
 
+TEST_P(RpcTest, UnfinishedMessagesHaveALimitTogether) {
+  server_->Stop(0);
+  auto listener = Listen("unix:" + dir_.path() + "/small");
+  StartServer({.memory_limit_bytes = size_t{1} << 20}, listener->get());
+  channel_ = Channel::Create("unix:" + dir_.path() + "/small");
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(Call("Echo", std::string(8 << 20, 'x')).status().code(), Code::kResourceExhausted);
+    EXPECT_EQ(Call("Echo", "small").value(), "small");  // what was refused is not counted any more
+  }
+}
+
 TEST_P(RpcTest, DroppedReplyIsInternal) { EXPECT_EQ(Call("Drop", "").status().code(), Code::kInternal); }
 
 TEST_P(RpcTest, ThrowingHandlerIsInternalAndServerStops) {
@@ -322,6 +333,7 @@ TEST_P(RpcTest, StreamEndsWhenItsClientGoes) {
   EXPECT_EQ(cancelled_.get_future().wait_for(5s), std::future_status::ready);
   EXPECT_FALSE(stream_->Write("more"));
   stream_->Finish({});
+  EXPECT_EQ(collected.Wait().first.code(), Code::kCancelled);
 }
 
 TEST_P(RpcTest, StopCancelsWhatRuns) {

@@ -1,9 +1,6 @@
 #include "rpc/server.h"
 
 #include <arpa/inet.h>
-#include <grpc/grpc.h>
-#include <grpc/grpc_posix.h>
-#include <grpc/grpc_security.h>
 #include <netdb.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -18,140 +15,57 @@
 #include "base/log.h"
 #include "rpc/acceptor.h"
 #include "rpc/call.h"
-#include "rpc/grpc_arguments.h"
+#include "rpc/connection.h"
 #include "rpc/http_server.h"
-#include "rpc/poller.h"
+#include "rpc/loop.h"
 
 namespace lydian::rpc {
 namespace {
 
-constexpr int kMostMessage = 128 << 20;
-constexpr int kMostMetadata = 64 << 10;
-constexpr Millis kSweepEvery(100);
-constexpr int kCallsAwaited = 8;  // more wait within gRPC, for as long as the poller is busy
+constexpr size_t kMostMessage = size_t{128} << 20;
 
-grpc_server_credentials* InsecureServer() {
-  static grpc_server_credentials* const credentials = grpc_insecure_server_credentials_create();
-  return credentials;
-}
-
-// Owns the arguments of a server while gRPC copies them.
-class ServerArguments {
+// The connections that gRPC's calls come by, and how many there are with those that wait elsewhere.
+class Connections {
  public:
-  explicit ServerArguments(const ServerOptions& options, bool unix_socket)
-      : quota_(grpc_resource_quota_create("lydian")) {
-    grpc_resource_quota_resize(quota_, options.memory_limit_bytes);
-    args_.push_back(PointerArgument(GRPC_ARG_RESOURCE_QUOTA, quota_, grpc_resource_quota_arg_vtable()));
-    Set(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, kMostMessage);
-    Set(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, -1);
-    // The client pings idle connections, which gRPC would otherwise punish by closing them.
-    Set(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1);
-    Set(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
-    Set(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    Set(GRPC_ARG_ENABLE_DEADLINE_CHECKS, 0);  // call.cc keeps deadlines, and says why
-    Set(GRPC_ARG_MAX_METADATA_SIZE, kMostMetadata);
-    Set(GRPC_ARG_ENABLE_CHANNELZ, 0);
-    if (unix_socket) return;
-    // A peer that was unplugged is missed within minutes, not when TCP gives up. A unix peer can only be
-    // paused.
-    Set(GRPC_ARG_KEEPALIVE_TIME_MS, 120'000);
-    Set(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
-  }
-  ~ServerArguments() { grpc_resource_quota_unref(quota_); }
-  grpc_channel_args get() { return {args_.size(), args_.data()}; }
-
- private:
-  void Set(const char* name, int value) { args_.push_back(IntegerArgument(name, value)); }
-  grpc_resource_quota* const quota_;
-  std::vector<grpc_arg> args_;
-};
-
-// Fulfilled by the end of a server's shutdown.
-class Finished final : public Waiter {
- public:
-  void Completed(bool /*ok*/) override { done_.set_value(); }
-  void Wait() { done_.get_future().wait(); }
-
- private:
-  std::promise<void> done_;
-};
-
-// Waits for the next call of a server, again and again, until the server stops. Deletes itself then.
-class NextCall final : public Waiter {
- public:
-  NextCall(grpc_server* server, std::shared_ptr<CallHost> host) : server_(server), host_(std::move(host)) {
-    Wait();
-  }
-
-  void Completed(bool ok) override {
-    if (ok) StartCall(host_, std::exchange(call_, nullptr), details_, metadata_);
-    grpc_call_details_destroy(&details_);
-    grpc_metadata_array_destroy(&metadata_);
-    if (!ok) {
-      delete this;
-      return;
-    }
-    Wait();
-  }
-
- private:
-  ~NextCall() = default;
-  void Wait() {
-    grpc_call_details_init(&details_);
-    grpc_metadata_array_init(&metadata_);
-    CHECK(grpc_server_request_call(server_, &call_, &details_, &metadata_, CompletionQueue(),
-                                   CompletionQueue(), this) == GRPC_CALL_OK);
-  }
-
-  grpc_server* const server_;  // not used after the server's shutdown: no call comes then
-  const std::shared_ptr<CallHost> host_;
-  grpc_call* call_ = nullptr;
-  grpc_call_details details_;
-  grpc_metadata_array metadata_;
-};
-
-// Counts connections. gRPC doesn't say when it closes one: a descriptor that is no longer the socket we gave
-// it is gone.
-class ConnectionCount {
- public:
-  explicit ConnectionCount(size_t most) : most_(most) {}
+  explicit Connections(size_t most) : most_(most) {}
 
   bool Admit() {
     std::lock_guard lock(mutex_);
-    if (own_ + handed_over_.size() >= most_) Sweep();
-    if (own_ + handed_over_.size() >= most_) return false;
-    ++own_;
+    if (count_ >= most_) return false;
+    ++count_;
     return true;
   }
   void Closed() {
     std::lock_guard lock(mutex_);
-    --own_;
+    --count_;
   }
-  void HandedOver(int fd) {
-    struct stat status {};
-    fstat(fd, &status);
+  // `make` is run under the lock: the connection may end before it returns.
+  void Add(const std::function<std::shared_ptr<Connection>()>& make) {
     std::lock_guard lock(mutex_);
-    --own_;
-    handed_over_[fd] = status.st_ino;
+    std::shared_ptr<Connection> made = make();
+    open_.emplace(made.get(), made);
+  }
+  void Remove(const Connection* connection) {
+    std::shared_ptr<Connection> last;  // destroyed outside the lock
+    std::lock_guard lock(mutex_);
+    auto it = open_.find(connection);
+    if (it == open_.end()) return;
+    last = std::move(it->second);
+    open_.erase(it);
+    --count_;
+  }
+  std::vector<std::shared_ptr<Connection>> all() const {
+    std::lock_guard lock(mutex_);
+    std::vector<std::shared_ptr<Connection>> all;
+    for (const auto& [key, connection] : open_) all.push_back(connection);
+    return all;
   }
 
  private:
-  void Sweep() {
-    const SteadyTime now = std::chrono::steady_clock::now();
-    if (now < next_sweep_) return;
-    next_sweep_ = now + kSweepEvery;
-    std::erase_if(handed_over_, [](const auto& connection) {
-      struct stat status {};
-      return fstat(connection.first, &status) != 0 || !S_ISSOCK(status.st_mode) ||
-             status.st_ino != connection.second;
-    });
-  }
-
   const size_t most_;
-  std::mutex mutex_;  // guards all below
-  size_t own_ = 0;
-  std::map<int, ino_t> handed_over_;
-  SteadyTime next_sweep_{};
+  mutable std::mutex mutex_;  // guards all below
+  size_t count_ = 0;
+  std::map<const Connection*, std::shared_ptr<Connection>> open_;
 };
 
 bool IsUnix(int fd) {
@@ -172,58 +86,62 @@ class ServerImpl final : public Server {
       : options_(std::move(options)),
         host_(std::make_shared<CallHost>(
             CallHost{options_.router, options_.authenticator, std::make_shared<Outstanding>(), unix_socket})),
-        count_(options_.max_connections) {}
+        connections_(std::make_shared<Connections>(options_.max_connections)) {}
   ~ServerImpl() override { Stop(2000); }
 
   Status Begin(int listener) {
-    grpc_completion_queue* const queue = CompletionQueue();  // first of all: starts gRPC
-    ServerArguments arguments(options_, host_->unix_socket);
-    const grpc_channel_args args = arguments.get();
-    server_ = grpc_server_create(&args, nullptr);
-    grpc_server_register_completion_queue(server_, queue, nullptr);
-    grpc_server_start(server_);
-    for (int i = 0; i < kCallsAwaited; ++i) new NextCall(server_, host_);
-    return Accept(listener);
+    if (options_.http) {
+      http_ = std::make_shared<HttpServer>(
+          options_.http, [this](UniqueFd fd) { Acceptor::Get().Park(listener_id_, std::move(fd)); },
+          [connections = connections_] { connections->Closed(); });
+    }
+    Acceptor::Handlers handlers;
+    handlers.admit = [this](int fd) { return Admit(fd); };
+    handlers.on_grpc = [this](UniqueFd fd) { Connect(std::move(fd)); };
+    handlers.on_http = [this](UniqueFd fd) {
+      if (http_) return http_->Serve(std::move(fd));
+      fd.reset();
+      connections_->Closed();
+    };
+    handlers.on_drop = [this](int) { connections_->Closed(); };
+    ASSIGN_OR_RETURN(listener_id_, Acceptor::Get().Listen(listener, std::move(handlers)));
+    return {};
   }
 
   void Stop(int grace_ms) override {
     std::lock_guard lock(stop_mutex_);
-    if (server_ == nullptr) return;
+    if (std::exchange(stopped_, true)) return;
+    CHECK(!Loop::Get().OnThread());
     const SteadyTime until = std::chrono::steady_clock::now() + Millis(grace_ms);
-    // First: a connection that gRPC is given after its Shutdown would never be closed.
-    Acceptor::Get().Remove(listener_id_);
+    if (listener_id_ != 0) Acceptor::Get().Remove(listener_id_);
     if (http_) http_->Stop();
-    CHECK(!OnPollerThread());
-    Finished finished;
-    grpc_server_shutdown_and_notify(server_, CompletionQueue(), &finished);
-    grpc_server_cancel_all_calls(server_);
-    finished.Wait();
+    std::promise<void> closed;
+    Loop::Get().Post([this, &closed] {
+      for (const auto& connection : connections_->all()) connection->Close(Unavailable("the server stops"));
+      closed.set_value();
+    });
+    closed.get_future().wait();
     if (!host_->outstanding->WaitForNone(until))
       LOG_WARN("handlers still hold calls after their server has stopped");
-    grpc_server_destroy(std::exchange(server_, nullptr));
   }
 
  private:
-  Status Accept(int listener) {
-    if (options_.http) {
-      http_ = std::make_shared<HttpServer>(
-          options_.http, [this](UniqueFd fd) { Acceptor::Get().Park(listener_id_, std::move(fd)); },
-          [this] { count_.Closed(); });
-    }
-    Acceptor::Handlers handlers;
-    handlers.admit = [this](int fd) { return Admit(fd); };
-    handlers.on_grpc = [this](UniqueFd fd) {
-      count_.HandedOver(fd.get());
-      grpc_server_add_channel_from_fd(server_, fd.release(), InsecureServer());
-    };
-    handlers.on_http = [this](UniqueFd fd) {
-      if (http_) return http_->Serve(std::move(fd));
-      fd.reset();
-      count_.Closed();
-    };
-    handlers.on_drop = [this](int) { count_.Closed(); };
-    ASSIGN_OR_RETURN(listener_id_, Acceptor::Get().Listen(listener, std::move(handlers)));
-    return {};
+  void Connect(UniqueFd fd) {
+    connections_->Add([&] {
+      // Known when it has been made, which is before anything of it is told.
+      auto self = std::make_shared<const Connection*>(nullptr);
+      Connection::Options options;
+      options.most_message_bytes = kMostMessage;
+      options.held_bytes = held_bytes_;
+      options.most_held_bytes = options_.memory_limit_bytes;
+      options.on_request = [host = host_](std::shared_ptr<H2Stream> stream, Headers request) {
+        return StartCall(host, std::move(stream), std::move(request));
+      };
+      options.on_closed = [connections = connections_, self] { connections->Remove(*self); };
+      std::shared_ptr<Connection> made = Connection::Create(std::move(fd), std::move(options));
+      *self = made.get();
+      return made;
+    });
   }
 
   bool Admit(int fd) {
@@ -231,18 +149,19 @@ class ServerImpl final : public Server {
       LOG_WARN("a connection of another user was refused", {{"uid_wanted", options_.require_peer_uid}});
       return false;
     }
-    if (count_.Admit()) return true;
+    if (connections_->Admit()) return true;
     LOG_WARN("a connection was refused: there are too many", {{"limit", options_.max_connections}});
     return false;
   }
 
   const ServerOptions options_;
   const std::shared_ptr<CallHost> host_;
-  ConnectionCount count_;
-  std::mutex stop_mutex_;  // guards the end of server_
+  const std::shared_ptr<Connections> connections_;
+  const std::shared_ptr<std::atomic<size_t>> held_bytes_ = std::make_shared<std::atomic<size_t>>(0);
+  std::mutex stop_mutex_;  // guards stopped_
+  bool stopped_ = false;
   std::shared_ptr<HttpServer> http_;
   uint64_t listener_id_ = 0;
-  grpc_server* server_ = nullptr;
 };
 
 Result<UniqueFd> ListenUnix(const std::string& path, int mode) {

@@ -1,6 +1,6 @@
 // A gRPC server over connections that we accept ourselves, from listening sockets that may belong to somebody
-// else (`up` keeps them over restarts). On each connection the first bytes decide: the HTTP/2 preface goes to
-// gRPC, anything else to the HTTP/1.1 handler.
+// else (`up` keeps them over restarts). On each connection the first bytes decide: the HTTP/2 preface means
+// gRPC, anything else goes to the HTTP/1.1 handler.
 //
 // Thread-safety: all methods. Ownership: the server owns accepted connections; listening sockets stay open
 // after Stop.
@@ -25,7 +25,7 @@ struct ServerOptions {
   std::shared_ptr<Authenticator> authenticator;  // one per server: it knows what kind of listener this is
   std::shared_ptr<http::Handler> http;           // null: HTTP/1.1 connections are closed
   size_t max_connections = 10'000;
-  size_t memory_limit_bytes = size_t{4} << 30;  // of requests in flight (gRPC's ResourceQuota)
+  size_t memory_limit_bytes = size_t{4} << 30;  // of unfinished requests
   uint32_t require_peer_uid = UINT32_MAX;       // unix sockets: only this uid
 };
 

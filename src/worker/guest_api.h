@@ -15,7 +15,7 @@
 
 namespace lydian::worker {
 
-// The node behind it. Called on gRPC threads; replies come from the strand.
+// The node behind it. Called on the loop's thread; replies come from the strand.
 class GuestBackend {
  public:
   virtual ~GuestBackend() = default;
