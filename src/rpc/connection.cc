@@ -12,7 +12,8 @@
 namespace lydian::rpc {
 namespace {
 
-constexpr size_t kMostOut = size_t{128} << 10;  // taken from the streams before the socket has taken it
+constexpr size_t kMostOut = size_t{128} << 10;     // taken from the streams before the socket has taken it
+constexpr size_t kMostOutKept = size_t{32} << 10;  // of an idle connection
 constexpr size_t kMostHeaders = size_t{64} << 10;
 constexpr size_t kAlwaysHeld = size_t{64} << 10;  // a message so small is taken whatever others hold
 constexpr uint32_t kStreamWindow = uint32_t{1} << 20;
@@ -296,12 +297,11 @@ void Connection::Flush() {
 }
 
 void Connection::Send(std::unique_lock<std::mutex>& lock) {
-  if (closed_) return;
   if (Loop::Get().OnThread()) {
     if (!std::exchange(dirty_, true)) Loop::Get().FlushLater(shared_from_this());
     return;
   }
-  SendLocked();
+  if (!closed_) SendLocked();
   const bool tell = !ready_.empty();
   const auto let_go = std::exchange(let_go_, {});
   lock.unlock();
@@ -337,8 +337,9 @@ void Connection::SendLocked() {
     }
     out_sent_ += static_cast<size_t>(count);
     if (out_sent_ < out_.size()) continue;
-    out_.clear();
     out_sent_ = 0;
+    if (out_.capacity() > kMostOutKept) out_ = {};
+    out_.clear();
   }
   if (want_write_ != blocked) Loop::Get().WantWrite(fd_.get(), watch_id_, want_write_ = blocked);
   const bool over = nghttp2_session_want_read(session_) == 0 && nghttp2_session_want_write(session_) == 0;
@@ -537,6 +538,7 @@ void Connection::TellItem(const std::shared_ptr<H2Stream>& stream, std::shared_p
         std::lock_guard lock(mutex_);
         if (!stream->told_last_) stream->listener_.swap(listener);
       }
+      if (listener) listener->OnClosed();  // all over already
       return;
     case H2Stream::Item::Kind::kMessage:
       if (listener) listener->OnMessage(std::move(item.message));
@@ -590,12 +592,11 @@ void H2Stream::HoldReading(bool hold) {
   Connection& c = *connection_;
   std::unique_lock lock(c.mutex_);
   held_ = hold;
-  if (hold || closed_) {
-    if (!hold) c.ListLocked(*this);
-  } else {
-    if (unconsumed_ > 0) nghttp2_session_consume_stream(c.session_, id_, std::exchange(unconsumed_, 0));
-    c.ListLocked(*this);
+  if (hold) return;
+  if (!closed_ && unconsumed_ > 0) {
+    nghttp2_session_consume_stream(c.session_, id_, std::exchange(unconsumed_, 0));
   }
+  c.ListLocked(*this);
   c.Send(lock);
 }
 

@@ -453,6 +453,51 @@ TEST_P(RpcTest, SlowReadersHoldBackTheWriter) {
   EXPECT_TRUE(collected.Wait().first.ok());
 }
 
+TEST_P(RpcTest, AnAnswerThatIsHeldBackOutlivesItsConnection) {
+  Collected collected;
+  auto call = channel_->Start("/t.S/Count", kToken, collected.Callbacks());
+  call->HoldReading(true);
+  call->Write("3");
+  call->WritesDone();
+  const auto answered = [&] {
+    return router_->MetricsText().find("lydian_rpc_calls_total{method=\"t.S/Count\",code=\"OK\"} 1\n") !=
+           std::string::npos;
+  };
+  while (!answered()) std::this_thread::yield();
+  EXPECT_EQ(Call("Echo", "x").value(), "x");  // came behind it
+  server_->Stop(0);
+  EXPECT_EQ(channel_->CallBlocking("/t.S/Echo", "x", kToken).status().code(), Code::kUnavailable);
+  call->HoldReading(false);
+  EXPECT_TRUE(collected.Wait().first.ok());
+  EXPECT_EQ(collected.messages, (std::vector<std::string>{"0", "1", "2"}));
+}
+
+TEST_P(RpcTest, ReadersAreLetGoAtTheEnd) {
+  auto witness = std::make_shared<int>(0);
+  router_ = std::make_shared<Router>();
+  router_->AddBidi("t.S", "Elsewhere", [witness](Ctx, std::shared_ptr<RawStream> out) {
+    std::thread([out] { out->Finish({}); }).detach();
+    return RawReader{.on_message = [out, witness = std::make_shared<std::shared_ptr<int>>(witness)](
+                                       std::string_view) -> Status { return {}; },
+                     .on_end = nullptr};
+  });
+  server_->Stop(0);
+  auto listener = Listen("unix:" + dir_.path() + "/readers");
+  StartServer({}, listener->get());
+  channel_ = Channel::Create("unix:" + dir_.path() + "/readers");
+  for (int i = 0; i < 200; ++i) {
+    Collected collected;
+    auto call = channel_->Start("/t.S/Elsewhere", kToken, collected.Callbacks());
+    call->WritesDone();
+    EXPECT_TRUE(collected.Wait().first.ok());
+  }
+  server_->Stop(1000);
+  const auto until = std::chrono::steady_clock::now() + 5s;
+  while (witness.use_count() > 2 && std::chrono::steady_clock::now() < until)
+    std::this_thread::sleep_for(1ms);
+  EXPECT_EQ(witness.use_count(), 2);  // this one and the handler's
+}
+
 TEST_P(RpcTest, UnreadStreamIsBounded) {
   Collected collected;
   auto call = channel_->Start("/t.S/Endless", kToken, collected.Callbacks());

@@ -118,6 +118,38 @@ def test_noise_on_the_port(steady, client):
         s.close()
 
 
+def frame(kind, flags, stream, payload=b""):
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+@pytest.mark.feature("HTTP/2 that breaks the protocol")
+def test_wrong_http2(steady, client, raw):
+    rng = random.Random(7)
+    # ":method: POST", ":scheme: http", ":path: /", ":authority: x" in HPACK
+    request = bytes([0x83, 0x86, 0x84, 0x41, 0x01]) + b"x"
+    streams = [frame(0, 0, 0, b"data on the connection itself"), frame(1, 4, 1, b"\xff" * 40), frame(1, 4, 2, request), frame(9, 4, 1, b"x"),
+               frame(8, 0, 0, b"\0\0\0\0"), frame(4, 0, 0, b"\0\4\xff\xff\xff\xff"), frame(5, 4, 1, b"\0\0\0\2" + request), frame(77, 0, 1, b"unknown"),
+               b"".join(frame(6, 0, 0, bytes(8)) for _ in range(20_000)), b"".join(frame(4, 0, 0) for _ in range(20_000)),
+               b"".join(frame(1, 4, 2 * i + 1, request) + frame(3, 0, 2 * i + 1, b"\0\0\0\x08") for i in range(30_000)),
+               frame(1, 0, 1, request) + b"".join(frame(9, 0, 1, b"\x00\x01a" + bytes([120]) + b"b" * 120) for _ in range(5_000)),
+               frame(1, 4, 1, request) + frame(0, 0, 1, b"\0\xff\xff\xff\xff" + bytes(1000)), frame(1, 4, 1, request) + frame(0, 1, 1, b"\7" * 9),
+               *(b"".join(frame(rng.randrange(11), rng.randrange(256), rng.randrange(4), rng.randbytes(rng.randrange(40))) for _ in range(50))
+                 for _ in range(200))]
+    for stream in streams:
+        with socket.create_connection(("127.0.0.1", steady.port), 5) as s:
+            s.settimeout(5)
+            try:
+                s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + stream)
+                s.shutdown(socket.SHUT_WR)
+                while s.recv(65536):
+                    pass
+            except OSError:
+                pass
+    code, text, _ = raw.bytes(SERVICE + "AppList", b"", headers=raw.headers() | {"x-large": "x" * 40_000, "x-larger": "x" * 40_000}, timeout=10)
+    assert code == "RESOURCE_EXHAUSTED" and "64 KiB" in text, (code, text)
+    client.modal("app", "list").ok()
+
+
 @pytest.mark.feature("blob URLs are signed")
 def test_blob_urls(raw, steady):
     import base64
