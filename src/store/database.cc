@@ -10,6 +10,7 @@
 
 #include "base/fd.h"
 #include "base/log.h"
+#include "store/checkpoint_plan.h"
 #include "store/sqlite_connection.h"
 
 namespace lydian::store {
@@ -50,11 +51,6 @@ Result<std::vector<Row>> Session::Query(std::string_view sql, const Params& para
 
 namespace {
 
-// The log is copied back into the database file past this many pages (4 KiB each); past the second number the
-// copying waits for readers and holds the next writer a moment, so that the log can't grow without end under
-// steady writes.
-constexpr int kCheckpointPages = 8192;
-constexpr int kRestartPages = 16'384;
 constexpr size_t kIdleReaders = 4;
 
 // A writer, some readers, and a thread that moves the log into the database on a connection of its own (3-15
@@ -126,10 +122,11 @@ class SqliteDatabase : public Database {
  private:
   static int OnCommit(void* self, sqlite3*, const char*, int pages) {
     auto* database = static_cast<SqliteDatabase*>(self);
-    if (pages < kCheckpointPages) return SQLITE_OK;
+    const CheckpointPlan::Step step = database->plan_.AfterCommit(pages);
+    if (step == CheckpointPlan::Step::kNone) return SQLITE_OK;
     {
       std::lock_guard lock(database->checkpoint_mutex_);
-      database->log_pages_ = pages;
+      database->wanted_ = step;
     }
     database->checkpoint_wanted_.notify_one();
     return SQLITE_OK;
@@ -182,18 +179,19 @@ class SqliteDatabase : public Database {
     if (!ready.ok()) LOG_WARN("the checkpoint connection can't read", {{"error", ready}});
     std::unique_lock lock(checkpoint_mutex_);
     while (!stopping_) {
-      if (log_pages_ == 0) {
+      if (wanted_ == CheckpointPlan::Step::kNone) {
         checkpoint_wanted_.wait(lock);
         continue;
       }
-      int mode = log_pages_ >= kRestartPages ? SQLITE_CHECKPOINT_RESTART : SQLITE_CHECKPOINT_PASSIVE;
-      log_pages_ = 0;
+      const bool restart =
+          std::exchange(wanted_, CheckpointPlan::Step::kNone) == CheckpointPlan::Step::kRestart;
       lock.unlock();
       // Passive first even when it will restart: what then remains for the part that holds writers is small.
       int code = sqlite3_wal_checkpoint_v2((*connection)->handle(), nullptr, SQLITE_CHECKPOINT_PASSIVE,
                                            nullptr, nullptr);
-      if (code == SQLITE_OK && mode == SQLITE_CHECKPOINT_RESTART) {
-        code = sqlite3_wal_checkpoint_v2((*connection)->handle(), nullptr, mode, nullptr, nullptr);
+      if (code == SQLITE_OK && restart) {
+        code = sqlite3_wal_checkpoint_v2((*connection)->handle(), nullptr, SQLITE_CHECKPOINT_RESTART, nullptr,
+                                         nullptr);
       }
       if (code != SQLITE_OK && (code & 0xff) != SQLITE_BUSY) {
         LOG_WARN("checkpoint failed", {{"error", (*connection)->Error(code, "checkpoint")}});
@@ -205,12 +203,13 @@ class SqliteDatabase : public Database {
   const bool alone_;
   std::string path_;
   UniqueFd wal_;
-  std::mutex writer_mutex_;  // guards writer_
+  std::mutex writer_mutex_;  // guards writer_ and plan_
   std::unique_ptr<SqliteConnection> writer_;
+  CheckpointPlan plan_;
   std::mutex readers_mutex_;  // guards readers_
   std::vector<std::unique_ptr<SqliteConnection>> readers_;
   std::mutex checkpoint_mutex_;  // guards the two below
-  int log_pages_ = 0;
+  CheckpointPlan::Step wanted_ = CheckpointPlan::Step::kNone;
   bool stopping_ = false;
   std::condition_variable checkpoint_wanted_;
   std::thread checkpointer_;

@@ -8,6 +8,7 @@
 
 #include "base/fd.h"
 #include "base/ids.h"
+#include "store/checkpoint_plan.h"
 
 namespace lydian::store {
 namespace {
@@ -129,6 +130,24 @@ TEST_F(DatabaseTest, ManyThreadsWriteAndRead) {
   }
   for (auto& thread : threads) thread.join();
   EXPECT_EQ((*db->Query("SELECT COUNT(*) FROM t"))[0].Int(0), 800);
+}
+
+TEST(CheckpointPlan, CopiesNowAndThenUnderSteadyWrites) {
+  using Step = CheckpointPlan::Step;
+  CheckpointPlan plan;
+  std::vector<std::pair<int, Step>> steps;
+  for (int pages = 2; pages < 30'000; pages += 2) {
+    if (const Step step = plan.AfterCommit(pages); step != Step::kNone) steps.emplace_back(pages, step);
+  }
+  EXPECT_EQ(steps, (std::vector<std::pair<int, Step>>{{8192, Step::kCopy},
+                                                      {12'288, Step::kCopy},
+                                                      {16'384, Step::kRestart},
+                                                      {20'480, Step::kRestart},
+                                                      {24'576, Step::kRestart},
+                                                      {28'672, Step::kRestart}}));
+  EXPECT_EQ(plan.AfterCommit(2), Step::kNone);  // the log began anew
+  EXPECT_EQ(plan.AfterCommit(9000), Step::kCopy);
+  EXPECT_EQ(plan.AfterCommit(9002), Step::kNone);
 }
 
 TEST_F(DatabaseTest, TheLogIsMovedIntoTheDatabase) {
