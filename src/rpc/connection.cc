@@ -385,6 +385,23 @@ ssize_t Connection::TakeLocked(H2Stream& stream, uint8_t* buffer, size_t length,
   return static_cast<ssize_t>(taken);
 }
 
+void Connection::ResumeLocked(const H2Stream& stream) {
+  nghttp2_session_resume_data(session_, stream.id_);  // an error: it is not waiting
+}
+
+// A server's: sends what the stream has, its headers first.
+void Connection::AnswerLocked(H2Stream& stream) {
+  if (std::exchange(stream.answering_, true)) return ResumeLocked(stream);
+  if (!stream.queue_.empty()) {
+    const nghttp2_data_provider provider = Callbacks::Provider(&stream);
+    nghttp2_submit_response(session_, stream.id_, kAnswerFields.data(), kAnswerFields.size(), &provider);
+    return;
+  }
+  std::vector<nghttp2_nv> fields(kAnswerFields.begin(), kAnswerFields.end());
+  for (const nghttp2_nv& field : stream.trailers_.ForSession()) fields.push_back(field);
+  nghttp2_submit_response(session_, stream.id_, fields.data(), fields.size(), nullptr);
+}
+
 void Connection::HeadersLocked(H2Stream& stream, bool end) {
   Headers headers = std::exchange(stream.incoming_, {});
   const bool too_large = headers.size() > kMostHeaders;
@@ -550,108 +567,6 @@ void Connection::TellItem(const std::shared_ptr<H2Stream>& stream, std::shared_p
       if (listener) listener->OnEnd(item.headers);
       return;
   }
-}
-
-H2Stream::H2Stream(std::shared_ptr<Connection> connection, size_t most_bytes)
-    : connection_(std::move(connection)), parser_(most_bytes) {}
-
-std::optional<size_t> H2Stream::Write(std::string message) {
-  Connection& c = *connection_;
-  std::unique_lock lock(c.mutex_);
-  if (closed_ || finishing_) return {};
-  buffered_ += message.size();
-  const size_t waiting = buffered_;
-  queue_.push_back(std::move(message));
-  if (c.server() && !answering_) {
-    AnswerLocked();
-  } else {
-    nghttp2_session_resume_data(c.session_, id_);
-  }
-  c.Send(lock);
-  return waiting;
-}
-
-size_t H2Stream::buffered() const {
-  std::lock_guard lock(connection_->mutex_);
-  return buffered_;
-}
-
-void H2Stream::OnDrained(size_t limit, Task fn) {
-  {
-    std::lock_guard lock(connection_->mutex_);
-    if (buffered_ >= limit && !closed_) {
-      on_drained_.swap(fn);
-      drain_limit_ = limit;
-      return;
-    }
-  }
-  if (fn) fn();
-}
-
-void H2Stream::HoldReading(bool hold) {
-  Connection& c = *connection_;
-  std::unique_lock lock(c.mutex_);
-  held_ = hold;
-  if (hold) return;
-  if (!closed_ && unconsumed_ > 0) {
-    nghttp2_session_consume_stream(c.session_, id_, std::exchange(unconsumed_, 0));
-  }
-  c.ListLocked(*this);
-  c.Send(lock);
-}
-
-void H2Stream::DropUnsent() {
-  std::lock_guard lock(connection_->mutex_);
-  while (queue_.size() > (sent_of_first_ > 0 ? 1 : 0)) {
-    buffered_ -= queue_.back().size();
-    queue_.pop_back();
-  }
-  if (on_drained_ && buffered_ < drain_limit_) connection_->ListLocked(*this);
-}
-
-void H2Stream::Finish(Fields trailers, std::optional<std::string> message) {
-  Connection& c = *connection_;
-  std::unique_lock lock(c.mutex_);
-  if (closed_ || std::exchange(finishing_, true)) return;
-  trailers_ = std::move(trailers);
-  if (message) {
-    buffered_ += message->size();
-    queue_.push_back(std::move(*message));
-  }
-  if (answering_) {
-    nghttp2_session_resume_data(c.session_, id_);
-  } else if (!queue_.empty()) {
-    AnswerLocked();
-  } else {
-    std::vector<nghttp2_nv> fields(kAnswerFields.begin(), kAnswerFields.end());
-    for (const nghttp2_nv& field : trailers_.ForSession()) fields.push_back(field);
-    nghttp2_submit_response(c.session_, id_, fields.data(), fields.size(), nullptr);
-  }
-  c.Send(lock);
-}
-
-// The headers of an answer, with its messages behind.
-void H2Stream::AnswerLocked() {
-  answering_ = true;
-  const nghttp2_data_provider provider = Connection::Callbacks::Provider(this);
-  nghttp2_submit_response(connection_->session_, id_, kAnswerFields.data(), kAnswerFields.size(), &provider);
-}
-
-void H2Stream::HalfClose() {
-  Connection& c = *connection_;
-  std::unique_lock lock(c.mutex_);
-  if (closed_ || std::exchange(finishing_, true)) return;
-  nghttp2_session_resume_data(c.session_, id_);
-  c.Send(lock);
-}
-
-void H2Stream::Reset(Status why) {
-  Connection& c = *connection_;
-  std::unique_lock lock(c.mutex_);
-  if (closed_ || ended_) return;
-  nghttp2_submit_rst_stream(c.session_, NGHTTP2_FLAG_NONE, id_, NGHTTP2_CANCEL);
-  c.OverLocked(*this, std::move(why));
-  c.Send(lock);
 }
 
 }  // namespace lydian::rpc

@@ -64,8 +64,6 @@ class H2Stream : public std::enable_shared_from_this<H2Stream> {
 
  private:
   friend class Connection;
-  void AnswerLocked();
-
   struct Item {
     enum class Kind { kRequest, kMessage, kBad, kEnd } kind;
     std::string message;
@@ -140,6 +138,8 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
   void Send(std::unique_lock<std::mutex>& lock);
   void SendLocked();
   bool FillOut();
+  void ResumeLocked(const H2Stream& stream);
+  void AnswerLocked(H2Stream& stream);
   void HeadersLocked(H2Stream& stream, bool end);
   void DataLocked(H2Stream& stream, std::string_view bytes);
   void EndedLocked(H2Stream& stream, Headers trailers);
