@@ -371,7 +371,7 @@ class Bench:
     # -- a clean run -----------------------------------------------------------------------------------------
     def hello(self):
         n = 5 if self.quick else 12
-        a, b = FloorServer("a", self.work), self.level_b()
+        a, b = FloorServer("a", self.work), FloorServer("b", self.work)  # which says how long the runtime takes
         got = {"a": [], "b": [], "lydian": []}
         try:
             for _ in range(n + 1):
@@ -455,7 +455,7 @@ def main():
     p.add_argument("--quick", action="store_true", help="fewer repetitions: to see that it works")
     p.add_argument("--keep-state", help="a state directory that stays: images are made once")
     p.add_argument("--runs", type=int, default=200)
-    p.add_argument("--level-b", metavar="COMMAND", help="compare with this server instead of floor_server.py at level b; {port} in it is filled in")
+    p.add_argument("--level-b", metavar="COMMAND", help="compare warm calls and maps with this server instead of floor_server.py at level b; {port} in it is filled in")
     a = p.parse_args()
     figures["machine"] = machine()
     print(f"load {os.getloadavg()[0]:.1f}: figures of a busy machine are worth little" if os.getloadavg()[0] > 1 else "", flush=True)
