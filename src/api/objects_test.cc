@@ -288,8 +288,9 @@ TEST_F(RunTest, StrangeRequestsGetAClearAnswer) {
   std::vector<std::string> requests = {"", "\xff\xff\xff", std::string(70'000, 'x')};
   std::string all;
   for (int field = 1; field <= 30; ++field) {
-    for (std::string value : {std::string("ap-nothing"), std::string("x"), std::string("\n\x01x\x12\x01y"),
-                              std::string("\0", 1), std::string(300, 'a')}) {
+    for (const std::string& value :
+         {std::string("ap-nothing"), std::string("x"), std::string("\n\x01x\x12\x01y"), std::string("\0", 1),
+          std::string(300, 'a')}) {
       std::string bytes;
       int tag = field << 3 | 2;
       while (tag > 127) bytes.push_back(static_cast<char>((tag & 127) | 128)), tag >>= 7;

@@ -92,10 +92,11 @@ std::ostream& operator<<(std::ostream& out, const Status& status);
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value)
-      : value_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
-  Result(Status status)
-      : value_(std::in_place_index<1>, std::move(status)) {  // NOLINT(google-explicit-constructor)
+  // Implicit, so that a function returns either as it is.
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  Result(T value) : value_(std::in_place_index<0>, std::move(value)) {}
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  Result(Status status) : value_(std::in_place_index<1>, std::move(status)) {
     if (std::get<1>(value_).ok()) std::get<1>(value_) = Internal("a Result was made from an OK status");
   }
 
@@ -134,11 +135,13 @@ class [[nodiscard]] Result {
   } while (false)
 
 // ASSIGN_OR_RETURN(auto x, F()): x from F()'s Result, or returns its status.
+// NOLINTBEGIN(bugprone-macro-parentheses): lhs may be a declaration
 #define ASSIGN_OR_RETURN(lhs, expression) ASSIGN_OR_RETURN_(LYDIAN_CONCAT(result_, __LINE__), lhs, expression)
 #define ASSIGN_OR_RETURN_(result, lhs, expression) \
   auto result = (expression);                      \
   if (!result.ok()) return result.status();        \
   lhs = std::move(result).value()
+// NOLINTEND(bugprone-macro-parentheses)
 
 // Ends the process when an invariant of ours is broken; never for input from users, network or kernel.
 #define CHECK(condition)                                     \

@@ -154,7 +154,7 @@ http::Response Pages::Handle(http::Exchange& exchange) {
 
 http::Response Pages::App(const http::Request& request) {
   const std::string_view app_id = std::string_view(request.path).substr(kAppPrefix.size());
-  const http::Response unknown = HtmlAnswer(
+  http::Response unknown = HtmlAnswer(
       404,
       Page(
           "No such app",

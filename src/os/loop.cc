@@ -23,7 +23,7 @@ Status MakeImage(const std::string& path, uint64_t bytes) {
   // Blocks as the loop device's; small images would get smaller ones.
   auto result = RunProgram({"mkfs.ext4", "-q", "-F", "-O", "^has_journal,^resize_inode", "-b", "4096", "-m",
                             "0", "-E", "nodiscard,lazy_itable_init=1,root_owner=0:0", path});
-  RETURN_IF_ERROR(std::move(result).With("formatting " + path).status());
+  if (!result.ok()) return result.status().With("formatting " + path);
   if (result->status == 0) return OkStatus();
   ::unlink(path.c_str());
   return Internal("formatting " + path + ": mkfs.ext4 failed: " + result->output);

@@ -42,6 +42,7 @@ Result<UserAndNet> MakeUserAndNet(uint32_t base, uint32_t count) {
                  .pidfd = &raw,
                  .stack = &stack,
                  .run = Pause,
+                 // NOLINTNEXTLINE(performance-no-int-to-ptr): a number for the child, no address
                  .argument = reinterpret_cast<void*>(static_cast<intptr_t>(::getpid()))};
   pid_t pid = RawClone(spec);
   if (pid < 0) return ErrnoStatus("making a user and a network namespace");

@@ -252,7 +252,7 @@ class SocketClient : public Client {
       }
       if (broken.ok()) connection_->pending[request.id()] = std::move(answer);
     }
-    if (!broken.ok()) return answer(broken, {});
+    if (!broken.ok()) return answer(broken, {});  // NOLINT(bugprone-use-after-move): moved only if not
     FrameWriter writer;
     writer.Push(request.SerializeAsString(), std::move(fds));
     auto sent = writer.Write(connection_->socket.get());

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 
 namespace lydian::worker {
@@ -19,7 +20,7 @@ std::string BytesText(uint64_t bytes) {
   }
   char text[32];
   // 1023.97 MiB would print as "1024.0": whole numbers from 10 on.
-  const double rounded = value < 10 ? value : static_cast<double>(static_cast<uint64_t>(value + 0.5));
+  const double rounded = value < 10 ? value : std::round(value);
   snprintf(text, sizeof text,
            rounded == static_cast<double>(static_cast<uint64_t>(rounded)) ? "%.0f %s" : "%.1f %s", rounded,
            kUnits[unit]);

@@ -245,7 +245,7 @@ void InputDesk::Put(Output output, std::function<void()> done) {
   options_.send_output(pending.output, /*soon=*/pending.spooled && !queued_.empty());
   const bool safe = pending.spooled;
   if (spool_->crowded()) TidySpool();
-  if (safe) done();  // it runs on while control is told
+  if (safe) done();  // NOLINT(bugprone-use-after-move): moved only if not. It runs on while control is told
 }
 
 void InputDesk::TidySpool() {
