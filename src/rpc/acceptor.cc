@@ -5,7 +5,6 @@
 #include <netinet/tcp.h>
 #include <pthread.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -22,7 +21,7 @@ constexpr Millis kFirstBytes = Millis(10'000);  // from accept to a whole reques
 constexpr Millis kKeepAlive = Millis(75'000);   // from an answer to the next request's header
 constexpr int kAcceptsAtOnce = 64;              // then other events get their turn
 constexpr uint64_t kIsListener = uint64_t{1} << 63;
-constexpr uint64_t kIsWake = ~uint64_t{0};
+constexpr uint64_t kIsMailbox = ~uint64_t{0};
 constexpr std::string_view kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 // A client's first frame is SETTINGS (RFC 9113, 3.4): a header of 9 bytes, which begins with the length of
 // what follows. A connection is handed over when it is there: from then on it may be idle.
@@ -67,24 +66,11 @@ Acceptor& Acceptor::Get() {
 
 Acceptor::Acceptor()
     : epoll_(epoll_create1(EPOLL_CLOEXEC)),
-      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       spare_(open("/dev/null", O_RDONLY | O_CLOEXEC)),
       peeked_(kMostHttpHeader) {
-  CHECK(epoll_.valid() && wake_.valid());
-  Watch(epoll_.get(), wake_.get(), kIsWake, EPOLLIN);
+  CHECK(epoll_.valid());
+  Watch(epoll_.get(), mailbox_.fd(), kIsMailbox, EPOLLIN);
   thread_ = std::thread([this] { Loop(); });
-}
-
-void Acceptor::Post(Task task) {
-  bool wake = false;
-  {
-    std::lock_guard lock(mutex_);
-    posted_.push_back(std::move(task));
-    wake = !std::exchange(woken_, true);
-  }
-  if (!wake) return;
-  const uint64_t one = 1;
-  CHECK(write(wake_.get(), &one, sizeof one) == sizeof one);
 }
 
 Result<uint64_t> Acceptor::Listen(int listener, Handlers handlers) {
@@ -92,13 +78,9 @@ Result<uint64_t> Acceptor::Listen(int listener, Handlers handlers) {
   // Somebody else may take the connection between the event and accept.
   const int flags = fcntl(own.get(), F_GETFL);
   if (flags < 0 || fcntl(own.get(), F_SETFL, flags | O_NONBLOCK) != 0) return ErrnoStatus("listening socket");
-  uint64_t id = 0;
-  {
-    std::lock_guard lock(mutex_);
-    id = next_id_++;
-  }
+  const uint64_t id = next_id_.fetch_add(1);
   auto entry = std::make_shared<Listener>(Listener{std::move(own), std::move(handlers)});
-  Post([this, id, entry] {
+  mailbox_.Post([this, id, entry] {
     const int fd = entry->fd.get();
     listeners_.emplace(id, std::move(*entry));
     Watch(epoll_.get(), fd, kIsListener | id, EPOLLIN);
@@ -108,14 +90,14 @@ Result<uint64_t> Acceptor::Listen(int listener, Handlers handlers) {
 
 void Acceptor::Park(uint64_t id, UniqueFd fd) {
   auto shared = std::make_shared<UniqueFd>(std::move(fd));
-  Post([this, id, shared] {
+  mailbox_.Post([this, id, shared] {
     if (listeners_.contains(id)) Wait(id, std::move(*shared), true, kKeepAlive);
   });
 }
 
 void Acceptor::Remove(uint64_t id) {
   std::promise<void> done;
-  Post([this, id, &done] {
+  mailbox_.Post([this, id, &done] {
     for (auto it = waiting_.begin(); it != waiting_.end();) {
       auto here = it++;
       if (here->second.listener == id) Drop(here);
@@ -145,8 +127,8 @@ void Acceptor::Loop() {
     if (count < 0 && errno != EINTR) CHECK(false);
     for (int i = 0; i < count; ++i) {
       const uint64_t data = events[i].data.u64;
-      if (data == kIsWake) {
-        RunPosted();
+      if (data == kIsMailbox) {
+        mailbox_.Run();
       } else if (data & kIsListener) {
         AcceptFrom(data & ~kIsListener);
       } else {
@@ -155,18 +137,6 @@ void Acceptor::Loop() {
     }
     CloseLate();
   }
-}
-
-void Acceptor::RunPosted() {
-  uint64_t count = 0;
-  (void)!read(wake_.get(), &count, sizeof count);
-  std::vector<Task> tasks;
-  {
-    std::lock_guard lock(mutex_);
-    tasks.swap(posted_);
-    woken_ = false;
-  }
-  for (Task& task : tasks) task();
 }
 
 void Acceptor::CloseLate() {

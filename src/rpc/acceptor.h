@@ -7,19 +7,19 @@
 // are duplicated; a connection belongs to the acceptor until it is handed over.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <unordered_map>
 #include <vector>
 
 #include "base/clock.h"
-#include "base/executor.h"
 #include "base/fd.h"
 #include "base/status.h"
+#include "rpc/mailbox.h"
 
 namespace lydian::rpc {
 
@@ -61,10 +61,8 @@ class Acceptor {
   };
 
   Acceptor();
-  void Post(Task task);
   void Loop();
   int WaitMillis() const;
-  void RunPosted();
   void CloseLate();
   void AcceptFrom(uint64_t id);
   void ShedOne(int listener);
@@ -73,13 +71,11 @@ class Acceptor {
   void HandOver(std::map<int, Waiting>::iterator waiting, bool http);
   void Drop(std::map<int, Waiting>::iterator waiting);
 
-  UniqueFd epoll_, wake_;
-  UniqueFd spare_;    // given up for a moment to accept and close a connection when the process has no
-                      // descriptor left
-  std::mutex mutex_;  // guards the three below
-  std::vector<Task> posted_;
-  bool woken_ = false;
-  uint64_t next_id_ = 1;
+  UniqueFd epoll_;
+  Mailbox mailbox_;
+  UniqueFd spare_;  // given up for a moment to accept and close a connection when the process has no
+                    // descriptor left
+  std::atomic<uint64_t> next_id_{1};
   // The rest is touched by the thread alone.
   std::unordered_map<uint64_t, Listener> listeners_;
   std::map<int, Waiting> waiting_;

@@ -2,8 +2,6 @@
 
 #include <pthread.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include <thread>
 
@@ -12,7 +10,7 @@
 namespace lydian::rpc {
 namespace {
 
-constexpr uint64_t kIsWake = 0;
+constexpr uint64_t kIsMailbox = 0;
 constexpr int kEventsAtOnce = 64;
 thread_local bool t_is_loop = false;
 
@@ -32,25 +30,13 @@ Loop& Loop::Get() {
   return *loop;
 }
 
-Loop::Loop() : epoll_(epoll_create1(EPOLL_CLOEXEC)), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
-  CHECK(epoll_.valid() && wake_.valid());
-  Control(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), kIsWake, false);
+Loop::Loop() : epoll_(epoll_create1(EPOLL_CLOEXEC)) {
+  CHECK(epoll_.valid());
+  Control(epoll_.get(), EPOLL_CTL_ADD, mailbox_.fd(), kIsMailbox, false);
   std::thread([this] { Run(); }).detach();
 }
 
 bool Loop::OnThread() const { return t_is_loop; }
-
-void Loop::Post(Task task) {
-  bool wake = false;
-  {
-    std::lock_guard lock(mutex_);
-    posted_.push_back(std::move(task));
-    wake = !std::exchange(woken_, true);
-  }
-  if (!wake) return;
-  const uint64_t one = 1;
-  CHECK(write(wake_.get(), &one, sizeof one) == sizeof one);
-}
 
 uint64_t Loop::Add(int fd, std::shared_ptr<Watched> watched, bool write) {
   uint64_t id = 0;
@@ -88,7 +74,7 @@ void Loop::Run() {
 }
 
 void Loop::Handle(uint64_t id, uint32_t events) {
-  if (id == kIsWake) return RunPosted();
+  if (id == kIsMailbox) return mailbox_.Run();
   std::shared_ptr<Watched> watched;
   {
     std::lock_guard lock(mutex_);
@@ -97,18 +83,6 @@ void Loop::Handle(uint64_t id, uint32_t events) {
     watched = it->second;
   }
   watched->Ready(events);
-}
-
-void Loop::RunPosted() {
-  uint64_t count = 0;
-  (void)!read(wake_.get(), &count, sizeof count);
-  std::vector<Task> tasks;
-  {
-    std::lock_guard lock(mutex_);
-    tasks.swap(posted_);
-    woken_ = false;
-  }
-  for (Task& task : tasks) task();
 }
 
 void Loop::FlushDirty() {

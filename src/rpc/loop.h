@@ -13,6 +13,7 @@
 
 #include "base/executor.h"
 #include "base/fd.h"
+#include "rpc/mailbox.h"
 
 namespace lydian::rpc {
 
@@ -30,7 +31,7 @@ class Loop {
   static Loop& Get();
   // On the loop's thread nothing may wait for an answer that comes by a connection.
   bool OnThread() const;
-  void Post(Task task);
+  void Post(Task task) { mailbox_.Post(std::move(task)); }
 
   // `write` as well as reading: EPOLLOUT.
   uint64_t Add(int fd, std::shared_ptr<Watched> watched, bool write);
@@ -45,13 +46,11 @@ class Loop {
   Loop();
   void Run();
   void Handle(uint64_t id, uint32_t events);
-  void RunPosted();
   void FlushDirty();
 
-  UniqueFd epoll_, wake_;
-  std::mutex mutex_;  // guards the four below
-  std::vector<Task> posted_;
-  bool woken_ = false;
+  UniqueFd epoll_;
+  Mailbox mailbox_;
+  std::mutex mutex_;  // guards the two below
   uint64_t next_id_ = 1;
   std::unordered_map<uint64_t, std::shared_ptr<Watched>> watched_;
   std::vector<std::shared_ptr<Watched>> dirty_;  // of the thread
