@@ -237,7 +237,7 @@ void Connection::Close(Status why) {
     fd_.reset();
   }
   Tell();
-  if (options_.on_closed) options_.on_closed();
+  if (options_.on_closed) options_.on_closed(this);
 }
 
 void Connection::CloseWhenIdle() {

@@ -105,7 +105,7 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
     // Of a server: the listener of a new stream. On the loop's thread.
     std::function<std::shared_ptr<StreamListener>(std::shared_ptr<H2Stream> stream, Headers request)>
         on_request;
-    std::function<void()> on_closed;  // once, on the loop's thread
+    std::function<void(const Connection* closed)> on_closed;  // once, on the loop's thread
     // Bytes of unfinished messages, shared by connections, and how many there may be.
     std::shared_ptr<std::atomic<size_t>> held_bytes;
     size_t most_held_bytes = SIZE_MAX;

@@ -128,8 +128,6 @@ class ServerImpl final : public Server {
  private:
   void Connect(UniqueFd fd) {
     connections_->Add([&] {
-      // Known when it has been made, which is before anything of it is told.
-      auto self = std::make_shared<const Connection*>(nullptr);
       Connection::Options options;
       options.most_message_bytes = kMostMessage;
       options.held_bytes = held_bytes_;
@@ -137,10 +135,10 @@ class ServerImpl final : public Server {
       options.on_request = [host = host_](std::shared_ptr<H2Stream> stream, Headers request) {
         return StartCall(host, std::move(stream), std::move(request));
       };
-      options.on_closed = [connections = connections_, self] { connections->Remove(*self); };
-      std::shared_ptr<Connection> made = Connection::Create(std::move(fd), std::move(options));
-      *self = made.get();
-      return made;
+      options.on_closed = [connections = connections_](const Connection* closed) {
+        connections->Remove(closed);
+      };
+      return Connection::Create(std::move(fd), std::move(options));
     });
   }
 
