@@ -1,6 +1,7 @@
 #include "store/database.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -168,6 +169,7 @@ class SqliteDatabase : public Database {
   }
 
   void CheckpointLoop() {
+    pthread_setname_np(pthread_self(), "checkpoint");
     auto connection = SqliteConnection::Open(path_, true, alone_);
     if (!connection.ok()) {
       LOG_ERROR("no connection for checkpoints: the log of the database grows",
