@@ -108,14 +108,18 @@ class CallImpl final : public ClientCall,
   void OnMessage(std::string message) override {
     if (callbacks_.on_message) callbacks_.on_message(std::move(message));
   }
-  void OnBadMessage(Status why) override { GiveUp(std::move(why)); }
+  void OnBadMessage(Status why) override {
+    bad_ = why;  // the end may have come with it
+    GiveUp(std::move(why));
+  }
   void OnEnd(const Headers& trailers) override {
     Metadata custom;
     trailers.ForEach([&](std::string_view name, std::string_view value) {
       if (name.starts_with(':') || name.starts_with("grpc-") || name == "content-type") return;
       custom.emplace_back(name, value);
     });
-    Done(StatusOf(trailers), std::move(custom));
+    Status status = StatusOf(trailers);
+    Done(status.ok() ? bad_ : std::move(status), std::move(custom));
   }
   void OnBroken(Status why) override { Done(std::move(why), {}); }
 
@@ -146,8 +150,10 @@ class CallImpl final : public ClientCall,
     stream->HoldReading(false);  // or an end that is there would never be told
   }
 
-  ClientCallbacks callbacks_;  // of the loop's thread
-  mutable std::mutex mutex_;   // guards the rest
+  // Of the loop's thread:
+  ClientCallbacks callbacks_;
+  Status bad_;                // what came was no message
+  mutable std::mutex mutex_;  // guards the rest
   std::shared_ptr<H2Stream> stream_;
   std::optional<Strand::TimerId> timer_;
   bool ended_ = false;

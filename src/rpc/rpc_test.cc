@@ -524,6 +524,55 @@ TEST(StatusText, IsCutBetweenCharacters) {
             "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD \xEF\xBF\xBD\xEF\xBF\xBD \xF0\x9F\x98\x80");
 }
 
+std::string Frame(char type, char flags, const std::string& payload) {  // of the first stream, or of none
+  const char stream = type == 4 ? 0 : 1;
+  return std::string({0, 0, static_cast<char>(payload.size()), type, flags, 0, 0, 0, stream}) + payload;
+}
+
+// Whether a client's bytes go as far as a call's headers.
+bool HasHeaders(std::string_view bytes) {
+  constexpr size_t kPreface = 24, kHeader = 9;
+  bytes.remove_prefix(std::min(kPreface, bytes.size()));
+  while (bytes.size() >= kHeader) {
+    if (bytes[3] == 1) return true;
+    const size_t length = static_cast<unsigned char>(bytes[1]) << 8 | static_cast<unsigned char>(bytes[2]);
+    bytes.remove_prefix(std::min(kHeader + length, bytes.size()));
+  }
+  return false;
+}
+
+// The server says status 0 all the same: that is no success.
+TEST(Channel, AnAnswerThatIsNoMessageIsAnError) {
+  const std::string name_and_zero = std::string({0, 11}) + "grpc-status" + std::string({1}) + "0";
+  const std::string status_200 = "\x88";
+  for (const std::string& data : {std::string("\1\0\0\0\1x", 6), std::string("\0\0\0\0\5xy", 7)}) {
+    auto listener = Listen("127.0.0.1:0");
+    std::thread server([&, fd = listener->get()] {
+      UniqueFd peer(accept4(fd, nullptr, nullptr, SOCK_CLOEXEC));
+      while (!peer.valid()) peer.reset(accept4(fd, nullptr, nullptr, SOCK_CLOEXEC));
+      char bytes[4096];
+      std::string request;
+      while (!HasHeaders(request)) {
+        const ssize_t count = recv(peer.get(), bytes, sizeof bytes, 0);
+        ASSERT_GT(count, 0);
+        request.append(bytes, static_cast<size_t>(count));
+      }
+      const std::string answer =
+          Frame(4, 0, "") + Frame(1, 4, status_200) + Frame(0, 0, data) + Frame(1, 5, name_and_zero);
+      ASSERT_EQ(send(peer.get(), answer.data(), answer.size(), MSG_NOSIGNAL),
+                static_cast<ssize_t>(answer.size()));
+      while (recv(peer.get(), bytes, sizeof bytes, 0) > 0) {
+      }
+    });
+    auto channel = Channel::Create("127.0.0.1:" + std::to_string(PortOf(listener->get())));
+    const Status status = channel->CallBlocking("/t.S/Echo", "x").status();
+    EXPECT_EQ(status.code(), data[0] == 1 ? Code::kUnimplemented : Code::kInternal) << status;
+    EXPECT_EQ(status.message().find("without a message"), std::string::npos) << status;
+    channel.reset();
+    server.join();
+  }
+}
+
 TEST(Channel, ReconnectsWhenTheServerIsBack) {
   TempDir dir;
   const std::string address = "unix:" + dir.path() + "/s";
