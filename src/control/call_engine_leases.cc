@@ -299,7 +299,7 @@ void EngineCore::PostFlush() {
   strand_.Run([this] { FlushOutbox(); });
 }
 
-// Once for all that this turn of the strand has brought.
+// Once for all that this turn of the strand has brought, unless a caller waits behind it.
 void EngineCore::FlushOutbox() {
   flush_posted_ = false;
   for (auto& [worker_id, out] : outbox_) {
