@@ -1,12 +1,10 @@
 #include "base/fd.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
-#include <cstring>
 
 namespace lydian {
 
@@ -90,46 +88,6 @@ Status MakeDirs(const std::string& path, int mode) {
   if (::stat(path.c_str(), &info) != 0) return ErrnoStatus("creating folder " + path);
   if (!S_ISDIR(info.st_mode)) return ErrnoStatus("creating folder " + path, ENOTDIR);
   return OkStatus();
-}
-
-namespace {
-
-Status RemoveAt(int parent, const char* name, dev_t device, const std::string& shown) {
-  struct stat info {};
-  if (::fstatat(parent, name, &info, AT_SYMLINK_NOFOLLOW) != 0) {
-    return errno == ENOENT ? OkStatus() : ErrnoStatus("removing " + shown);
-  }
-  if (!S_ISDIR(info.st_mode)) {
-    if (::unlinkat(parent, name, 0) != 0 && errno != ENOENT) return ErrnoStatus("removing " + shown);
-    return OkStatus();
-  }
-  if (info.st_dev != device) return FailedPrecondition("removing " + shown + ": something is mounted there");
-  UniqueFd fd(::openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  if (!fd.valid()) return ErrnoStatus("removing " + shown);
-  auto copy = Duplicate(fd.get());
-  RETURN_IF_ERROR(copy.status());
-  DIR* dir = ::fdopendir(copy->release());
-  if (dir == nullptr) return ErrnoStatus("listing " + shown);
-  Status status;
-  while (status.ok()) {
-    struct dirent* entry = ::readdir(dir);
-    if (entry == nullptr) break;
-    if (std::strcmp(entry->d_name, ".") == 0 || std::strcmp(entry->d_name, "..") == 0) continue;
-    status = RemoveAt(fd.get(), entry->d_name, device, shown + "/" + entry->d_name);
-  }
-  ::closedir(dir);
-  RETURN_IF_ERROR(status);
-  if (::unlinkat(parent, name, AT_REMOVEDIR) != 0 && errno != ENOENT) return ErrnoStatus("removing " + shown);
-  return OkStatus();
-}
-
-}  // namespace
-
-Status RemoveTree(const std::string& path) {
-  struct stat info {};
-  if (::lstat(path.c_str(), &info) != 0)
-    return errno == ENOENT ? OkStatus() : ErrnoStatus("removing " + path);
-  return RemoveAt(AT_FDCWD, path.c_str(), info.st_dev, path);
 }
 
 bool Exists(const std::string& path) {
