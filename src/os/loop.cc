@@ -78,21 +78,27 @@ Result<UniqueFd> Attach(int file, std::string* name) {
   return ResourceExhausted("no loop device could be had: others take each free one first");
 }
 
-}  // namespace
-
-Result<UniqueFd> MountImage(const std::string& path) {
-  UniqueFd file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
-  if (!file.valid()) return ErrnoStatus("opening " + path);
-  std::string name;
-  ASSIGN_OR_RETURN(UniqueFd device, Attach(file.get(), &name));
-  if (::unlink(path.c_str()) != 0) return ErrnoStatus("unlinking " + path);
+Result<UniqueFd> MountDevice(const std::string& name) {
   ASSIGN_OR_RETURN(FsContext context, FsContext::Open("ext4"));
   RETURN_IF_ERROR(context.Set("source", name));
   RETURN_IF_ERROR(context.SetFlag("noinit_itable"));
   // Nothing of it is worth a write to the disk: no flushes.
   RETURN_IF_ERROR(context.SetFlag("nobarrier"));
   RETURN_IF_ERROR(context.SetFlag("discard"));  // what is deleted inside is free again outside
-  return context.Mount(MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME);
+  return context.Mount(MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME);
+}
+
+}  // namespace
+
+Result<std::pair<UniqueFd, UniqueFd>> MountImage(const std::string& path) {
+  UniqueFd file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  if (!file.valid()) return ErrnoStatus("opening " + path);
+  std::string name;
+  ASSIGN_OR_RETURN(UniqueFd device, Attach(file.get(), &name));
+  if (::unlink(path.c_str()) != 0) return ErrnoStatus("unlinking " + path);
+  ASSIGN_OR_RETURN(UniqueFd first, MountDevice(name));
+  ASSIGN_OR_RETURN(UniqueFd second, MountDevice(name));
+  return std::make_pair(std::move(first), std::move(second));
 }
 
 void AbandonWrites(int root) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "base/fd.h"
 #include "base/status.h"
@@ -15,8 +16,9 @@ namespace lydian::os {
 Status MakeImage(const std::string& path, uint64_t bytes);
 // A sparse copy: only what is written is read.
 Status CopySparse(const std::string& from, const std::string& to);
-// Attaches the file to a loop device and mounts it, detached; then unlinks it.
-Result<UniqueFd> MountImage(const std::string& path);
+// Attaches the file to a loop device and mounts it twice, detached, so that one of the two can be given an id
+// mapping; then unlinks it.
+Result<std::pair<UniqueFd, UniqueFd>> MountImage(const std::string& path);
 
 // Gives up what the file system has not written yet: it is about to be thrown away. `root`: an open folder of
 // it.

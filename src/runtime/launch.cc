@@ -48,7 +48,8 @@ Status RuntimeImpl::FillInit(const StartPlan& plan, const Container& container, 
                  mount.optional,
                  -1,
                  true};
-    if (mount.kind == MountStep::kBind) {
+    if (mount.kind == MountStep::kBind || mount.kind == MountStep::kTree) {
+      raw.kind = MountStep::kBind;  // once it is made, the one is moved in like the other
       raw.fd = binds[next_bind++].get();
       struct stat info {};
       if (::fstat(raw.fd, &info) != 0) return ErrnoStatus("looking at " + mount.source);
@@ -109,7 +110,7 @@ Status RuntimeImpl::RunHelper(const StartPlan* plan, Container* container, std::
     container->init_pid = report.init_pid;
     container->init_pidfd.reset(report.init_pidfd);
   }
-  if (plan != nullptr && !held.writable_dir.empty()) {
+  if (plan != nullptr && held.kept.valid()) {
     for (size_t i = 0; i < plan->mounts.size(); ++i) {
       if (report.made[i]) held.made.push_back(plan->mounts[i].target);
     }

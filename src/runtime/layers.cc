@@ -46,22 +46,22 @@ constexpr const char* kOptions[][2] = {
 
 }  // namespace
 
-Result<UniqueFd> QuotaPool::Take(uint64_t bytes) {
+Result<QuotaDisk> QuotaPool::Take(uint64_t bytes) {
   if (bytes == usual_bytes_ && !pool_.empty()) {
-    UniqueFd mount = std::move(pool_.front());
+    QuotaDisk disk = std::move(pool_.front());
     pool_.pop_front();
-    return mount;
+    return disk;
   }
   return Make(bytes);
 }
 
 Status QuotaPool::AddToPool() {
-  ASSIGN_OR_RETURN(UniqueFd mount, Make(usual_bytes_));
-  pool_.push_back(std::move(mount));
+  ASSIGN_OR_RETURN(QuotaDisk disk, Make(usual_bytes_));
+  pool_.push_back(std::move(disk));
   return OkStatus();
 }
 
-Result<UniqueFd> QuotaPool::Make(uint64_t bytes) {
+Result<QuotaDisk> QuotaPool::Make(uint64_t bytes) {
   const std::string image = dir_ + "/quota-" + std::to_string(++next_) + ".img";
   const std::string sample = dir_ + "/quota-template.img";
   if (bytes == usual_bytes_) {
@@ -77,8 +77,12 @@ Result<UniqueFd> QuotaPool::Make(uint64_t bytes) {
     ::unlink(image.c_str());
     return mount.status();
   }
-  RETURN_IF_ERROR(MakeUpperAndWork(mount->get()));
-  return mount;
+  RETURN_IF_ERROR(MakeUpperAndWork(mount->first.get()));
+  QuotaDisk disk;
+  disk.mount = std::move(mount->first);
+  disk.plain.reset(::openat(mount->second.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!disk.plain.valid()) return ErrnoStatus("opening a writable layer");
+  return disk;
 }
 
 Result<UniqueFd> OpenWritableDir(const std::string& dir) {
@@ -86,6 +90,16 @@ Result<UniqueFd> OpenWritableDir(const std::string& dir) {
   ASSIGN_OR_RETURN(UniqueFd mount, os::CloneTree(AT_FDCWD, dir));
   RETURN_IF_ERROR(MakeUpperAndWork(mount.get()));
   return mount;
+}
+
+Result<UniqueFd> CloneLayer(const std::string& path, int user_ns) {
+  ASSIGN_OR_RETURN(UniqueFd layer, os::CloneTree(AT_FDCWD, path));
+  struct stat info {};
+  if (::fstat(layer.get(), &info) != 0) return ErrnoStatus("looking at layer " + path);
+  if (!S_ISDIR(info.st_mode)) return ErrnoStatus("layer " + path, ENOTDIR);
+  constexpr uint64_t kQuiet = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+  RETURN_IF_ERROR(os::ChangeMount(layer.get(), kQuiet, user_ns).With("layer " + path));
+  return layer;
 }
 
 const char* OverlayModeName(OverlayMode mode) {
@@ -131,37 +145,36 @@ Status Overlays::Try() {
     auto writable = OpenWritableDir(trial);
     status = writable.status();
     if (status.ok()) {
-      StartPlan plan;
-      plan.lowers = {trial + "/lower"};
-      plan.writable_dir = trial;
-      status = Make(plan, std::move(*writable), -1, 0).status();
+      status = Make({trial + "/lower"}, std::move(*writable), true, -1, 0).status();
     }
   }
   Status removed = RemoveTree(trial);
   return status.ok() ? removed : status;
 }
 
-Result<UniqueFd> Overlays::Make(const StartPlan& plan, UniqueFd writable, int user_ns, uint32_t base) {
-  if (user_ns >= 0) RETURN_IF_ERROR(os::ChangeMount(writable.get(), 0, user_ns).With("writable layer"));
+Result<UniqueFd> Overlays::Make(const std::vector<std::string>& paths, UniqueFd writable, bool keep,
+                                int user_ns, uint32_t base) {
+  if (writable.valid()) {
+    constexpr uint64_t kQuiet = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+    RETURN_IF_ERROR(os::ChangeMount(writable.get(), kQuiet, user_ns).With("writable layer"));
+  }
   std::vector<UniqueFd> lowers;
-  for (const auto& path : plan.lowers) {
-    ASSIGN_OR_RETURN(UniqueFd layer, os::CloneTree(AT_FDCWD, path));
-    struct stat info {};
-    if (::fstat(layer.get(), &info) != 0) return ErrnoStatus("looking at layer " + path);
-    if (!S_ISDIR(info.st_mode)) return ErrnoStatus("layer " + path, ENOTDIR);
-    RETURN_IF_ERROR(os::ChangeMount(layer.get(), MOUNT_ATTR_RDONLY, user_ns).With("layer " + path));
+  for (const auto& path : paths) {
+    ASSIGN_OR_RETURN(UniqueFd layer, CloneLayer(path, user_ns));
     lowers.push_back(std::move(layer));
   }
-  const bool keep = !plan.writable_dir.empty();
   Result<UniqueFd> overlay = Internal("no overlay");
   if (mode_ == OverlayMode::kAttached) {
     overlay = MakeAttached(lowers, writable.get(), keep, base);
   } else {
-    ASSIGN_OR_RETURN(UniqueFd upper, OpenDir(writable.get(), "upper"));
-    ASSIGN_OR_RETURN(UniqueFd work, OpenDir(writable.get(), "work"));
+    UniqueFd upper, work;
+    if (writable.valid()) {
+      ASSIGN_OR_RETURN(upper, OpenDir(writable.get(), "upper"));
+      ASSIGN_OR_RETURN(work, OpenDir(writable.get(), "work"));
+    }
     overlay = MakeByContext(lowers, upper.get(), work.get(), keep, base);
   }
-  if (overlay.ok()) RETURN_IF_ERROR(CheckWritable(overlay->get()));
+  if (overlay.ok() && writable.valid()) RETURN_IF_ERROR(CheckWritable(overlay->get()));
   return overlay;
 }
 
@@ -173,14 +186,16 @@ Result<UniqueFd> Overlays::MakeByContext(const std::vector<UniqueFd>& lowers, in
   };
   RETURN_IF_ERROR(context.Set("source", "lydian"));
   for (size_t i = lowers.size(); i-- > 0;) RETURN_IF_ERROR(set("lowerdir+", lowers[i].get()));  // top first
-  RETURN_IF_ERROR(set("upperdir", upper));
-  RETURN_IF_ERROR(set("workdir", work));
+  if (upper >= 0) {
+    RETURN_IF_ERROR(set("upperdir", upper));
+    RETURN_IF_ERROR(set("workdir", work));
+  }
   for (const auto& option : kOptions) RETURN_IF_ERROR(context.Set(option[0], option[1]));
   // A layer that is thrown away need never reach the disk.
-  if (!keep) RETURN_IF_ERROR(context.SetFlag("volatile"));
+  if (!keep && upper >= 0) RETURN_IF_ERROR(context.SetFlag("volatile"));
   // What overlayfs makes in work belongs to the mapped root; ids without a mapping would make it read-only.
   os::ScopedFsIds ids(base, base);
-  return context.Mount(MOUNT_ATTR_NODEV);
+  return context.Mount(MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID);
 }
 
 Result<UniqueFd> Overlays::MakeAttached(const std::vector<UniqueFd>& lowers, int writable, bool keep,
@@ -203,17 +218,19 @@ Result<UniqueFd> Overlays::MakeAttached(const std::vector<UniqueFd>& lowers, int
     }
     if (::mkdirat(dir.get(), "w", 0755) != 0 || ::mkdirat(dir.get(), "o", 0755) != 0)
       return ErrnoStatus("creating folders");
-    RETURN_IF_ERROR(os::MoveMount(writable, dir.get(), "w"));
-    options += ",upperdir=w/upper,workdir=w/work";
+    if (writable >= 0) {
+      RETURN_IF_ERROR(os::MoveMount(writable, dir.get(), "w"));
+      options += ",upperdir=w/upper,workdir=w/work";
+    }
     for (const auto& option : kOptions) options += std::string(",") + option[0] + "=" + option[1];
-    if (!keep) options += ",volatile";
+    if (!keep && writable >= 0) options += ",volatile";
     if (options.size() > 4000) return InvalidArgument("too many layers for this kernel");
     UniqueFd before(::open(".", O_PATH | O_DIRECTORY | O_CLOEXEC));
     if (::fchdir(dir.get()) != 0) return ErrnoStatus("entering " + scratch);
     int failed;
     {
       os::ScopedFsIds ids(base, base);
-      failed = ::mount("lydian", "o", "overlay", MS_NODEV, options.c_str()) != 0 ? errno : 0;
+      failed = ::mount("lydian", "o", "overlay", MS_NODEV | MS_NOSUID, options.c_str()) != 0 ? errno : 0;
     }
     if (::fchdir(before.get()) != 0) return ErrnoStatus("leaving " + scratch);
     if (failed != 0) return ErrnoStatus("mounting overlay", failed);

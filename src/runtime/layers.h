@@ -14,27 +14,35 @@
 
 namespace lydian::runtime {
 
+struct QuotaDisk {
+  UniqueFd mount;  // to be given an id mapping, and to an overlay
+  UniqueFd plain;  // its root by a mount of its own that shows owner ids as they are stored
+};
+
 // Ready ext4 file systems of a fixed size, each with empty folders `upper` and `work` owned by 0.
 class QuotaPool {
  public:
   QuotaPool(std::string dir, uint64_t usual_bytes) : dir_(std::move(dir)), usual_bytes_(usual_bytes) {}
-  Result<UniqueFd> Take(uint64_t bytes);
+  Result<QuotaDisk> Take(uint64_t bytes);
   Status AddToPool();
   size_t pooled() const { return pool_.size(); }
   void Drain() { pool_.clear(); }
 
  private:
-  Result<UniqueFd> Make(uint64_t bytes);
+  Result<QuotaDisk> Make(uint64_t bytes);
 
   std::string dir_;
   uint64_t usual_bytes_;
   uint64_t next_ = 0;
   bool have_template_ = false;
-  std::deque<UniqueFd> pool_;
+  std::deque<QuotaDisk> pool_;
 };
 
 // The kept writable layer of a build: makes `upper` and `work` in `dir` and gives a detached mount of it.
 Result<UniqueFd> OpenWritableDir(const std::string& dir);
+// A layer as a detached mount: read-only, no set-user-id, no devices, seen with the ids of `user_ns` (-1: as
+// stored).
+Result<UniqueFd> CloneLayer(const std::string& path, int user_ns);
 
 // How this kernel takes an overlay's layers, best first.
 enum class OverlayMode {
@@ -51,8 +59,10 @@ class Overlays {
   static Result<std::unique_ptr<Overlays>> Create(const std::string& dir);
   static Result<std::unique_ptr<Overlays>> CreateWith(const std::string& dir, OverlayMode mode);
   // `writable`: a mount that holds upper and work; it is given the container's id mapping and belongs to the
-  // overlay then.
-  Result<UniqueFd> Make(const StartPlan& plan, UniqueFd writable, int user_ns, uint32_t base);
+  // overlay then. None: a read-only overlay of at least two layers. `keep`: what is written must reach the
+  // disk.
+  Result<UniqueFd> Make(const std::vector<std::string>& lowers, UniqueFd writable, bool keep, int user_ns,
+                        uint32_t base);
   OverlayMode mode() const { return mode_; }
 
  private:

@@ -57,6 +57,32 @@ void AddStandardMounts(StartPlan* plan) {
   }
 }
 
+Status CheckLowers(const std::vector<std::string>& lowers) {
+  for (const auto& lower : lowers)
+    if (!GoodAbsolute(lower)) return InvalidArgument("layer \"" + lower + "\" is not an absolute path");
+  return lowers.size() > 400 ? InvalidArgument("more than 400 layers") : OkStatus();
+}
+
+// Nothing in it is ever run.
+Status AddTree(const Mount& mount, StartPlan* plan) {
+  MountStep step;
+  step.kind = MountStep::kTree;
+  step.target = mount.target();
+  step.attributes = kInert;
+  step.lowers.assign(mount.lowers().begin(), mount.lowers().end());
+  RETURN_IF_ERROR(CheckLowers(step.lowers).With("mount of " + mount.target()));
+  step.writable_dir = mount.writable_dir();
+  if (step.writable_dir.empty()) {
+    if (step.lowers.empty()) return InvalidArgument("mount of " + mount.target() + " has no layers");
+    step.attributes |= MOUNT_ATTR_RDONLY;
+  } else if (!GoodAbsolute(step.writable_dir)) {
+    return InvalidArgument("writable_dir \"" + step.writable_dir + "\" is not an absolute path");
+  }
+  step.source = std::to_string(step.lowers.size()) + " layers";
+  plan->mounts.push_back(std::move(step));
+  return OkStatus();
+}
+
 Status AddMounts(const Job& job, StartPlan* plan) {
   for (const auto& mount : job.mounts()) {
     if (!GoodAbsolute(mount.target()))
@@ -76,6 +102,8 @@ Status AddMounts(const Job& job, StartPlan* plan) {
                               kQuiet | (mount.read_only() ? MOUNT_ATTR_RDONLY : 0u),
                               false,
                               mount.idmap()});
+    } else if (mount.kind() == Mount::OVERLAY) {
+      RETURN_IF_ERROR(AddTree(mount, plan));
     } else {
       return InvalidArgument("mount of " + mount.target() + " has no kind");
     }
@@ -86,7 +114,7 @@ Status AddMounts(const Job& job, StartPlan* plan) {
 std::string Mebi(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
 std::string DescribeMount(const MountStep& mount) {
-  static constexpr const char* kKinds[] = {"", "bind ", "own ", "read-only ", "masked"};
+  static constexpr const char* kKinds[] = {"", "bind ", "tree of ", "own ", "read-only ", "masked"};
   std::string text = std::string(kKinds[mount.kind]) + (mount.kind == MountStep::kSelf ? "" : mount.source);
   if (mount.kind != MountStep::kSelf && mount.kind != MountStep::kMask &&
       (mount.attributes & MOUNT_ATTR_RDONLY) != 0) {
@@ -148,14 +176,14 @@ Result<StartPlan> MakeStartPlan(const Job& job, const RuntimeOptions& options) {
   plan.lowers.assign(rootfs.lowers().begin(), rootfs.lowers().end());
   if (!rootfs.existing_root().empty()) plan.lowers.insert(plan.lowers.begin(), rootfs.existing_root());
   if (plan.lowers.empty()) return InvalidArgument("the root file system has no layers");
-  for (const auto& lower : plan.lowers) {
-    if (!GoodAbsolute(lower)) return InvalidArgument("layer \"" + lower + "\" is not an absolute path");
-  }
-  if (plan.lowers.size() > 400) return InvalidArgument("more than 400 layers");
+  RETURN_IF_ERROR(CheckLowers(plan.lowers));
   if (!rootfs.writable_dir().empty() && !GoodAbsolute(rootfs.writable_dir())) {
     return InvalidArgument("writable_dir \"" + rootfs.writable_dir() + "\" is not an absolute path");
   }
   plan.writable_dir = rootfs.writable_dir();
+  plan.hand_over = rootfs.hand_over();
+  if (plan.hand_over && !plan.writable_dir.empty())
+    return InvalidArgument("hand_over is for a writable layer of the runtime's own, not for writable_dir");
   plan.quota_bytes = rootfs.quota_bytes() != 0 ? rootfs.quota_bytes() : options.disk_bytes;
   plan.quota_bytes = std::max<uint64_t>(plan.quota_bytes, uint64_t{16} << 20) & ~uint64_t{4095};
   plan.read_only = rootfs.read_only();
@@ -187,8 +215,10 @@ Plan DescribePlan(const StartPlan& plan, const Job& job, const RuntimeOptions& o
   add("network",
       plan.nat ? "user and network namespace with eth0 on " + options.instance + ", NAT, out of the pool"
                : "user and network namespace, lo only");
-  add("quota", plan.writable_dir.empty() ? "ext4 of " + Mebi(plan.quota_bytes) + " on a loop device"
-                                         : "kept: " + plan.writable_dir + "/upper");
+  add("quota", plan.bare_root()             ? "none: nothing is written"
+               : !plan.writable_dir.empty() ? "kept: " + plan.writable_dir + "/upper"
+                                            : "ext4 of " + Mebi(plan.quota_bytes) + " on a loop device" +
+                                                  (plan.hand_over ? ", handed over" : ""));
   add("cgroup",
       options.instance + "/" + job.container_id() + ": memory " +
           (plan.memory_bytes == 0 ? "what is left" : Mebi(plan.memory_bytes)) + ", cpu " +
@@ -198,7 +228,7 @@ Plan DescribePlan(const StartPlan& plan, const Job& job, const RuntimeOptions& o
   for (const auto& lower : plan.lowers) lowers += (lowers.empty() ? "" : " < ") + lower;
   add("overlay", lowers + (plan.read_only ? " (read-only)" : ""));
   for (const auto& mount : plan.mounts) {
-    if (mount.kind == MountStep::kBind) add("bind", DescribeMount(mount));
+    if (mount.kind == MountStep::kBind || mount.kind == MountStep::kTree) add("bind", DescribeMount(mount));
   }
   if (job.api_socket()) add("sockets", std::string("listening at ") + kApiSocket);
   if (job.http_listener()) add("sockets", std::string("listening at ") + kInsideAddress + ":80");

@@ -17,6 +17,7 @@ struct MountStep {
   enum Kind {
     kFileSystem,  // a new instance of `source`, made inside the container's namespaces
     kBind,        // a folder or file of the host, made outside and moved in
+    kTree,        // layers as a tree beside the container's own, made outside and moved in
     kOwn,         // a part of the container's own tmpfs: "dev", "etc/hosts"
     kSelf,        // a path inside, over itself: to make it read-only
     kMask,        // an empty read-only folder or /dev/null over something that nobody needs to see
@@ -27,11 +28,14 @@ struct MountStep {
   uint64_t attributes = 0;           // MOUNT_ATTR_*
   bool optional = false;             // a target that isn't there is left out
   bool idmap = false;
+  std::vector<std::string> lowers;  // kTree, bottom first
+  std::string writable_dir;         // kTree; "" = read-only
 };
 
 struct StartPlan {
   std::vector<std::string> lowers;  // bottom first
   std::string writable_dir;         // "" = a quota image
+  bool hand_over = false;           // the quota image outlives the container
   uint64_t quota_bytes = 0;
   bool read_only = false;
   std::vector<MountStep> mounts;
@@ -40,6 +44,8 @@ struct StartPlan {
   bool build = false;
   uint64_t memory_bytes = 0;
   uint32_t pids = 0;
+  // A tree of ours that nothing is written to: it is the root as it stands, without an overlay.
+  bool bare_root() const { return read_only && lowers.size() == 1 && writable_dir.empty() && !hand_over; }
 };
 
 Result<StartPlan> MakeStartPlan(const Job& job, const RuntimeOptions& options);

@@ -42,6 +42,7 @@ struct Container {
   UniqueFd init_pidfd;
   Process main;
   UniqueFd api_listener, http_listener, netns;
+  UniqueFd writable;  // of RootFs.hand_over
   std::string upper, ip;
   std::vector<Phase> phases;
   struct Held;  // namespaces, cgroup, network pair, quota image: freed by Remove

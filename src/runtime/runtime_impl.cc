@@ -167,16 +167,7 @@ Status RuntimeImpl::Build(const Job& job, std::vector<UniqueFd> stdio, Container
   steps->Done("network");
 
   steps->Begin("quota");
-  UniqueFd writable;
-  if (plan.writable_dir.empty()) {
-    ASSIGN_OR_RETURN(writable, quotas_->Take(plan.quota_bytes));
-    held.disk.reset(::openat(writable.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!held.disk.valid()) return ErrnoStatus("opening the writable layer");
-  } else {
-    ASSIGN_OR_RETURN(writable, OpenWritableDir(plan.writable_dir));
-    held.writable_dir = plan.writable_dir;
-    container->upper = plan.writable_dir + "/upper";
-  }
+  ASSIGN_OR_RETURN(UniqueFd writable, TakeWritable(plan, container));
   steps->Done("quota");
 
   steps->Begin("cgroup");
@@ -184,8 +175,7 @@ Status RuntimeImpl::Build(const Job& job, std::vector<UniqueFd> stdio, Container
   steps->Done("cgroup");
 
   steps->Begin("overlay");
-  ASSIGN_OR_RETURN(UniqueFd overlay,
-                   overlays_->Make(plan, std::move(writable), held.pair.user_ns.get(), held.pair.base));
+  ASSIGN_OR_RETURN(UniqueFd overlay, MakeRoot(plan, std::move(writable), held.pair));
   steps->Done("overlay");
 
   steps->Begin("bind");
@@ -203,6 +193,33 @@ Status RuntimeImpl::Build(const Job& job, std::vector<UniqueFd> stdio, Container
   RETURN_IF_ERROR(RunHelper(&plan, container, std::move(helper), &container->main, steps));
   held.pair.own_files.reset();
   return OkStatus();
+}
+
+Result<UniqueFd> RuntimeImpl::TakeWritable(const StartPlan& plan, Container* container) {
+  auto& held = *container->held;
+  if (plan.bare_root()) return UniqueFd();
+  if (!plan.writable_dir.empty()) {
+    ASSIGN_OR_RETURN(UniqueFd writable, OpenWritableDir(plan.writable_dir));
+    container->upper = plan.writable_dir + "/upper";
+    held.kept.reset(::open(plan.writable_dir.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!held.kept.valid()) return ErrnoStatus("opening the writable layer");
+    return writable;
+  }
+  ASSIGN_OR_RETURN(QuotaDisk disk, quotas_->Take(plan.quota_bytes));
+  if (!plan.hand_over) {
+    held.disk = std::move(disk.plain);
+    return std::move(disk.mount);
+  }
+  ASSIGN_OR_RETURN(held.kept, Duplicate(disk.plain.get()));
+  container->writable = std::move(disk.plain);
+  return std::move(disk.mount);
+}
+
+Result<UniqueFd> RuntimeImpl::MakeRoot(const StartPlan& plan, UniqueFd writable, const Pair& pair) {
+  const int user_ns = pair.user_ns.get();
+  if (plan.bare_root()) return CloneLayer(plan.lowers[0], user_ns);
+  const bool keep = !plan.writable_dir.empty() || plan.hand_over;
+  return overlays_->Make(plan.lowers, std::move(writable), keep, user_ns, pair.base);
 }
 
 Result<std::unique_ptr<Helper>> RuntimeImpl::MakeCgroup(const Job& job, const StartPlan& plan,
@@ -300,7 +317,7 @@ Status RuntimeImpl::MakeApiSocket(int overlay, Container* container) {
   if (::fchmodat(run.get(), name, 0666, 0) != 0) return ErrnoStatus(std::string("opening up ") + kApiSocket);
   if (::listen(fd.get(), 1024) != 0) return ErrnoStatus(std::string("listening at ") + kApiSocket);
   container->api_listener = std::move(fd);
-  if (!held.writable_dir.empty()) {
+  if (held.kept.valid()) {
     container->held->made.push_back(kApiSocket);
     if (!had_run) container->held->made.push_back("/run");
   }
@@ -310,6 +327,10 @@ Status RuntimeImpl::MakeApiSocket(int overlay, Container* container) {
 Result<std::vector<UniqueFd>> RuntimeImpl::OpenBinds(const StartPlan& plan, const Pair& pair) {
   std::vector<UniqueFd> binds;
   for (const auto& mount : plan.mounts) {
+    if (mount.kind == MountStep::kTree) {
+      ASSIGN_OR_RETURN(UniqueFd tree, OpenTree(mount, pair));
+      binds.push_back(std::move(tree));
+    }
     if (mount.kind != MountStep::kBind) continue;
     ASSIGN_OR_RETURN(UniqueFd fd, os::CloneTree(AT_FDCWD, mount.source));
     RETURN_IF_ERROR(os::ChangeMount(fd.get(), mount.attributes, mount.idmap ? pair.user_ns.get() : -1)
@@ -317,6 +338,29 @@ Result<std::vector<UniqueFd>> RuntimeImpl::OpenBinds(const StartPlan& plan, cons
     binds.push_back(std::move(fd));
   }
   return binds;
+}
+
+// Layers that are not the container's own root, for work on them from beside: nothing of it is ever run.
+Result<UniqueFd> RuntimeImpl::OpenTree(const MountStep& mount, const Pair& pair) {
+  const int user_ns = pair.user_ns.get();
+  Result<UniqueFd> tree = Internal("no tree");
+  if (mount.lowers.empty()) {
+    RETURN_IF_ERROR(OpenWritableDir(mount.writable_dir).status());  // makes `upper`
+    tree = os::CloneTree(AT_FDCWD, mount.writable_dir + "/upper");
+    if (tree.ok()) RETURN_IF_ERROR(os::ChangeMount(tree->get(), mount.attributes, user_ns));
+  } else if (mount.writable_dir.empty() && mount.lowers.size() == 1) {
+    tree = CloneLayer(mount.lowers[0], user_ns);
+    if (tree.ok()) RETURN_IF_ERROR(os::ChangeMount(tree->get(), mount.attributes));
+  } else {
+    UniqueFd writable;
+    if (!mount.writable_dir.empty()) {
+      ASSIGN_OR_RETURN(writable, OpenWritableDir(mount.writable_dir));
+    }
+    const bool keep = writable.valid();
+    tree = overlays_->Make(mount.lowers, std::move(writable), keep, user_ns, pair.base);
+    if (tree.ok()) RETURN_IF_ERROR(os::ChangeMount(tree->get(), mount.attributes));
+  }
+  return std::move(tree).With("tree at " + mount.target);
 }
 
 Status RuntimeImpl::KillAll(Container& container) {
@@ -406,8 +450,8 @@ Status RuntimeImpl::Release(Container* container) {
 // A build's layer keeps nothing of what was only needed to mount over it: placeholders that are still empty,
 // the socket.
 void RuntimeImpl::TidyWritableDir(const Container::Held& held) {
-  if (held.writable_dir.empty() || held.made.empty()) return;
-  UniqueFd upper(::open((held.writable_dir + "/upper").c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!held.kept.valid() || held.made.empty()) return;
+  UniqueFd upper(::openat(held.kept.get(), "upper", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   if (!upper.valid()) return;
   std::vector<std::string> made = held.made;
   std::sort(made.begin(), made.end(),

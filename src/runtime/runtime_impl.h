@@ -26,7 +26,7 @@ struct Container::Held {
   uint64_t memory_limit = 0;  // its own, or what all containers share
   int oom_score_adj = 0;
   UniqueFd disk;                  // the quota file system, to be thrown away
-  std::string writable_dir;       // kept
+  UniqueFd kept;                  // the folder of `upper` and `work`, when what was written stays
   std::vector<std::string> made;  // targets of mounts that were made in it: taken away again if still empty
   std::vector<UniqueFd> exec_pidfds;
 };
@@ -61,7 +61,11 @@ class RuntimeImpl : public Runtime {
   Status WriteOwnFiles(const StartPlan& plan, const Pair& pair);
   Status AddDevices(const Job& job, const Pair& pair);
   Status MakeApiSocket(int overlay, Container* container);
+  // The writable layer: kept, handed over or thrown away.
+  Result<UniqueFd> TakeWritable(const StartPlan& plan, Container* container);
+  Result<UniqueFd> MakeRoot(const StartPlan& plan, UniqueFd writable, const Pair& pair);
   Result<std::vector<UniqueFd>> OpenBinds(const StartPlan& plan, const Pair& pair);
+  Result<UniqueFd> OpenTree(const MountStep& mount, const Pair& pair);
   Result<std::unique_ptr<Helper>> MakeHelper(const os::Cgroup& group);
   Status FillInit(const StartPlan& plan, const Container& container, int overlay,
                   const std::vector<UniqueFd>& binds, Helper* helper);

@@ -274,6 +274,7 @@ Status Keeper::AddFds(const Entry& entry, ContainerInfo* info, Fds* out) {
   RETURN_IF_ERROR(AddFd("api_listener", container.api_listener, info->mutable_fds(), out));
   RETURN_IF_ERROR(AddFd("http_listener", container.http_listener, info->mutable_fds(), out));
   RETURN_IF_ERROR(AddFd("netns", container.netns, info->mutable_fds(), out));
+  RETURN_IF_ERROR(AddFd("writable", container.writable, info->mutable_fds(), out));
   int at = 0;
   for (const auto& [exec_id, exec] : entry.execs) {
     RETURN_IF_ERROR(AddProcessFds(exec.process, info->mutable_execs(at++)->mutable_fds(), out));

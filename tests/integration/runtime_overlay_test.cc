@@ -29,10 +29,8 @@ Status TryMode(OverlayMode mode, const std::string& dir, bool keep) {
   ASSIGN_OR_RETURN(auto overlays, Overlays::CreateWith(dir, mode));
   ASSIGN_OR_RETURN(auto namespaces, os::MakeUserAndNet(kBase, 65536));
   ASSIGN_OR_RETURN(UniqueFd writable, OpenWritableDir(dir + "/w"));
-  StartPlan plan;
-  for (const char* layer : {"/a", "/b", "/c"}) plan.lowers.push_back(dir + layer);
-  if (keep) plan.writable_dir = dir + "/w";
-  ASSIGN_OR_RETURN(UniqueFd overlay, overlays->Make(plan, std::move(writable), namespaces.user.get(), kBase));
+  ASSIGN_OR_RETURN(UniqueFd overlay, overlays->Make({dir + "/a", dir + "/b", dir + "/c"}, std::move(writable),
+                                                    keep, namespaces.user.get(), kBase));
   os::ScopedFsIds ids(kBase, kBase);
   auto at = [&](const std::string& path) { return "/proc/self/fd/" + std::to_string(overlay.get()) + path; };
   ASSIGN_OR_RETURN(std::string who, ReadFile(at("/opt/who")));
