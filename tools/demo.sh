@@ -74,7 +74,8 @@ start_lydian() {
     say "up already"
     return
   fi
-  "$lydian" up --background --state "$state" --listen "$listen"
+  # Whoever tries it out builds his own images: they may use the indexes and proxies that this machine is set to.
+  "$lydian" up --background --lend-host-settings --state "$state" --listen "$listen"
 }
 
 # The address that the running one listens at: a Lydian that was up before need not have the default.

@@ -45,7 +45,8 @@ Status WriteFileAtomic(const std::string& path, std::string_view data, int mode 
 Status WriteAll(int fd, std::string_view data);
 // mkdir -p.
 Status MakeDirs(const std::string& path, int mode = 0755);
-// rm -rf; a path that isn't there is fine. Follows no symlink, crosses no mount, whatever the depth (base/tree.h).
+// rm -rf; a path that isn't there is fine. Follows no symlink, crosses no mount, whatever the depth
+// (base/tree.h).
 Status RemoveTree(const std::string& path);
 bool Exists(const std::string& path);
 

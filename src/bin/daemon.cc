@@ -53,6 +53,12 @@ Result<DaemonArgs> ParseArgs(int argc, char** argv) {
       RETURN_IF_ERROR(ParseNumber(key, value, &args.disk_bytes));
     } else if (key == "--pids") {
       RETURN_IF_ERROR(ParseNumber(key, value, &args.pids));
+    } else if (key == "--lend-host-settings") {
+      args.lend_host_settings = value == "1";
+    } else if (key == "--step-timeout") {
+      RETURN_IF_ERROR(ParseNumber(key, value, &args.step_timeout_s));
+    } else if (key == "--build-timeout") {
+      RETURN_IF_ERROR(ParseNumber(key, value, &args.build_timeout_s));
     }  // else: of a newer `up`
   }
   if (args.state_dir.empty() || args.instance.empty())

@@ -25,6 +25,9 @@ struct DaemonArgs {
   uint64_t memory_reserve_bytes = 0;
   uint64_t disk_bytes = uint64_t{20} << 30;
   uint32_t pids = 4096;
+  bool lend_host_settings = false;  // worker: these three are the builder's
+  uint32_t step_timeout_s = 3600;
+  uint32_t build_timeout_s = 4 * 3600;
 
   // Inherited sockets that listen. control: "api", "link", "admin". worker: "admin". spawner: "spawner", and
   // the others' under other names, only kept. Never to be closed: a later `up` takes them from here.

@@ -166,10 +166,20 @@ Status Supervise(const UpOptions& options, Announcer& announcer) {
   supervisor_options.listen = options.listen;
   supervisor_options.executable = executable.get();
   supervisor_options.init_path = init_path;
-  supervisor_options.daemon_args = {"--address-range",  options.address_range,
-                                    "--memory-reserve", std::to_string(options.memory_reserve_bytes),
-                                    "--disk",           std::to_string(options.disk_bytes),
-                                    "--pids",           std::to_string(options.pids)};
+  supervisor_options.daemon_args = {"--address-range",
+                                    options.address_range,
+                                    "--memory-reserve",
+                                    std::to_string(options.memory_reserve_bytes),
+                                    "--disk",
+                                    std::to_string(options.disk_bytes),
+                                    "--pids",
+                                    std::to_string(options.pids),
+                                    "--lend-host-settings",
+                                    std::to_string(options.lend_host_settings ? 1 : 0),
+                                    "--step-timeout",
+                                    std::to_string(options.step_timeout_s),
+                                    "--build-timeout",
+                                    std::to_string(options.build_timeout_s)};
   supervisor_options.control_uid = user.pw_uid;
   supervisor_options.control_gid = user.pw_gid;
   supervisor_options.say = [&](const std::string& line) { announcer.Say(line); };

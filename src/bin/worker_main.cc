@@ -30,6 +30,9 @@ Status Serve(const DaemonArgs& args) {
   options.spawner_socket = args.spawner_socket;
   options.cache_dir = CacheDir();
   options.memory_reserve_bytes = args.memory_reserve_bytes;
+  options.lend_host_settings = args.lend_host_settings;
+  options.step_timeout_s = args.step_timeout_s;
+  options.build_timeout_s = args.build_timeout_s;
   UniqueFd admin;
   if (args.fd("admin") >= 0) {
     ASSIGN_OR_RETURN(admin, Duplicate(args.fd("admin")));

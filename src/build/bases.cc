@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -51,8 +52,9 @@ class Scratch {
 
 // One process at a time makes an entry of the cache; the others find it.
 Result<UniqueFd> LockCache(const std::string& file) {
-  UniqueFd fd(::open((file + ".lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+  UniqueFd fd(::open((file + ".lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!fd.valid()) return ErrnoStatus("creating " + file + ".lock");
+  ::fchmod(fd.get(), 0600);  // others could hold it and stall us; older versions made it readable for all
   while (::flock(fd.get(), LOCK_EX) != 0)
     if (errno != EINTR) return ErrnoStatus("locking " + file);
   return fd;
@@ -73,9 +75,27 @@ std::string TarballVersion(const std::string& file_name) {
   return version.substr(0, version.find_first_of("+~"));
 }
 
-BaseImages::BaseImages(BaseOptions options, image::LayerStore* layers, StepRunner* steps,
+BaseImages::BaseImages(BaseOptions options, image::LayerStore* layers, StepRunner* steps, StageTool* stage,
                        std::vector<Recipe> recipes)
-    : options_(std::move(options)), layers_(layers), steps_(steps), recipes_(std::move(recipes)) {}
+    : options_(std::move(options)),
+      layers_(layers),
+      steps_(steps),
+      stage_(stage),
+      recipes_(std::move(recipes)) {}
+
+Status BaseImages::Unpack(const StageTrees& trees, const std::string& archive, bool whiteouts,
+                          CancelToken* cancel) {
+  UniqueFd file(::open(archive.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!file.valid()) return ErrnoStatus("opening " + archive);
+  auto work = [&](StageWork& stage) {
+    StageUnpack unpack;
+    unpack.set_path("/");
+    unpack.set_whiteouts(whiteouts);
+    unpack.set_name(fs::path(archive).filename().string());
+    return stage.Unpack(std::move(unpack), std::move(file));
+  };
+  return stage_->Run(trees, {}, cancel, work).status();
+}
 
 std::string BaseImages::CacheDir(const std::string& part) const {
   return options_.cache_dir.empty() ? "" : options_.cache_dir + "/" + part;
@@ -193,7 +213,7 @@ Result<std::string> BaseImages::RootLayer(const Recipe& recipe, const LogSink& l
       ASSIGN_OR_RETURN(UniqueFd lock, LockCache(archive));
       if (Exists(archive)) {
         Say(log, "Unpacking the Debian " + recipe.suite + " root file system from " + archive);
-        RETURN_IF_ERROR(ExtractArchive(archive, upper, {.cancel = cancel}));
+        RETURN_IF_ERROR(Unpack({{}, transaction->dir(), {}}, archive, false, cancel));
       } else {
         RETURN_IF_ERROR(MakeRoot(recipe, upper, log, cancel));
         RETURN_IF_ERROR(PackArchive(upper, archive, cancel));
@@ -317,8 +337,7 @@ Result<std::string> BaseImages::Compile(const Recipe& recipe, const std::string&
       " > /apt.out 2>&1 || "
       "{ tail -n 30 /apt.out; exit 1; }\n" +
       Join(recipe.source.commands, "\n") + "\n";
-  StepCommand command{
-      .layer_ids = {root_layer}, .writable_dir = scratch, .argv = {"/bin/bash", "-c", script}};
+  StepCommand command{.layer_ids = {root_layer}, .own_dir = scratch, .argv = {"/bin/bash", "-c", script}};
   command.env = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8",
                  "SOURCE=" + inside,
                  "JOBS=" + std::to_string(std::max(1u, std::thread::hardware_concurrency()))};
@@ -348,10 +367,10 @@ Result<std::string> BaseImages::FinishLayer(const Recipe& recipe, const std::str
   if (layers_->Find(id).ok()) return id;
   ASSIGN_OR_RETURN(auto transaction, layers_->Begin());
   if (!product.archive.empty())
-    RETURN_IF_ERROR(ExtractArchive(product.archive, transaction->dir() + "/upper", {.cancel = cancel}));
+    RETURN_IF_ERROR(Unpack({{root_layer}, transaction->dir(), {}}, product.archive, false, cancel));
   if (!recipe.finish.empty()) {
     StepCommand command{.layer_ids = {root_layer},
-                        .writable_dir = transaction->dir(),
+                        .own_dir = transaction->dir(),
                         .argv = {"/bin/sh", "-ec", Join(recipe.finish, "\n")}};
     for (const auto& entry : recipe.env) command.env.push_back(Replace(entry, "${version}", product.version));
     ASSIGN_OR_RETURN(RunResult result, steps_->Run(command, log, cancel));

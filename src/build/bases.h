@@ -10,6 +10,7 @@
 #include "build/builder.h"
 #include "build/recipe.h"
 #include "build/single_flight.h"
+#include "build/stage_tool.h"
 #include "build/step_runner.h"
 
 namespace lydian::build {
@@ -23,7 +24,8 @@ struct BaseOptions {
 
 class BaseImages {
  public:
-  BaseImages(BaseOptions options, image::LayerStore* layers, StepRunner* steps, std::vector<Recipe> recipes);
+  BaseImages(BaseOptions options, image::LayerStore* layers, StepRunner* steps, StageTool* stage,
+             std::vector<Recipe> recipes);
 
   Result<ImageSpec> Get(const std::string& name, const LogSink& log, CancelToken* cancel);
   // An image whose Python is of this series ("3.11"), made if a recipe offers it: for work that needs that
@@ -47,6 +49,8 @@ class BaseImages {
   Status MakeRoot(const Recipe& recipe, const std::string& folder, const LogSink& log, CancelToken* cancel);
   Result<Product> SourceProduct(const Recipe& recipe, const std::string& root_layer, const LogSink& log,
                                 CancelToken* cancel);
+  Result<ImageSpec> ImportLayers(const image::Tree& archive, const std::string& config,
+                                 const std::vector<std::string>& layers, const std::string& note);
   Result<Product> FindProduct(const Recipe& recipe) const;
   Result<std::string> FetchSource(const Recipe& recipe, const std::string& folder, const LogSink& log,
                                   CancelToken* cancel);
@@ -54,11 +58,14 @@ class BaseImages {
                               const std::string& scratch, const LogSink& log, CancelToken* cancel);
   Result<std::string> FinishLayer(const Recipe& recipe, const std::string& root_layer, const Product& product,
                                   const LogSink& log, CancelToken* cancel);
+  // An archive's content into a transaction, over the layers it stands on.
+  Status Unpack(const StageTrees& trees, const std::string& archive, bool whiteouts, CancelToken* cancel);
   std::string CacheDir(const std::string& part) const;
 
   BaseOptions options_;
   image::LayerStore* layers_;
   StepRunner* steps_;
+  StageTool* stage_;
   std::vector<Recipe> recipes_;
   SingleFlight<ImageSpec> flights_;
   SingleFlight<std::string> root_flights_;

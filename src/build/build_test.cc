@@ -12,13 +12,13 @@
 #include "build/apt_sources.h"
 #include "build/bases.h"
 #include "build/container.h"
+#include "build/context_match.h"
 #include "build/host_process.h"
 #include "build/host_settings.h"
 #include "build/log_text.h"
 #include "build/recipe.h"
 #include "build/runtime_layers.h"
 #include "build/single_flight.h"
-#include "build/tree_copy.h"
 
 namespace lydian::build {
 namespace {
@@ -136,11 +136,11 @@ TEST(HostSettings, LendsWhatIsThereUnderNamesOfItsOwn) {
                                             {"PIP_FIND_LINKS", "/w http://l /none"},
                                             {"SECRET", "s"},
                                             {"https_proxy", "http://p"}};
-  auto settings =
-      FindHostSettings([&](const std::string& key) { return env.contains(key) ? env[key] : ""; },
-                       [](const std::string& path) {
-                         return path == "/etc/ssl/cert.pem" || path == "/w" || path == "/etc/pip.conf";
-                       });
+  auto settings = FindHostSettings(
+      Lending::kAll, [&](const std::string& key) { return env.contains(key) ? env[key] : ""; },
+      [](const std::string& path) {
+        return path == "/etc/ssl/cert.pem" || path == "/w" || path == "/etc/pip.conf";
+      });
   EXPECT_EQ(settings.mounts.size(), 3u);
   for (const auto& mount : settings.mounts)
     EXPECT_TRUE(mount.read_only() && mount.target().starts_with(kBorrowedDir));

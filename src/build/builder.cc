@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <deque>
+#include <filesystem>
 #include <map>
 #include <mutex>
 
@@ -16,6 +17,7 @@
 #include "build/image_build.h"
 #include "build/mount_layer.h"
 #include "build/runtime_layers.h"
+#include "build/stage_tool.h"
 #include "build/step_runner.h"
 
 namespace lydian::build {
@@ -24,18 +26,30 @@ namespace {
 constexpr size_t kReplayBytes = size_t{1} << 20;
 constexpr size_t kErrorBytes = 3800;  // a status text stays under 4 KiB
 
-// Where base recipes lie: as told, beside the executable, installed, in the source tree.
-std::string FindRecipes(const std::string& told) {
-  if (!told.empty()) return told;
+// What comes with the executable: beside it, where packages put it, or in the build tree. "" = nowhere.
+std::string FindNear(std::initializer_list<const char*> places) {
   char path[PATH_MAX];
   ssize_t size = ::readlink("/proc/self/exe", path, sizeof path);
-  if (size > 0) {
-    std::string dir(path, static_cast<size_t>(size));
-    dir = dir.substr(0, dir.rfind('/'));
-    for (const char* near : {"/recipes", "/../share/lydian/recipes"})
-      if (Exists(dir + near)) return dir + near;
+  if (size <= 0) return "";
+  std::string dir(path, static_cast<size_t>(size));
+  dir = dir.substr(0, dir.rfind('/'));
+  for (const char* place : places) {
+    std::error_code error;
+    const auto found = std::filesystem::canonical(dir + place, error);
+    if (!error) return found.string();
   }
-  return LYDIAN_RECIPES_DIR;
+  return "";
+}
+
+// Where base recipes lie: as told, with the executable, in the source tree.
+std::string FindRecipes(const std::string& told) {
+  if (!told.empty()) return told;
+  std::string near = FindNear({"/recipes", "/../share/lydian/recipes"});
+  return near.empty() ? LYDIAN_RECIPES_DIR : near;
+}
+
+std::string FindStageTool() {
+  return FindNear({"/lydian-stage", "/../../guest/stage/lydian-stage", "/../libexec/lydian/lydian-stage"});
 }
 
 // A build that runs, and who listens.
@@ -83,6 +97,18 @@ BuildResult CancelledResult() {
   return result;
 }
 
+// Whatever is thrown (there is no memory, most likely) ends this piece of work alone.
+template <typename T>
+Result<T> Contained(const char* what, const std::function<Result<T>()>& work) {
+  try {
+    return work();
+  } catch (const std::exception& error) {
+    LOG_ERROR("work of the builder ended with an exception", {{"what", what}, {"error", error.what()}});
+    return ResourceExhausted(std::string(what) +
+                             " ended with an error of ours or for want of memory: " + error.what());
+  }
+}
+
 class BuilderImpl : public Builder {
  public:
   BuilderImpl(BuilderOptions options, image::LayerStore* layers, ContentSource* content, SpawnerRef spawner,
@@ -90,16 +116,22 @@ class BuilderImpl : public Builder {
       : options_(std::move(options)),
         layers_(layers),
         containers_(std::move(spawner)),
-        steps_(layers, &containers_),
-        bases_({options_.cache_dir, "", options_.state_dir + "/build", options_.debian_mirror}, layers,
-               &steps_, std::move(recipes)),
+        stage_(FindStageTool(), options_.state_dir + "/build/stage", layers, &containers_),
+        steps_({Scratch(options_), options_.lend_host_settings, options_.step_memory_bytes}, layers,
+               &containers_, &stage_),
+        bases_({options_.cache_dir, "", Scratch(options_), options_.debian_mirror}, layers, &steps_, &stage_,
+               std::move(recipes)),
         runtime_(options_.cache_dir, layers, &steps_, &bases_) {
-    tools_ = {layers_, &steps_, &bases_, &runtime_, {}, &step_flights_};
+    tools_ = {
+        layers_, &steps_, &stage_, &bases_, &runtime_, {}, &step_flights_, &clock_, options_.step_seconds};
     tools_.fetch = [content](const std::string& sha256) -> Result<std::string> {
       if (content == nullptr) return Unavailable("no source of files here");
       return content->Fetch(sha256);
     };
   }
+
+  static std::string Scratch(const BuilderOptions& options) { return options.state_dir + "/build"; }
+  Status Prepare() { return stage_.Prepare(); }
 
   ~BuilderImpl() override {
     stop_.Cancel();
@@ -112,6 +144,7 @@ class BuilderImpl : public Builder {
     builds_.Stop();
     assets_.Stop();
     mounts_.Stop();
+    clock_.Stop();
   }
 
   void Start(const BuildSpec& spec, std::function<void(BuildUpdate)> on_update) override {
@@ -159,8 +192,10 @@ class BuilderImpl : public Builder {
 
   void RuntimeLayers(const ImageSpec& image, const std::string& client_version, bool dependencies,
                      std::function<void(Result<std::vector<std::string>>)> reply) override {
-    assets_.Post(
-        [=, this, reply = std::move(reply)] { reply(runtime_.For(image, client_version, dependencies)); });
+    assets_.Post([=, this, reply = std::move(reply)] {
+      reply(Contained<std::vector<std::string>>(
+          "the client's runtime", [&] { return runtime_.For(image, client_version, dependencies); }));
+    });
   }
 
   void EnsureClient(const std::string& client_version, std::function<void(Status)> reply) override {
@@ -170,8 +205,10 @@ class BuilderImpl : public Builder {
   void MountLayer(const std::string& mount_id, const std::vector<ContextFile>& files,
                   std::function<void(Result<std::string>)> reply) override {
     mounts_.Post([=, this, reply = std::move(reply)] {
-      reply(mount_flights_.Do(mount_id, nullptr,
-                              [&] { return MakeMountLayer(*layers_, mount_id, files, tools_.fetch); }));
+      reply(mount_flights_.Do(mount_id, nullptr, [&] {
+        return Contained<std::string>(
+            "the mount", [&] { return MakeMountLayer(*layers_, mount_id, files, tools_.fetch); });
+      }));
     });
   }
 
@@ -181,7 +218,7 @@ class BuilderImpl : public Builder {
       LogSink log = [&](int, const std::string& text) {
         if (progress) progress(text);
       };
-      auto spec = bases_.Get(name, log, &stop_);
+      auto spec = Contained<ImageSpec>("the base image", [&] { return bases_.Get(name, log, &stop_); });
       if (spec.ok() && !spec->python_version().empty() && !options_.client_version.empty())
         MakeRuntimeAhead(*spec, log);
       reply(std::move(spec));
@@ -220,7 +257,8 @@ class BuilderImpl : public Builder {
         tools_, spec, [&](int fd, const std::string& text) { running.Log(fd, text); }, &running.cancel);
     BuildResult result;
     std::string libc;
-    auto image = build.Run(&libc);
+    TimeLimit limit(&clock_, options_.build_seconds, &running.cancel, "the build");
+    auto image = Contained<ImageSpec>("the build", [&] { return build.Run(&libc); });
     if (image.ok()) {
       result.set_ok(true);
       *result.mutable_image() = *image;
@@ -230,7 +268,9 @@ class BuilderImpl : public Builder {
       image = kept;
       result = {};
     }
-    if (running.cancel.cancelled()) return CancelledResult();
+    Status why = running.cancel.Check();
+    if (why.code() == Code::kCancelled) return CancelledResult();
+    if (!why.ok()) image = why;
     std::string text = image.status().message();
     if (text.size() > kErrorBytes) text = ToUtf8(text.substr(0, kErrorBytes)) + "...";
     result.set_error(text);
@@ -257,12 +297,14 @@ class BuilderImpl : public Builder {
   BuilderOptions options_;
   image::LayerStore* layers_;
   ContainerRunner containers_;
+  StageTool stage_;
   StepRunner steps_;
   BaseImages bases_;
   class RuntimeLayers runtime_;
   SingleFlight<std::string> step_flights_, mount_flights_;
   BuildTools tools_;
   CancelToken stop_;
+  Strand clock_{"build-clock"};
   std::mutex mutex_;                                          // guards the two below
   std::map<std::string, std::shared_ptr<Running>> running_;   // by image id
   std::map<std::string, std::shared_ptr<Running>> by_build_;  // by build id
@@ -275,15 +317,19 @@ class BuilderImpl : public Builder {
 Result<std::unique_ptr<Builder>> Builder::Create(BuilderOptions options, image::LayerStore* layers,
                                                  ContentSource* content, SpawnerRef spawner) {
   std::string scratch = options.state_dir + "/build";
-  RETURN_IF_ERROR(RemoveTree(scratch));  // of a builder that was killed
+  if (Status removed = RemoveTree(scratch); !removed.ok())  // of a builder that was killed
+    LOG_WARN("scratch files of builds stay", {{"path", scratch}, {"error", removed}});
   RETURN_IF_ERROR(MakeDirs(scratch, 0700));
+  if (Status dropped = WheelCache::DropOld(options.cache_dir); !dropped.ok())
+    LOG_WARN("wheels that an earlier version kept stay, unused", {{"error", dropped}});
   std::string dir = FindRecipes(options.recipes_dir);
   auto recipes = LoadRecipes(dir);
   if (!recipes.ok() && recipes.status().code() != Code::kNotFound) return recipes.status();
   if (!recipes.ok()) LOG_WARN("no base recipes were found", {{"folder", dir}});
-  return std::unique_ptr<Builder>(
-      std::make_unique<BuilderImpl>(std::move(options), layers, content, std::move(spawner),
-                                    recipes.ok() ? *recipes : std::vector<Recipe>{}));
+  auto builder = std::make_unique<BuilderImpl>(std::move(options), layers, content, std::move(spawner),
+                                               recipes.ok() ? *recipes : std::vector<Recipe>{});
+  RETURN_IF_ERROR(builder->Prepare());
+  return std::unique_ptr<Builder>(std::move(builder));
 }
 
 }  // namespace lydian::build

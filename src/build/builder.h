@@ -27,11 +27,15 @@ class ContentSource {
 };
 
 struct BuilderOptions {
-  std::string state_dir;       // worker state: caches, scratch
-  std::string cache_dir;       // outside any state: tarballs, wheels, base layers' archives; "" = none
-  std::string client_version;  // the pinned one, made ahead of need
-  std::string recipes_dir;     // base recipes; "" = beside the executable, or where it was installed
-  std::string debian_mirror;   // for base recipes; "" = the one of this machine's apt settings
+  std::string state_dir;            // worker state: caches, scratch
+  std::string cache_dir;            // outside any state: tarballs, wheels, base layers' archives; "" = none
+  std::string client_version;       // the pinned one, made ahead of need
+  std::string recipes_dir;          // base recipes; "" = beside the executable, or where it was installed
+  std::string debian_mirror;        // for base recipes; "" = the one of this machine's apt settings
+  bool lend_host_settings = false;  // the host's package indexes and proxies reach tenants' steps
+  uint64_t step_memory_bytes = 0;   // of a step that asks for no limit; 0 = none
+  uint32_t step_seconds = 3600;     // a RUN that takes longer fails
+  uint32_t build_seconds = 4 * 3600;
 };
 
 class Builder {

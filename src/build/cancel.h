@@ -17,12 +17,17 @@ class CancelToken {
     std::lock_guard guard(mutex_);
     return cancelled_;
   }
-  Status Check() const { return cancelled() ? Cancelled("the build was cancelled") : OkStatus(); }
+  // Why, once it was cancelled.
+  Status Check() const {
+    std::lock_guard guard(mutex_);
+    return cancelled_ ? why_ : OkStatus();
+  }
 
-  void Cancel() {
+  void Cancel(Status why = Cancelled("the build was cancelled")) {
     std::map<int, std::function<void()>> stops;
     {
       std::lock_guard guard(mutex_);
+      if (!cancelled_) why_ = std::move(why);
       cancelled_ = true;
       stops.swap(stops_);
     }
@@ -50,6 +55,7 @@ class CancelToken {
  private:
   mutable std::mutex mutex_;  // guards all below
   bool cancelled_ = false;
+  Status why_;
   int next_ = 0;
   std::map<int, std::function<void()>> stops_;
 };

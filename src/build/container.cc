@@ -67,7 +67,8 @@ void ContainerRunner::OnExit(const std::string& container_id, int status, bool o
   if (waiter) waiter->SetExit(status, oom);
 }
 
-Result<RunResult> ContainerRunner::Run(Job job, const LogSink& log, CancelToken* cancel) {
+Result<RunResult> ContainerRunner::Run(Job job, const LogSink& log, CancelToken* cancel, const Talk& talk,
+                                       UniqueFd* writable) {
   if (cancel) RETURN_IF_ERROR(cancel->Check());
   auto client = spawner_();
   if (!client) return Unavailable("the spawner is not connected");
@@ -90,6 +91,8 @@ Result<RunResult> ContainerRunner::Run(Job job, const LogSink& log, CancelToken*
     if (auto alive = weak.lock()) alive->Kill(id, [](Status) {});
   })
                      : nullptr;
+  if (writable != nullptr) *writable = std::move(container.fds["writable"]);
+  if (talk) talk(std::move(container.fds["control"]));
   RunResult result;
   Tail tail(2500);
   Status pumped = Pump(container, log, tail);

@@ -33,8 +33,11 @@ class ContainerRunner {
   using SpawnerRef = std::function<std::shared_ptr<spawner::Client>()>;
   explicit ContainerRunner(SpawnerRef spawner) : spawner_(std::move(spawner)) {}
 
-  // `job.container_id` is set here. The container is gone when this returns.
-  Result<RunResult> Run(Job job, const LogSink& log, CancelToken* cancel);
+  // `job.container_id` is set here. The container is gone when this returns. `talk` is given its control
+  // socket once it runs, and the layer that it hands over, if it does, goes to `writable`.
+  using Talk = std::function<void(UniqueFd control)>;
+  Result<RunResult> Run(Job job, const LogSink& log, CancelToken* cancel, const Talk& talk = nullptr,
+                        UniqueFd* writable = nullptr);
   void OnExit(const std::string& container_id, int status, bool oom);
 
  private:

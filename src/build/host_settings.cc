@@ -51,7 +51,7 @@ Mount Borrow(const std::string& source, const std::string& target) {
 
 }  // namespace
 
-HostSettings FindHostSettings(const std::function<std::string(const std::string&)>& get,
+HostSettings FindHostSettings(Lending lending, const std::function<std::string(const std::string&)>& get,
                               const std::function<bool(const std::string&)>& exists) {
   HostSettings found;
   std::string dir = kBorrowedDir, bundle = get("SSL_CERT_FILE");
@@ -64,6 +64,7 @@ HostSettings FindHostSettings(const std::function<std::string(const std::string&
     found.mounts.push_back(Borrow(bundle, dir + "/ca.crt"));
     for (const char* key : kCaVariables) found.env[key] = dir + "/ca.crt";
   }
+  if (lending == Lending::kAuthorities) return found;
   std::string pip = get("PIP_CONFIG_FILE");
   if (pip.empty() || !exists(pip)) pip = "/etc/pip.conf";
   if (exists(pip)) {
@@ -97,8 +98,17 @@ HostSettings FindHostSettings(const std::function<std::string(const std::string&
   return found;
 }
 
-HostSettings FindHostSettings() {
+std::vector<std::string> HostSettingNames() {
+  std::vector<std::string> names;
+  const HostSettings fewer = FindHostSettings(Lending::kAuthorities);
+  for (const auto& [key, value] : FindHostSettings(Lending::kAll).env)
+    if (!fewer.env.contains(key)) names.push_back(key);
+  return names;
+}
+
+HostSettings FindHostSettings(Lending lending) {
   return FindHostSettings(
+      lending,
       [](const std::string& key) {
         const char* value = std::getenv(key.c_str());
         return std::string(value != nullptr ? value : "");

@@ -1,6 +1,6 @@
-// What a build step borrows from the host: its CA bundle, pip's settings, proxies. Mounted and set for the
-// step alone; nothing of it stays in a layer. Thread-safety: pure functions. Reads files and the environment
-// of this process.
+// What a build step borrows from the host: its CA bundle, and, where the operator allows it, pip's settings
+// and proxies, which may hold credentials. Mounted and set for the step alone; nothing of it stays in a
+// layer. Thread-safety: pure functions. Reads files and the environment of this process.
 #pragma once
 
 #include <functional>
@@ -20,9 +20,17 @@ struct HostSettings {
   std::map<std::string, std::string> env;
 };
 
-HostSettings FindHostSettings();
+enum class Lending {
+  kAuthorities,  // whom the host trusts: no secret
+  kAll,          // package indexes, proxies, and what credentials they hold
+};
+
+HostSettings FindHostSettings(Lending lending);
 // `get`: the host's environment, "" when unset. For tests.
-HostSettings FindHostSettings(const std::function<std::string(const std::string&)>& get,
+HostSettings FindHostSettings(Lending lending, const std::function<std::string(const std::string&)>& get,
                               const std::function<bool(const std::string&)>& exists);
+
+// Names of what kAll would lend beyond the authorities: for people, without values.
+std::vector<std::string> HostSettingNames();
 
 }  // namespace lydian::build

@@ -50,6 +50,24 @@ std::string FirstLine(const std::string& text, size_t limit = 200) {
 
 }  // namespace
 
+TimeLimit::TimeLimit(Strand* clock, uint32_t seconds, CancelToken* cancel, const std::string& what)
+    : clock_(clock), target_(std::make_shared<Target>()) {
+  target_->cancel = cancel;
+  timer_ = clock_->PostAfter(std::chrono::seconds(seconds), [target = target_, what, seconds] {
+    std::lock_guard guard(target->mutex);
+    if (target->cancel == nullptr) return;
+    target->cancel->Cancel(DeadlineExceeded(what + " took longer than " + std::to_string(seconds) +
+                                            " s, the limit on this machine (lydian up --step-timeout, "
+                                            "--build-timeout)"));
+  });
+}
+
+TimeLimit::~TimeLimit() {
+  clock_->CancelTimer(timer_);
+  std::lock_guard guard(target_->mutex);
+  target_->cancel = nullptr;
+}
+
 ImageBuild::ImageBuild(const BuildTools& tools, const BuildSpec& spec, LogSink log, CancelToken* cancel)
     : tools_(tools), spec_(spec), log_(std::move(log)), cancel_(cancel) {}
 
@@ -67,14 +85,19 @@ Result<ImageSpec> ImageBuild::Run(std::string* libc_version) {
   image.set_builder_version(spec_.builder_version());
   if (tree.python_version.empty() || PythonTouched(tree)) {
     auto found = FindPython(tree);
-    if (found.status().code() == Code::kCancelled) return found.status();
+    if (cancel_->cancelled()) return cancel_->Check();
     if (!found.ok())
       LOG_WARN("looking for an image's Python failed",
                {{"image_id", spec_.image_id()}, {"error", found.status()}});
     tree.python_version = found.ok() ? *found : "";
   }
   image.set_python_version(tree.python_version);
-  *libc_version = FindLibc(tree);
+  auto libc = Libc(tree);
+  if (cancel_->cancelled()) return cancel_->Check();
+  if (!libc.ok())
+    LOG_WARN("looking for an image's C library failed",
+             {{"image_id", spec_.image_id()}, {"error", libc.status()}});
+  *libc_version = libc.ok() ? *libc : "";
   return image;
 }
 
@@ -151,7 +174,9 @@ Status ImageBuild::DoStep(const image::Plan& plan, size_t stage, const image::In
     inputs = SecretDigest(spec_);
     make = [&](image::LayerTransaction& t) { return RunCommand(step, tree, t); };
   } else if (step.kind == image::Step::kMakeDir) {
-    make = [&](image::LayerTransaction& t) { return MakeFolder(step, tree, t); };
+    make = [&](image::LayerTransaction& t) {
+      return MakeWorkdir(*tools_.stage, {tree.layer_ids, t.dir(), {}}, step, cancel_);
+    };
   } else if (step.from.empty()) {
     std::vector<const ContextFile*> context;
     for (const auto& file : spec_.context()) context.push_back(&file);
@@ -159,10 +184,9 @@ Status ImageBuild::DoStep(const image::Plan& plan, size_t stage, const image::In
     if (!found.ok()) return image::InstructionError(instruction, found.status().message());
     matches = std::move(*found);
     inputs = ContextDigest(matches);
-    make = [&](image::LayerTransaction& t) -> Status {
-      ASSIGN_OR_RETURN(auto lowers, tools_.steps->Paths(tree.layer_ids));
-      ASSIGN_OR_RETURN(OverlayView view, OverlayView::Writable(lowers, t.dir()));
-      return CopyFromContext(view, step, matches, tools_.fetch);
+    make = [&](image::LayerTransaction& t) {
+      return CopyFromContext(*tools_.stage, {tree.layer_ids, t.dir(), {}}, step, matches, tools_.fetch,
+                             cancel_);
     };
   } else {
     if (int index = plan.Find(step.from, stage); index >= 0) {
@@ -174,12 +198,8 @@ Status ImageBuild::DoStep(const image::Plan& plan, size_t stage, const image::In
       source = std::move(*named);
     }
     for (const auto& id : source.layer_ids) inputs += id + "\n";
-    make = [&](image::LayerTransaction& t) -> Status {
-      ASSIGN_OR_RETURN(auto lowers, tools_.steps->Paths(tree.layer_ids));
-      ASSIGN_OR_RETURN(auto below, tools_.steps->Paths(source.layer_ids));
-      ASSIGN_OR_RETURN(OverlayView view, OverlayView::Writable(lowers, t.dir()));
-      ASSIGN_OR_RETURN(OverlayView from, OverlayView::ReadOnly(below));
-      return CopyFromView(view, step, from);
+    make = [&](image::LayerTransaction& t) {
+      return CopyFromImage(*tools_.stage, {tree.layer_ids, t.dir(), source.layer_ids}, step, cancel_);
     };
   }
   std::string chain = image::ChainDigest(tree.chain, step.canonical, inputs);
@@ -212,7 +232,8 @@ Result<std::string> ImageBuild::CachedStep(const std::string& chain, const std::
     ASSIGN_OR_RETURN(auto transaction, tools_.layers->Begin());
     RETURN_IF_ERROR(make(*transaction));
     std::string id;
-    if (!EmptyUpper(transaction->dir())) {
+    ASSIGN_OR_RETURN(bool empty, EmptyUpper(*transaction));
+    if (!empty) {
       ASSIGN_OR_RETURN(image::LayerInfo info,
                        transaction->Commit(DigestId("ly", "step " + chain), FirstLine(text)));
       id = info.id;
@@ -225,7 +246,7 @@ Result<std::string> ImageBuild::CachedStep(const std::string& chain, const std::
 Status ImageBuild::RunCommand(const image::Step& step, const Tree& tree,
                               image::LayerTransaction& transaction) {
   StepCommand command{.layer_ids = tree.layer_ids,
-                      .writable_dir = transaction.dir(),
+                      .transaction = &transaction,
                       .argv = step.argv,
                       .env = step.env,
                       .secrets = {spec_.env().begin(), spec_.env().end()},
@@ -234,6 +255,7 @@ Status ImageBuild::RunCommand(const image::Step& step, const Tree& tree,
                       .script = step.script,
                       .no_network = step.no_network,
                       .limits = spec_.limits()};
+  TimeLimit limit(tools_.clock, tools_.step_seconds, cancel_, "the step \"" + FirstLine(step.text) + "\"");
   ASSIGN_OR_RETURN(RunResult result, tools_.steps->Run(command, log_, cancel_));
   if (result.ok()) return OkStatus();
   std::string tail = result.tail;
@@ -241,17 +263,6 @@ Status ImageBuild::RunCommand(const image::Step& step, const Tree& tree,
   std::string shown = step.text.size() > 800 ? ToUtf8(step.text.substr(0, 800)) + "..." : step.text;
   return FailedPrecondition("the step \"" + shown + "\" failed: " + result.How() +
                             (tail.empty() ? "" : "\nThe end of its output:\n" + tail));
-}
-
-Status ImageBuild::MakeFolder(const image::Step& step, const Tree& tree,
-                              image::LayerTransaction& transaction) {
-  ASSIGN_OR_RETURN(auto lowers, tools_.steps->Paths(tree.layer_ids));
-  ASSIGN_OR_RETURN(OverlayView view, OverlayView::Writable(lowers, transaction.dir()));
-  Owner owner;
-  if (!step.user.empty()) {
-    ASSIGN_OR_RETURN(owner, ResolveOwner(view, step.user));
-  }
-  return view.MakeDir(step.workdir, owner.uid, owner.gid).status();
 }
 
 // Whether a layer above the base has another `python` on PATH, or PATH is another.
@@ -262,11 +273,12 @@ bool ImageBuild::PythonTouched(const Tree& tree) const {
   for (std::string folder; std::getline(path, folder, ':');)
     for (const char* name : {"/python", "/python3"}) names.insert(folder + name);
   for (size_t i = tree.base_layers; i < tree.layer_ids.size(); ++i) {
-    auto info = tools_.layers->Find(tree.layer_ids[i]);
-    if (!info.ok()) return true;
+    auto layer = tools_.layers->Open(tree.layer_ids[i]);
+    if (!layer.ok()) return true;
     for (const auto& name : names) {
-      struct stat st;
-      if (::lstat((info->path + name).c_str(), &st) == 0) return true;
+      // A link on the way may lead to another one.
+      auto found = layer->Stat(name);
+      if (found.ok() || found.status().error() != ENOENT) return true;
     }
   }
   return false;
@@ -274,8 +286,7 @@ bool ImageBuild::PythonTouched(const Tree& tree) const {
 
 Result<std::string> ImageBuild::FindPython(const Tree& tree) {
   if (tree.layer_ids.empty()) return std::string();
-  ASSIGN_OR_RETURN(auto transaction, tools_.layers->Begin());
-  StepCommand command{.layer_ids = tree.layer_ids, .writable_dir = transaction->dir()};
+  StepCommand command{.layer_ids = tree.layer_ids};
   command.argv = {"/bin/sh", "-c", "python --version 2>&1 || python3 --version 2>&1"};
   command.env = {tree.config.env().begin(), tree.config.env().end()};
   if (EnvValue(tree.config, "PATH").empty())
@@ -291,27 +302,14 @@ Result<std::string> ImageBuild::FindPython(const Tree& tree) {
   return version.substr(0, version.find_first_of(" \r\n"));
 }
 
-// From the library itself: "GNU C Library (...) stable release version 2.36."
-std::string ImageBuild::FindLibc(const Tree& tree) {
-  auto lowers = tools_.steps->Paths(tree.layer_ids);
-  if (!lowers.ok() || lowers->empty()) return "";
-  auto view = OverlayView::ReadOnly(*lowers);
-  if (!view.ok()) return "";
-  for (const char* path : {"/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc.so.6"}) {
-    auto bytes = view->Read(path, size_t{16} << 20);
-    if (!bytes.ok()) continue;
-    const std::string mark = "stable release version ";
-    size_t at = bytes->find(mark);
-    if (at == std::string::npos) continue;
-    size_t end = at + mark.size();
-    while (end < bytes->size() &&
-           ((*bytes)[end] == '.' || std::isdigit(static_cast<unsigned char>((*bytes)[end]))))
-      ++end;
-    std::string version = bytes->substr(at + mark.size(), end - at - mark.size());
-    while (version.ends_with(".")) version.pop_back();
-    return version;
-  }
-  return view->Stat("/lib/ld-musl-x86_64.so.1").ok() ? "musl" : "";
+// Looked for once in the same layers.
+Result<std::string> ImageBuild::Libc(const Tree& tree) {
+  std::string key = "libc/";
+  for (const auto& id : tree.layer_ids) key += id + " ";
+  if (auto known = tools_.layers->GetRecord(key); known.ok()) return known;
+  ASSIGN_OR_RETURN(std::string version, FindLibc(*tools_.stage, tree.layer_ids, cancel_));
+  RETURN_IF_ERROR(tools_.layers->PutRecord(key, version));
+  return version;
 }
 
 }  // namespace lydian::build

@@ -4,15 +4,18 @@
 #pragma once
 
 #include <map>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
+#include "base/executor.h"
 #include "base/status.h"
 #include "build/bases.h"
 #include "build/runtime_layers.h"
 #include "build/single_flight.h"
+#include "build/stage_steps.h"
 #include "build/step_runner.h"
-#include "build/tree_copy.h"
 #include "image/stage.h"
 
 namespace lydian::build {
@@ -21,10 +24,31 @@ namespace lydian::build {
 struct BuildTools {
   image::LayerStore* layers = nullptr;
   StepRunner* steps = nullptr;
+  StageTool* stage = nullptr;
   BaseImages* bases = nullptr;
   RuntimeLayers* runtime = nullptr;
   Fetcher fetch;
   SingleFlight<std::string>* step_flights = nullptr;
+  Strand* clock = nullptr;  // on which time limits run out
+  uint32_t step_seconds = 0;
+};
+
+// Ends a piece of work that takes too long; gone with the object. `cancel` outlives it.
+class TimeLimit {
+ public:
+  TimeLimit(Strand* clock, uint32_t seconds, CancelToken* cancel, const std::string& what);
+  ~TimeLimit();
+  TimeLimit(const TimeLimit&) = delete;
+  TimeLimit& operator=(const TimeLimit&) = delete;
+
+ private:
+  struct Target {
+    std::mutex mutex;     // held while it is cancelled, so that the token is there until then
+    CancelToken* cancel;  // null once the work has ended
+  };
+  Strand* clock_;
+  std::shared_ptr<Target> target_;
+  Strand::TimerId timer_;
 };
 
 class ImageBuild {
@@ -53,10 +77,9 @@ class ImageBuild {
   Result<std::string> CachedStep(const std::string& chain, const std::string& text, const Tree& tree,
                                  const std::function<Status(image::LayerTransaction&)>& make);
   Status RunCommand(const image::Step& step, const Tree& tree, image::LayerTransaction& transaction);
-  Status MakeFolder(const image::Step& step, const Tree& tree, image::LayerTransaction& transaction);
   Result<std::string> FindPython(const Tree& tree);
   bool PythonTouched(const Tree& tree) const;
-  std::string FindLibc(const Tree& tree);
+  Result<std::string> Libc(const Tree& tree);
   void Say(const std::string& text) const { log_(3, text + "\n"); }
 
   const BuildTools& tools_;

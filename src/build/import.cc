@@ -1,12 +1,8 @@
 // Images that somebody saved: an OCI archive, docker's own form, or a plain root file system as a tar.
-#include <unistd.h>
-
-#include <map>
 #include <nlohmann/json.hpp>
 
 #include "base/ids.h"
 #include "base/log.h"
-#include "build/archive.h"
 #include "build/bases.h"
 
 namespace lydian::build {
@@ -15,11 +11,6 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t kMaxJson = size_t{8} << 20;
-
-struct Unpacked {
-  json config;                      // of the image; may be null
-  std::vector<std::string> layers;  // host paths, bottom first
-};
 
 json ParseJson(const Result<std::string>& text) {
   return text.ok() ? json::parse(*text, nullptr, false) : json();
@@ -35,7 +26,7 @@ std::string BlobPath(const json& descriptor) {
 }
 
 // The manifest of an index that fits this machine, through nested indexes.
-Result<json> PickManifest(const std::string& archive, json index, int depth) {
+Result<json> PickManifest(const image::Tree& archive, json index, int depth) {
   if (depth > 4 || !index.is_object() || !index.contains("manifests") || !index["manifests"].is_array())
     return InvalidArgument("the archive's index names no manifest");
   for (const auto& entry : index["manifests"]) {
@@ -44,7 +35,7 @@ Result<json> PickManifest(const std::string& archive, json index, int depth) {
     if (platform.is_object() && platform.contains("architecture") &&
         (platform["architecture"] != "amd64" || platform.value("os", "linux") != "linux"))
       continue;
-    json manifest = ParseJson(ReadFromArchive(archive, BlobPath(entry), kMaxJson));
+    json manifest = ParseJson(archive.Read(BlobPath(entry), kMaxJson));
     if (!manifest.is_object()) continue;
     if (manifest.contains("layers")) return manifest;
     if (auto nested = PickManifest(archive, manifest, depth + 1); nested.ok()) return nested;
@@ -53,8 +44,8 @@ Result<json> PickManifest(const std::string& archive, json index, int depth) {
 }
 
 // Fills in the names of config and layers within the archive.
-Status Layout(const std::string& archive, std::string& config, std::vector<std::string>& layers) {
-  json index = ParseJson(ReadFromArchive(archive, "index.json", kMaxJson));
+Status Layout(const image::Tree& archive, std::string& config, std::vector<std::string>& layers) {
+  json index = ParseJson(archive.Read("/index.json", kMaxJson));
   if (index.is_object()) {
     ASSIGN_OR_RETURN(json manifest, PickManifest(archive, index, 0));
     config = BlobPath(manifest.value("config", json()));
@@ -62,7 +53,7 @@ Status Layout(const std::string& archive, std::string& config, std::vector<std::
     for (const auto& layer : manifest["layers"]) layers.push_back(BlobPath(layer));
     return OkStatus();
   }
-  json manifest = ParseJson(ReadFromArchive(archive, "manifest.json", kMaxJson));
+  json manifest = ParseJson(archive.Read("/manifest.json", kMaxJson));
   if (!manifest.is_array() || manifest.empty() || !manifest[0].is_object() || !manifest[0].contains("Layers"))
     return NotFound("a plain root file system");
   if (manifest.size() > 1) return InvalidArgument("the archive holds several images; save one alone");
@@ -70,33 +61,6 @@ Status Layout(const std::string& archive, std::string& config, std::vector<std::
   for (const auto& layer : manifest[0]["Layers"])
     if (layer.is_string()) layers.push_back("/" + layer.get<std::string>());
   return OkStatus();
-}
-
-Result<Unpacked> Unpack(const std::string& archive, const std::string& scratch) {
-  std::string config;
-  std::vector<std::string> layers;
-  Unpacked unpacked;
-  Status layout = Layout(archive, config, layers);
-  if (layout.code() == Code::kNotFound) {
-    unpacked.layers = {archive};
-    return unpacked;
-  }
-  RETURN_IF_ERROR(layout);
-  std::map<std::string, std::string> places;
-  for (const auto& name : layers) {
-    if (name.size() < 2) return InvalidArgument("a layer without a sha256 digest");
-    places.emplace(name, scratch + "/layer-" + std::to_string(places.size()));
-  }
-  RETURN_IF_ERROR(UnpackEntries(archive, [&](const std::string& name) {
-    auto found = places.find(name);
-    return found == places.end() ? std::string() : found->second;
-  }));
-  for (const auto& name : layers) {
-    if (!Exists(places[name])) return DataLoss("the archive lacks its layer " + name);
-    unpacked.layers.push_back(places[name]);
-  }
-  unpacked.config = ParseJson(ReadFromArchive(archive, config, kMaxJson));
-  return unpacked;
 }
 
 void CopyList(const json& from, google::protobuf::RepeatedPtrField<std::string>* to) {
@@ -121,32 +85,63 @@ ImageConfig ReadConfig(const json& image) {
 
 }  // namespace
 
+Result<ImageSpec> BaseImages::ImportLayers(const image::Tree& archive, const std::string& config,
+                                           const std::vector<std::string>& layers, const std::string& note) {
+  ImageSpec spec;
+  *spec.mutable_config() = ReadConfig(ParseJson(archive.Read(config, kMaxJson)));
+  // Not by digest: a layer is the archive's own, and an import is rare.
+  const std::string import_id = RandomHex(8);
+  std::vector<std::string> below;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].size() < 2) return InvalidArgument("a layer without a sha256 digest");
+    auto blob = archive.OpenFile(layers[i]);
+    if (!blob.ok())
+      return DataLoss("the archive lacks its layer " + layers[i] + ": " + blob.status().message());
+    ASSIGN_OR_RETURN(auto transaction, layers_->Begin());
+    auto work = [&](StageWork& stage) {
+      StageUnpack unpack;
+      unpack.set_path("/");
+      unpack.set_whiteouts(true);
+      unpack.set_name("layer " + layers[i]);
+      return stage.Unpack(std::move(unpack), std::move(*blob));
+    };
+    RETURN_IF_ERROR(stage_->Run({below, transaction->dir(), {}}, {}, nullptr, work).status());
+    std::string id = DigestId("ly", "import " + import_id + " " + std::to_string(i));
+    RETURN_IF_ERROR(transaction->Commit(id, note).status());
+    spec.add_layer_ids(id);
+    below.push_back(id);
+  }
+  return spec;
+}
+
+// The archive is unpacked as it is, in a container; what it says of itself is then read out of that tree.
 Status BaseImages::Import(const std::string& wanted, const std::string& archive) {
   std::string name = NormalizeImageName(wanted);
   if (name.empty() || name.find('\n') != std::string::npos)
     return InvalidArgument("not a name for an image: " + wanted);
-  std::string scratch = options_.scratch_dir + "/" + RandomHex(8);
-  RETURN_IF_ERROR(MakeDirs(scratch, 0700));
-  std::shared_ptr<void> remove(nullptr, [scratch](void*) { (void)RemoveTree(scratch); });
-  ASSIGN_OR_RETURN(Unpacked unpacked, Unpack(archive, scratch));
+  const std::string note = "imported: " + name;
+  ASSIGN_OR_RETURN(auto transaction, layers_->Begin());
+  RETURN_IF_ERROR(Unpack({{}, transaction->dir(), {}}, archive, false, nullptr));
+  ASSIGN_OR_RETURN(image::Tree unpacked, transaction->Upper());
+  std::string config;
+  std::vector<std::string> layers;
   ImageSpec spec;
-  *spec.mutable_config() = ReadConfig(unpacked.config);
-  // Not by digest: a layer is the archive's own, and an import is rare.
-  std::string import_id = RandomHex(8);
-  for (size_t i = 0; i < unpacked.layers.size(); ++i) {
-    ASSIGN_OR_RETURN(auto transaction, layers_->Begin());
-    RETURN_IF_ERROR(ExtractArchive(unpacked.layers[i], transaction->dir() + "/upper",
-                                   {.layer_whiteouts = !unpacked.config.is_null()}));
-    std::string id = DigestId("ly", "import " + import_id + " " + std::to_string(i));
-    RETURN_IF_ERROR(transaction->Commit(id, "imported: " + name).status());
+  Status layout = Layout(unpacked, config, layers);
+  if (layout.ok()) {
+    ASSIGN_OR_RETURN(spec, ImportLayers(unpacked, config, layers, note));
+  } else if (layout.code() == Code::kNotFound) {  // a root file system as it stands
+    std::string id = DigestId("ly", "import " + RandomHex(8));
+    RETURN_IF_ERROR(transaction->Commit(id, note).status());
     spec.add_layer_ids(id);
+  } else {
+    return layout;
   }
   RETURN_IF_ERROR(layers_->PutRecord("base/import/" + name, spec.SerializeAsString()));
   auto names = layers_->GetRecord("base/imports");
   std::string list = names.ok() ? *names : "";
   if (("\n" + list).find("\n" + name + "\n") == std::string::npos)
     RETURN_IF_ERROR(layers_->PutRecord("base/imports", list + name + "\n"));
-  LOG_INFO("imported a base image", {{"name", name}, {"layers", unpacked.layers.size()}});
+  LOG_INFO("imported a base image", {{"name", name}, {"layers", spec.layer_ids_size()}});
   return OkStatus();
 }
 

@@ -1,7 +1,9 @@
 #include "build/mount_layer.h"
 
+#include <fcntl.h>
+
 #include "base/ids.h"
-#include "image/stage.h"
+#include "base/paths.h"
 
 namespace lydian::build {
 
@@ -12,17 +14,15 @@ Result<std::string> MakeMountLayer(image::LayerStore& layers, const std::string&
   ASSIGN_OR_RETURN(auto transaction, layers.Begin());
   // Folders get the usual modes: an overlay shows those of its topmost layer, and /root must not turn
   // readable, nor /tmp closed.
-  ASSIGN_OR_RETURN(OverlayView view, OverlayView::ReadOnly({transaction->dir() + "/upper"}));
+  ASSIGN_OR_RETURN(image::Tree upper, transaction->Upper());
   for (const auto& file : files) {
-    std::string path = image::JoinPath("/", file.path());
-    size_t slash = path.rfind('/');
-    if (path == "/") return InvalidArgument("mount " + mount_id + " holds a file without a name");
-    ASSIGN_OR_RETURN(std::string content, fetch(file.sha256()));
-    auto folder = view.MakeDir(slash == 0 ? "/" : path.substr(0, slash));
-    if (!folder.ok()) return folder.status().With("mount " + mount_id);
-    int mode = file.mode() == 0 ? 0644 : static_cast<int>(file.mode() & 07777);
-    RETURN_IF_ERROR(PlaceFile(folder->get(), path.substr(slash + 1), content, mode, 0, 0)
-                        .With("mount " + mount_id + ": " + path));
+    if (JoinPath("/", file.path()) == "/")
+      return InvalidArgument("mount " + mount_id + " holds a file without a name");
+    ASSIGN_OR_RETURN(std::string path, fetch(file.sha256()));
+    UniqueFd content(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+    if (!content.valid()) return ErrnoStatus("opening content " + file.sha256());
+    RETURN_IF_ERROR(upper.Put(file.path(), content.get(), file.mode() == 0 ? 0644 : file.mode())
+                        .With("mount " + mount_id + ": " + file.path()));
   }
   RETURN_IF_ERROR(transaction->Commit(id, "mount " + mount_id).status());
   return id;

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/status.h"
-#include "build/tree_copy.h"
+#include "build/context_match.h"
 #include "image/layer_store.h"
 #include "lydian/worker.pb.h"
 

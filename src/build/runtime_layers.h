@@ -1,21 +1,26 @@
 // The client's own runtime as layers, out of its wheels: what control calls the client mount and the
-// dependency mount. With bytecode of the Python that will run it. Also uv, which comes as a wheel.
+// dependency mount. Also uv, which comes as a wheel. All workspaces' containers share these layers, so they
+// are made in base images of ours alone, never in or from an image that somebody brought, and named by
+// everything that goes into them. With bytecode, where a base of ours has the Python that will run it.
 // Thread-safety: every method from any thread; all block. Made once per key.
 #pragma once
 
+#include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "base/status.h"
 #include "build/bases.h"
 #include "build/single_flight.h"
+#include "build/wheel_cache.h"
 
 namespace lydian::build {
 
 class RuntimeLayers {
  public:
-  RuntimeLayers(std::string cache_dir, image::LayerStore* layers, StepRunner* steps, BaseImages* bases)
-      : cache_dir_(std::move(cache_dir)), layers_(layers), steps_(steps), bases_(bases) {}
+  RuntimeLayers(const std::string& cache_dir, image::LayerStore* layers, StepRunner* steps, BaseImages* bases)
+      : wheels_(cache_dir), layers_(layers), steps_(steps), bases_(bases) {}
 
   // Bottom first: dependencies (for builders that have them), client.
   Result<std::vector<std::string>> For(const ImageSpec& image, const std::string& client_version,
@@ -26,27 +31,35 @@ class RuntimeLayers {
   Result<ImageSpec> Uv(const std::string& version, const LogSink& log, CancelToken* cancel);
 
  private:
-  Result<std::string> Client(const std::string& version, const std::string& series, const ImageSpec& image);
+  // Where layers for one Python are made.
+  struct Toolbox {
+    ImageSpec image;
+    std::string series;       // that they are for
+    bool same_python = true;  // as the toolbox's own: bytecode can be made
+    std::string Key() const;  // all of it, for ids
+  };
+  Result<Toolbox> FindToolbox(const std::string& series);
+  Result<std::vector<std::string>> Make(const std::string& series, const std::string& client_version,
+                                        const std::string& builder);
+  Result<std::string> Client(const std::string& version, const Toolbox& toolbox);
   Result<std::string> Dependencies(const std::string& client_version, const std::string& client_layer,
-                                   const std::string& builder, const std::string& series,
-                                   const ImageSpec& image);
-  Result<ImageSpec> Toolbox(const std::string& series, const ImageSpec& image);
+                                   const std::string& builder, const Toolbox& toolbox);
   // Runs `script` with the wheels' folder lent; what it leaves in `keep` (top folders) is the layer.
-  Result<std::string> MakeLayer(const std::string& id, const std::string& note, const ImageSpec& toolbox,
+  Result<std::string> MakeLayer(const std::string& id, const std::string& note, const Toolbox& toolbox,
                                 const std::string& script, const std::vector<std::string>& arguments,
                                 const std::vector<std::string>& keep, const LogSink& log,
                                 CancelToken* cancel);
-  Status KeepWheels(const std::string& folder);
-  std::string WheelDir() const { return cache_dir_.empty() ? "" : cache_dir_ + "/wheels"; }
 
-  std::string cache_dir_;
+  WheelCache wheels_;
   image::LayerStore* layers_;
   StepRunner* steps_;
   BaseImages* bases_;
   SingleFlight<std::string> flights_;
+  std::mutex mutex_;                                      // guards made_
+  std::map<std::string, std::vector<std::string>> made_;  // layers by what was asked for
 };
 
-// "3.11" of "3.11.2"; "" if it is not a version.
+// "3.11" of "3.11.2" or "3.13t"; "" if it is no version of Python 3.
 std::string PythonSeries(const std::string& version);
 // Digits, dots, letters and "+-_" only, so that it can be part of a requirement.
 bool PlainVersion(const std::string& version);

@@ -9,9 +9,15 @@ inline constexpr const char* kScriptCommon = R"py(
 import compileall, glob, os, shutil, subprocess, sys, zipfile
 
 LENT, NEW = "/run/lydian-build/wheels", "/made/wheels"
+# The Python that the wheels are for, where it is not this one: "3.12". Then there is no bytecode either.
+TARGET = sys.argv.pop(1)
 
 PIP = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "--no-cache-dir",
        "--only-binary=:all:", "--retries", "2", "--dest", "/made/got"]
+if TARGET:
+    PIP += ["--python-version", TARGET, "--implementation", "cp"]
+    PIP += [word for abi in ("cp" + TARGET.replace(".", ""), "abi3", "none") for word in ("--abi", abi)]
+    PIP += [word for n in (17, 24, 28, 34) for word in ("--platform", f"manylinux_2_{n}_x86_64")] + ["--platform", "manylinux2014_x86_64"]
 LINKS = ["--find-links", LENT] if os.path.isdir(LENT) else []
 
 def pip(arguments):
@@ -21,17 +27,26 @@ def pip(arguments):
 def here(requirements):
     return LINKS and pip(["--no-index"] + requirements) is None
 
+# The requirements that hold for that Python, without their markers: pip would look at its own.
+def wanted_here(requirements):
+    from pip._vendor.packaging.requirements import Requirement
+    kept, env = [], {"python_version": TARGET, "python_full_version": TARGET + ".0"} if TARGET else None
+    for requirement in map(Requirement, requirements):
+        if requirement.marker and not requirement.marker.evaluate(env):
+            continue
+        requirement.marker = None
+        kept.append(str(requirement))
+    return kept
+
 # A pinned release may have been withdrawn from the index: then its next post-release, then a newer one, and it is said.
 def alternatives(requirement):
     from pip._vendor.packaging.requirements import Requirement
     wanted = Requirement(requirement)
-    if wanted.marker and not wanted.marker.evaluate():
-        return None
     pins = [s.version for s in wanted.specifier if s.operator == "=="]
     return [wanted.name + str(wanted.specifier)] + [wanted.name + op for v in pins for op in ("==" + v + ".*", ">=" + v)]
 
 def download_near(requirements):
-    wanted = [choice for choice in map(alternatives, requirements) if choice]
+    wanted = list(map(alternatives, requirements))
     missing = [choice for choice in wanted if not any(here([one]) for one in choice[:2])]
     if not missing or pip([choice[0] for choice in missing]) is None:
         return
@@ -48,6 +63,7 @@ def fetch(requirements, near=False):
     os.makedirs(NEW, exist_ok=True)
     os.makedirs("/made/got", exist_ok=True)
     before = set(os.listdir("/made/got"))
+    requirements = wanted_here(requirements)
     if not here(requirements):
         if near:
             download_near(requirements)
@@ -75,6 +91,8 @@ def unpack(wheel, target, wanted=lambda name: True):
             os.chmod(path, 0o755 if (info.external_attr >> 16) & 0o111 else 0o644)
 
 def compile_all(folder):
+    if TARGET:
+        return
     # Not checked against the source: nothing in these folders is ever edited, and a start saves a stat a module.
     compileall.compile_dir(folder, quiet=2, workers=0, invalidation_mode=compileall.py_compile.PycInvalidationMode.UNCHECKED_HASH)
 )py";

@@ -35,8 +35,11 @@ class SingleFlight {
         if (!first) {
           flight = found->second;
           changed_.wait(lock, [&] { return flight->result.has_value() || (cancel && cancel->cancelled()); });
-          if (!flight->result.has_value()) return Cancelled("the build was cancelled");
-          if (flight->result->status().code() == Code::kCancelled) continue;
+          if (!flight->result.has_value()) return cancel->Check();
+          // Its own time was up, or its own client gone: that says nothing about the others.
+          if (Code code = flight->result->status().code();
+              code == Code::kCancelled || code == Code::kDeadlineExceeded)
+            continue;
           return *flight->result;
         }
         flight = found->second = std::make_shared<Flight>();

@@ -37,6 +37,15 @@ void AddUp(CLI::App& app, Session& session) {
   command->add_option("--disk", options->disk_bytes, "Writable disk of a container, as in 20GiB")
       ->transform(CLI::AsSizeValue(false));
   command->add_option("--pids", options->pids, "Processes in a container")->capture_default_str();
+  command->add_flag("--lend-host-settings", options->lend_host_settings,
+                    "Let build steps use this machine's pip, uv and proxy settings, with the credentials in "
+                    "them (lydian doctor lists them)");
+  command->add_option("--step-timeout", options->step_timeout_s, "Seconds that a RUN step may take")
+      ->check(CLI::Range(1, 7 * 86400))
+      ->capture_default_str();
+  command->add_option("--build-timeout", options->build_timeout_s, "Seconds that an image's build may take")
+      ->check(CLI::Range(1, 7 * 86400))
+      ->capture_default_str();
   command->callback([options, &session] {
     options->state = session.state;
     session.code = session.wiring.up(*options);

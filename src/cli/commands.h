@@ -26,6 +26,9 @@ struct UpOptions {
   uint64_t memory_reserve_bytes = 0;
   uint64_t disk_bytes = uint64_t{20} << 30;
   uint32_t pids = 4096;
+  bool lend_host_settings = false;  // this machine's package indexes and proxies reach build steps
+  uint32_t step_timeout_s = 3600;   // of one step of an image build
+  uint32_t build_timeout_s = 4 * 3600;
   std::string user = "lydian";  // control's
   bool check_runtime =
       true;  // whether this machine can run containers; tests of the supervisor alone don't ask

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "base/fd.h"
+#include "build/host_settings.h"
 #include "cli/admin_client.h"
 #include "cli/commands.h"
 #include "cli/verbs.h"
@@ -68,6 +69,14 @@ void ShowBases(const std::string& state) {
       "Another one: a registry mirror, `lydian image import NAME ARCHIVE`, or a recipe of your own.\n");
 }
 
+// What of this shell's environment build steps would see; a value may be a credential, so names alone.
+void ShowLent() {
+  std::string names;
+  for (const auto& name : build::HostSettingNames()) names += (names.empty() ? "" : ", ") + name;
+  std::printf("\nLent to build steps: the CA bundle; with `lydian up --lend-host-settings` also %s\n",
+              names.empty() ? "pip, uv and proxy settings (none are set here)" : names.c_str());
+}
+
 }  // namespace
 
 int Doctor(const std::string& state, const std::string& address_range) {
@@ -100,6 +109,7 @@ int Doctor(const std::string& state, const std::string& address_range) {
                 static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize) / (1 << 30),
                 folder.c_str());
   }
+  ShowLent();
   ShowBases(state);
   return fine ? kExitOk : kExitFailed;
 }

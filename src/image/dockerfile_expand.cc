@@ -1,10 +1,14 @@
 // Words and variables of Dockerfiles.
+#include <algorithm>
 #include <cctype>
 
 #include "image/dockerfile.h"
 
 namespace lydian::image {
 namespace {
+
+// The kernel passes no longer variable to a program.
+constexpr size_t kMostValue = 128 << 10;
 
 bool NameStart(char c) { return std::isalpha(static_cast<unsigned char>(c)) || c == '_'; }
 bool NameChar(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; }
@@ -20,6 +24,7 @@ class Expander {
     if (depth > 20) return InvalidArgument("${...} is nested too deeply");
     std::string out;
     while (at_ < text_.size()) {
+      if (out.size() > most_) return TooLong();
       char c = text_[at_];
       if (end != '\0' && c == end) {
         ++at_;
@@ -39,10 +44,15 @@ class Expander {
       }
     }
     if (end != '\0') return InvalidArgument("${ without }");
+    if (out.size() > most_) return TooLong();
     return out;
   }
 
  private:
+  Status TooLong() const {
+    return InvalidArgument("its variables expand to more than " + std::to_string(most_ >> 10) + " KiB");
+  }
+
   Status SingleQuoted(std::string& out) {
     size_t close = text_.find('\'', at_ + 1);
     if (close == std::string::npos) return InvalidArgument("a single quote is not closed");
@@ -53,6 +63,7 @@ class Expander {
 
   Status DoubleQuoted(std::string& out, int depth) {
     for (++at_; at_ < text_.size();) {
+      if (out.size() > most_) return TooLong();
       char c = text_[at_];
       if (c == '"') {
         ++at_;
@@ -135,6 +146,7 @@ class Expander {
   const std::map<std::string, std::string>& variables_;
   char escape_;
   bool quotes_;
+  size_t most_ = std::max(kMostValue, 2 * text_.size());
   size_t at_ = 0;
 };
 

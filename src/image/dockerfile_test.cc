@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "base/paths.h"
 #include "image/stage.h"
 
 namespace lydian::image {
@@ -111,6 +112,34 @@ TEST(Stage, ChainDigestDependsOnEachPart) {
   EXPECT_NE(base, ChainDigest("ab", "", "c"));
   EXPECT_NE(base, ChainDigest("a", "bc", ""));
   EXPECT_EQ(base, ChainDigest("a", "b", "c"));
+}
+
+TEST(Stage, VariablesThatGrowAreRefused) {
+  std::vector<std::string> lines = {"FROM scratch", "ENV A=xxxxxxxxxxxxxxxx"};
+  for (int i = 0; i < 30; ++i) lines.push_back("ENV A=$A$A");
+  auto file = ParseDockerfile(lines);
+  ASSERT_TRUE(file.ok());
+  auto plan = MakePlan(*file, {});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  StageState state({}, *plan, {});
+  Status status;
+  for (const auto& instruction : plan->stages[0].instructions)
+    if (status.ok()) status = state.Apply(instruction).status();
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_NE(status.message().find("expand to more than 128 KiB"), std::string::npos) << status;
+
+  // Many that are each in bounds.
+  lines = {"FROM scratch", "ENV A=" + std::string(100 << 10, 'x')};
+  for (int i = 0; i < 12; ++i) lines.push_back("ARG B" + std::to_string(i) + "=$A");
+  file = ParseDockerfile(lines);
+  ASSERT_TRUE(file.ok());
+  plan = MakePlan(*file, {});
+  ASSERT_TRUE(plan.ok());
+  StageState more({}, *plan, {});
+  status = {};
+  for (const auto& instruction : plan->stages[0].instructions)
+    if (status.ok()) status = more.Apply(instruction).status();
+  EXPECT_NE(status.message().find("more than 1 MiB"), std::string::npos) << status;
 }
 
 }  // namespace

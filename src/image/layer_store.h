@@ -7,12 +7,15 @@
 // (also when the process is killed: leftovers are removed at the next Open).
 #pragma once
 
+#include <sys/stat.h>
+
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/status.h"
+#include "image/tree.h"
 
 namespace lydian::image {
 
@@ -29,8 +32,13 @@ class LayerTransaction {
   // An empty folder with `upper` and `work` in it, on the store's file system: give it to a job as
   // writable_dir.
   virtual const std::string& dir() const = 0;
-  // `upper` becomes the layer. Syncs the file system first. If another transaction has committed the same id
-  // meanwhile, this one's content is dropped and the other's is the answer.
+  // What a container wrote into a layer that was handed over (Job.rootfs.hand_over) becomes `upper`.
+  virtual Status Take(int writable) = 0;
+  // `upper`, to be looked at and tidied.
+  virtual Result<Tree> Upper() const = 0;
+  // `upper` becomes the layer, unless its folders are nested too deeply. Syncs the file system first. If
+  // another transaction has committed the same id meanwhile, this one's content is dropped and the other's is
+  // the answer.
   virtual Result<LayerInfo> Commit(const std::string& id, const std::string& note) = 0;
 };
 
@@ -38,6 +46,11 @@ class LayerStore {
  public:
   virtual ~LayerStore() = default;
   virtual Result<LayerInfo> Find(const std::string& id) = 0;  // NOT_FOUND
+  // What `path` is in layers that are stacked, bottom first: of the topmost that has it; NOT_FOUND if none
+  // has or it was removed. No link is followed, in the last part or on the way.
+  virtual Result<struct stat> Stat(const std::vector<std::string>& ids, const std::string& path) = 0;
+  // A layer's content, to be looked at.
+  virtual Result<Tree> Open(const std::string& id) = 0;
   virtual Result<std::unique_ptr<LayerTransaction>> Begin() = 0;
   virtual Status Remove(const std::string& id) = 0;  // FAILED_PRECONDITION while pinned
   virtual std::vector<LayerInfo> List() = 0;
@@ -48,7 +61,7 @@ class LayerStore {
   virtual Result<std::string> GetRecord(const std::string& key) = 0;
 
   // Folders below `root` (made if missing).
-  static Result<std::unique_ptr<LayerStore>> Open(const std::string& root);
+  static Result<std::unique_ptr<LayerStore>> OpenFolders(const std::string& root);
 };
 
 }  // namespace lydian::image

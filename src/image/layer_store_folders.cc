@@ -38,17 +38,8 @@ bool ValidId(const std::string& id) {
   return true;
 }
 
-// Bytes on disk, hard links counted once per name: good enough for a report.
-uint64_t TreeBytes(const std::string& path) {
-  uint64_t bytes = 0;
-  std::error_code error;
-  auto it = fs::recursive_directory_iterator(path, fs::directory_options::none, error);
-  for (; !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
-    struct stat st;
-    if (::lstat(it->path().c_str(), &st) == 0) bytes += static_cast<uint64_t>(st.st_blocks) * 512;
-  }
-  return bytes;
-}
+// Deeper than any program's own files are; what lies deeper can't be named by a path any more.
+constexpr uint64_t kMostDepth = 1024;
 
 Status SyncFileSystem(const std::string& path) {
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -86,6 +77,16 @@ Result<UniqueFd> NewLock(const std::string& tx, const std::string& dir) {
   return TakeLock(dir + ".lock");
 }
 
+// A tree that resists is no reason not to start: it waits beside the store for somebody who looks at it.
+void SetAside(const std::string& path, const Status& why) {
+  const std::string aside = fs::path(path).parent_path().parent_path().string() + "/aside";
+  Status moved = MakeDirs(aside, 0700);
+  const std::string place = aside + "/" + fs::path(path).filename().string();
+  if (moved.ok() && ::rename(path.c_str(), place.c_str()) != 0) moved = ErrnoStatus("moving it");
+  LOG_ERROR("a half-made layer could not be removed",
+            {{"path", moved.ok() ? place : path}, {"error", why}, {"moved", moved}});
+}
+
 // What killed processes left. Of a process that lives, nothing is touched.
 Status RemoveLeftovers(const std::string& tx) {
   ASSIGN_OR_RETURN(UniqueFd door, EnterDoor(tx));
@@ -97,7 +98,7 @@ Status RemoveLeftovers(const std::string& tx) {
     auto lock = TakeLock(path + ".lock");
     if (!lock.ok()) continue;
     LOG_INFO("removing a layer that was left half-made", {{"path", path}});
-    RETURN_IF_ERROR(RemoveTree(path));
+    if (Status removed = RemoveTree(path); !removed.ok()) SetAside(path, removed);
     ::unlink((path + ".lock").c_str());
   }
   for (auto it = fs::directory_iterator(tx, error); !error && it != fs::directory_iterator();
@@ -117,6 +118,8 @@ class FolderTransaction : public LayerTransaction {
       : store_(store), dir_(std::move(dir)), lock_(std::move(lock)) {}
   ~FolderTransaction() override;
   const std::string& dir() const override { return dir_; }
+  Status Take(int writable) override;
+  Result<Tree> Upper() const override { return Tree::Open(dir_ + "/upper"); }
   Result<LayerInfo> Commit(const std::string& id, const std::string& note) override;
 
  private:
@@ -154,6 +157,24 @@ class FolderStore : public LayerStore {
     info.bytes = json.value("bytes", uint64_t{0});
     info.note = json.value("note", "");
     return info;
+  }
+
+  Result<Tree> Open(const std::string& id) override {
+    if (!ValidId(id)) return InvalidArgument("not a layer id: " + id);
+    auto tree = Tree::Open(LayerDir(id) + "/fs");
+    if (!tree.ok() && tree.status().error() == ENOENT) return NotFound("no layer " + id);
+    return tree;
+  }
+
+  Result<struct stat> Stat(const std::vector<std::string>& ids, const std::string& path) override {
+    for (size_t i = ids.size(); i-- > 0;) {
+      ASSIGN_OR_RETURN(Tree tree, Open(ids[i]));
+      auto info = tree.Stat(path);
+      if (!info.ok()) continue;
+      if (S_ISCHR(info->st_mode) && info->st_rdev == 0) break;  // a whiteout
+      return info;
+    }
+    return NotFound("no " + path + " in these layers");
   }
 
   Result<std::unique_ptr<LayerTransaction>> Begin() override {
@@ -240,10 +261,17 @@ FolderTransaction::~FolderTransaction() {
     ::unlink((dir_ + ".lock").c_str());
 }
 
+Status FolderTransaction::Take(int writable) {
+  ASSIGN_OR_RETURN(Tree from, Tree::At(writable, "upper"));
+  ASSIGN_OR_RETURN(Tree to, Upper());
+  return CopyUpper(from, to, {.depth = kMostDepth});
+}
+
 Result<LayerInfo> FolderTransaction::Commit(const std::string& id, const std::string& note) {
   if (!ValidId(id)) return InvalidArgument("not a layer id: " + id);
-  LayerInfo info{
-      .id = id, .path = store_->LayerDir(id) + "/fs", .bytes = TreeBytes(dir_ + "/upper"), .note = note};
+  ASSIGN_OR_RETURN(Tree upper, Upper());
+  ASSIGN_OR_RETURN(TreeSize size, MeasureTree(upper.root(), {.depth = kMostDepth}));
+  LayerInfo info{.id = id, .path = store_->LayerDir(id) + "/fs", .bytes = size.bytes, .note = note};
   std::string out = dir_ + "/out";
   RETURN_IF_ERROR(MakeDirs(out, 0755));
   if (::rename((dir_ + "/upper").c_str(), (out + "/fs").c_str()) != 0)
@@ -263,7 +291,7 @@ Result<LayerInfo> FolderTransaction::Commit(const std::string& id, const std::st
 
 }  // namespace
 
-Result<std::unique_ptr<LayerStore>> LayerStore::Open(const std::string& root) {
+Result<std::unique_ptr<LayerStore>> LayerStore::OpenFolders(const std::string& root) {
   auto store = std::make_unique<FolderStore>(root);
   RETURN_IF_ERROR(store->Prepare());
   return std::unique_ptr<LayerStore>(std::move(store));

@@ -22,7 +22,7 @@ class LayerStoreTest : public ::testing::Test {
     (void)RemoveTree(root_);
   }
   std::unique_ptr<LayerStore> Open() {
-    auto store = LayerStore::Open(root_);
+    auto store = LayerStore::OpenFolders(root_);
     EXPECT_TRUE(store.ok()) << store.status();
     return std::move(store).value();
   }

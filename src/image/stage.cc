@@ -6,6 +6,7 @@
 #include <set>
 
 #include "base/ids.h"
+#include "base/paths.h"
 
 namespace lydian::image {
 namespace {
@@ -103,24 +104,6 @@ Result<std::vector<std::pair<std::string, std::string>>> ArgWords(const Instruct
 }
 
 }  // namespace
-
-std::string JoinPath(const std::string& base, const std::string& path) {
-  std::string full = path.starts_with("/") ? path : base + "/" + path;
-  std::vector<std::string> parts;
-  for (size_t start = 0; start < full.size();) {
-    size_t end = std::min(full.find('/', start), full.size());
-    std::string part = full.substr(start, end - start);
-    if (part == "..") {
-      if (!parts.empty()) parts.pop_back();
-    } else if (!part.empty() && part != ".") {
-      parts.push_back(part);
-    }
-    start = end + 1;
-  }
-  std::string joined;
-  for (const auto& part : parts) joined += "/" + part;
-  return joined.empty() ? "/" : joined;
-}
 
 std::string ChainDigest(const std::string& parent, const std::string& canonical, const std::string& inputs) {
   return Sha256Hex("chain 1\n" + std::to_string(parent.size()) + ":" + parent +
@@ -224,7 +207,17 @@ Status StageState::Env(const Instruction& instruction) {
     values.emplace_back(name, expanded);
   }
   for (const auto& [key, value] : values) SetEnv(key, value);
-  return OkStatus();
+  return CheckSize(instruction);
+}
+
+// Every step carries all of it.
+Status StageState::CheckSize(const Instruction& instruction) const {
+  constexpr size_t kMost = size_t{1} << 20;
+  size_t size = 0;
+  for (const auto& entry : config_.env()) size += entry.size();
+  for (const auto& [name, value] : args_) size += name.size() + value.size();
+  if (size <= kMost) return OkStatus();
+  return InstructionError(instruction, "all variables together take more than 1 MiB");
 }
 
 Status StageState::Arg(const Instruction& instruction) {
@@ -240,7 +233,7 @@ Status StageState::Arg(const Instruction& instruction) {
       args_[name] = platform->second;
     }
   }
-  return OkStatus();
+  return CheckSize(instruction);
 }
 
 Status StageState::Shell(const Instruction& instruction) {

@@ -74,6 +74,7 @@ class StageState {
   Status Env(const Instruction& instruction);
   Status Arg(const Instruction& instruction);
   Status Shell(const Instruction& instruction);
+  Status CheckSize(const Instruction& instruction) const;
   Result<Step> Run(const Instruction& instruction);
   Result<Step> Copy(const Instruction& instruction);
   Status CopyFlags(const Instruction& instruction, Step& step);
@@ -91,9 +92,6 @@ class StageState {
 };
 
 inline constexpr const char* kDefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-// `path` against `base`, "." and ".." taken out; never above the root.
-std::string JoinPath(const std::string& base, const std::string& path);
 
 // A chain of digests: what a layer is named after.
 std::string ChainDigest(const std::string& parent, const std::string& canonical, const std::string& inputs);

@@ -187,6 +187,9 @@ Result<StartPlan> MakeStartPlan(const Job& job, const RuntimeOptions& options) {
   plan.quota_bytes = rootfs.quota_bytes() != 0 ? rootfs.quota_bytes() : options.disk_bytes;
   plan.quota_bytes = std::max<uint64_t>(plan.quota_bytes, uint64_t{16} << 20) & ~uint64_t{4095};
   plan.read_only = rootfs.read_only();
+  plan.bare = rootfs.bare();
+  if (plan.bare && (plan.lowers.size() != 1 || !plan.writable_dir.empty() || plan.hand_over))
+    return InvalidArgument("a bare root has one layer and nothing is written to it");
   plan.hostname = job.hostname().empty() ? job.container_id().substr(0, 63) : job.hostname();
   if (!GoodHostname(plan.hostname)) return InvalidArgument("host name \"" + plan.hostname + "\"");
   plan.nat = job.network().mode() == Network::NAT;
@@ -215,7 +218,7 @@ Plan DescribePlan(const StartPlan& plan, const Job& job, const RuntimeOptions& o
   add("network",
       plan.nat ? "user and network namespace with eth0 on " + options.instance + ", NAT, out of the pool"
                : "user and network namespace, lo only");
-  add("quota", plan.bare_root()             ? "none: nothing is written"
+  add("quota", plan.bare                    ? "none: nothing is written"
                : !plan.writable_dir.empty() ? "kept: " + plan.writable_dir + "/upper"
                                             : "ext4 of " + Mebi(plan.quota_bytes) + " on a loop device" +
                                                   (plan.hand_over ? ", handed over" : ""));

@@ -38,14 +38,13 @@ struct StartPlan {
   bool hand_over = false;           // the quota image outlives the container
   uint64_t quota_bytes = 0;
   bool read_only = false;
+  bool bare = false;  // the one lower is the root, without an overlay
   std::vector<MountStep> mounts;
   std::string hostname;
   bool nat = true;
   bool build = false;
   uint64_t memory_bytes = 0;
   uint32_t pids = 0;
-  // A tree of ours that nothing is written to: it is the root as it stands, without an overlay.
-  bool bare_root() const { return read_only && lowers.size() == 1 && writable_dir.empty() && !hand_over; }
 };
 
 Result<StartPlan> MakeStartPlan(const Job& job, const RuntimeOptions& options);

@@ -197,7 +197,7 @@ Status RuntimeImpl::Build(const Job& job, std::vector<UniqueFd> stdio, Container
 
 Result<UniqueFd> RuntimeImpl::TakeWritable(const StartPlan& plan, Container* container) {
   auto& held = *container->held;
-  if (plan.bare_root()) return UniqueFd();
+  if (plan.bare) return UniqueFd();
   if (!plan.writable_dir.empty()) {
     ASSIGN_OR_RETURN(UniqueFd writable, OpenWritableDir(plan.writable_dir));
     container->upper = plan.writable_dir + "/upper";
@@ -217,9 +217,9 @@ Result<UniqueFd> RuntimeImpl::TakeWritable(const StartPlan& plan, Container* con
 
 Result<UniqueFd> RuntimeImpl::MakeRoot(const StartPlan& plan, UniqueFd writable, const Pair& pair) {
   const int user_ns = pair.user_ns.get();
-  if (plan.bare_root()) return CloneLayer(plan.lowers[0], user_ns);
-  const bool keep = !plan.writable_dir.empty() || plan.hand_over;
-  return overlays_->Make(plan.lowers, std::move(writable), keep, user_ns, pair.base);
+  if (plan.bare) return CloneLayer(plan.lowers[0], user_ns);
+  // What is handed over is read where it lies, at once: only what becomes a layer as it stands must be synced.
+  return overlays_->Make(plan.lowers, std::move(writable), !plan.writable_dir.empty(), user_ns, pair.base);
 }
 
 Result<std::unique_ptr<Helper>> RuntimeImpl::MakeCgroup(const Job& job, const StartPlan& plan,

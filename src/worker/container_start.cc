@@ -22,6 +22,18 @@ uint32_t TableCapacity(const TaskSpec& spec) {
   return 256 + 2 * std::max(spec.slots(), spec.batch_max_size());
 }
 
+std::string PythonOf(image::LayerStore* layers, const ImageSpec& image, const std::vector<std::string>& ids) {
+  std::vector<image::Tree> trees;
+  for (const std::string& id : ids)
+    if (auto tree = layers->Open(id); tree.ok()) trees.push_back(std::move(*tree));
+  return FindPython(image, [&](const std::string& path) {
+    return std::any_of(trees.begin(), trees.end(), [&](const image::Tree& tree) {
+      auto info = tree.Stat(path);
+      return info.ok() && (S_ISREG(info->st_mode) || S_ISLNK(info->st_mode));
+    });
+  });
+}
+
 UniqueFd TakeFd(spawner::Container* container, const char* name) {
   auto it = container->fds.find(name);
   return it == container->fds.end() ? UniqueFd() : std::move(it->second);
@@ -128,12 +140,8 @@ void ContainerTask::Resolve(std::shared_ptr<Preparation> preparation) {
         ASSIGN_OR_RETURN(const image::LayerInfo layer, self->ground_->layers->Find(id));
         preparation->lowers.push_back(layer.path);
       }
-      preparation->python = FindPython(
-          self->spec_.image(),
-          {preparation->lowers.begin(), preparation->lowers.begin() + static_cast<long>(of_image)});
-      if (self->spec_.commit_layer()) {
-        ASSIGN_OR_RETURN(self->transaction_, self->ground_->layers->Begin());
-      }
+      ids.resize(of_image);
+      preparation->python = PythonOf(self->ground_->layers, self->spec_.image(), ids);
       return {};
     };
     Status status = resolve();
@@ -154,8 +162,8 @@ void ContainerTask::Create(std::shared_ptr<Preparation> preparation) {
     return;
   }
   state_ = State::kStarting;
-  TaskJob made = MakeTaskJob(spec_, {container_id_, preparation->lowers, Dir() + "/arguments.bin",
-                                     preparation->python, transaction_ ? transaction_->dir() : ""});
+  TaskJob made =
+      MakeTaskJob(spec_, {container_id_, preparation->lowers, Dir() + "/arguments.bin", preparation->python});
   spawner->Create(std::move(made.job), [self = shared_from_this(), identity = std::move(made.identity)](
                                            Result<spawner::Container> container) mutable {
     auto shared = std::make_shared<Result<spawner::Container>>(std::move(container));
@@ -231,6 +239,7 @@ Status ContainerTask::Serve(spawner::Container* container) {
   };
   RETURN_IF_ERROR(ground_->logs->Add(std::move(source)));
   control_ = TakeFd(container, "control");
+  writable_ = TakeFd(container, "writable");
   if (UniqueFd listener = TakeFd(container, "api_listener"); listener.valid()) {
     ASSIGN_OR_RETURN(server_, ground_->serve(listener.get(), spec_));
   }
@@ -274,7 +283,6 @@ void ContainerTask::Refuse(const Status& status) {
   LOG_WARN("a task could not be started", {{"task_id", spec_.task_id()}, {"error", status}});
   state_ = State::kEnded;
   pin_.reset();
-  transaction_.reset();
   Update(TaskUpdate::REFUSED, [&](TaskUpdate* update) {
     update->set_error(status.message());
     update->set_error_code(static_cast<int>(status.code()));

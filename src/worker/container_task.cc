@@ -9,6 +9,8 @@
 #include "base/fd.h"
 #include "base/ids.h"
 #include "base/log.h"
+#include "base/paths.h"
+#include "os/loop.h"
 #include "worker/exit_text.h"
 #include "worker/guest_api.h"
 
@@ -279,7 +281,7 @@ void ContainerTask::End(const TaskExit& exit, bool commit) {
   desk_->Abandon();
   if (heartbeat_) std::exchange(heartbeat_, nullptr)(Cancelled("the container has ended"));
   StopServing();
-  if (!commit) transaction_.reset();
+  if (!commit) DropWritable();
   Finalize();
 }
 
@@ -299,11 +301,11 @@ void ContainerTask::Finalize() {
       LOG_WARN("a container could not be removed", {{"task_id", self->spec_.task_id()}, {"error", status}});
     }
     self->ground_->strand->Post([self] {
-      if (self->transaction_) return self->CommitLayer();
+      if (self->writable_.valid()) return self->CommitLayer();
       self->pin_.reset();
     });
   };
-  if (!transaction_) {
+  if (!writable_.valid()) {
     // What control waits for is the end of the process; freeing the machine's side takes its time.
     finalized_ = true;
     TrySendExit();
@@ -315,27 +317,42 @@ void ContainerTask::Finalize() {
   };
   // An app's containers end together: all their ends are told before the spawner spends time on freeing any
   // of them.
-  if (transaction_) return remove();
+  if (writable_.valid()) return remove();
   ground_->strand->PostAfter(kRemovePause, remove);
+}
+
+// What the function wrote lies in a file system of its own, which only this descriptor keeps.
+void ContainerTask::DropWritable() {
+  if (!writable_.valid()) return;
+  ground_->pool->Post([writable = std::make_shared<UniqueFd>(std::move(writable_))] {
+    os::AbandonWrites(writable->get());
+    writable->reset();
+  });
+}
+
+Result<std::string> ContainerTask::TakeLayer() {
+  ASSIGN_OR_RETURN(const auto transaction, ground_->layers->Begin());
+  RETURN_IF_ERROR(transaction->Take(writable_.get()));
+  ASSIGN_OR_RETURN(const image::Tree upper, transaction->Upper());
+  // What the runtime put in the way of mounts is not the user's.
+  for (const std::string& path : {ParentPath(kArgumentsPath), std::string(kGuestSocket)}) {
+    if (Status status = upper.Remove(path); !status.ok()) {
+      LOG_WARN("a mount point stays in a layer", {{"task_id", spec_.task_id()}, {"error", status}});
+    }
+  }
+  ASSIGN_OR_RETURN(const image::LayerInfo layer,
+                   transaction->Commit(NewId("ly"), "run_function " + spec_.function_name()));
+  return layer.id;
 }
 
 void ContainerTask::CommitLayer() {
   ground_->pool->Post([self = shared_from_this()] {
-    const std::string upper = self->transaction_->dir() + "/upper";
-    // What the runtime put in the way of mounts is not the user's.
-    for (const char* path : {"/__modal/.container-arguments", "/run/modal.sock"}) {
-      if (Status status = RemoveTree(upper + path); !status.ok()) {
-        LOG_WARN("a mount point stays in a layer", {{"task_id", self->spec_.task_id()}, {"error", status}});
-      }
-    }
-    const std::string id = NewId("ly");
-    Result<image::LayerInfo> layer =
-        self->transaction_->Commit(id, "run_function " + self->spec_.function_name());
+    Result<std::string> layer = self->TakeLayer();
     self->ground_->strand->Post([self, layer = std::move(layer)] {
-      self->transaction_.reset();
+      self->DropWritable();
       self->pin_.reset();
       if (layer.ok()) {
-        self->layer_id_ = layer->id;
+        self->layer_id_ = *layer;
       } else {
         self->end_error_ =
             layer.status().With("keeping what " + self->spec_.function_name() + " wrote").ToString();

@@ -108,6 +108,8 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   void End(const TaskExit& exit, bool commit);
   void Finalize();  // kills what is left, then takes the last of the logs
   void CommitLayer();
+  Result<std::string> TakeLayer();
+  void DropWritable();
   void TrySendExit();
   void TryLeave();
   void Update(TaskUpdate::State state, const std::function<void(TaskUpdate*)>& fill = nullptr);
@@ -129,7 +131,7 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   std::unique_ptr<InputDesk> desk_;
   std::unique_ptr<rpc::Server> server_;
   std::shared_ptr<void> pin_;
-  std::unique_ptr<image::LayerTransaction> transaction_;
+  UniqueFd writable_;  // of a task whose writes become a layer
   UniqueFd control_;
   bool hello_ = false;
   // Stopping.

@@ -1,7 +1,5 @@
 #include "worker/task_job.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
@@ -111,7 +109,7 @@ TaskJob MakeTaskJob(const TaskSpec& spec, const TaskJobOptions& options) {
   job.set_version(1);
   job.set_container_id(options.container_id);
   for (const std::string& lower : options.lowers) job.mutable_rootfs()->add_lowers(lower);
-  job.mutable_rootfs()->set_writable_dir(options.writable_dir);
+  job.mutable_rootfs()->set_hand_over(spec.commit_layer());
   job.mutable_rootfs()->set_quota_bytes(spec.limits().disk_bytes());
   Mount* arguments = job.add_mounts();
   arguments->set_kind(Mount::BIND);
@@ -149,7 +147,7 @@ TaskJob MakeTaskJob(const TaskSpec& spec, const TaskJobOptions& options) {
   return made;
 }
 
-std::string FindPython(const ImageSpec& image, const std::vector<std::string>& layer_paths) {
+std::string FindPython(const ImageSpec& image, const std::function<bool(const std::string&)>& has) {
   EnvMap env = DefaultEnv();
   ApplyImageEnv(image.config(), &env);
   const std::string& path = env["PATH"];
@@ -159,12 +157,7 @@ std::string FindPython(const ImageSpec& image, const std::vector<std::string>& l
     const std::string folder = path.substr(from, to - from);
     from = to + 1;
     if (folder.empty() || folder[0] != '/' || folder.find("..") != std::string::npos) continue;
-    for (const std::string& layer : layer_paths) {
-      struct stat info {};
-      // Not followed: a link in a layer leads to somewhere in the container, not on the host.
-      if (lstat((layer + folder + "/python").c_str(), &info) != 0) continue;
-      if (S_ISREG(info.st_mode) || S_ISLNK(info.st_mode)) return "python";
-    }
+    if (has(folder + "/python")) return "python";
   }
   return "python3";
 }

@@ -2,6 +2,7 @@
 // which looks into layers. Thread-safe.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -36,12 +37,12 @@ struct TaskJobOptions {
   std::vector<std::string> lowers;  // bottom first
   std::string arguments_file;       // on the host
   std::string python;               // "python" or "python3"
-  std::string writable_dir;         // of a layer transaction; empty = the runtime's own
 };
 TaskJob MakeTaskJob(const TaskSpec& spec, const TaskJobOptions& options);
 
-// "python" if a folder of the image's PATH holds one in any of the layers, else "python3".
-std::string FindPython(const ImageSpec& image, const std::vector<std::string>& layer_paths);
+// "python" if a folder of the image's PATH holds one, else "python3". `has`: whether the image has a file or
+// link of that path.
+std::string FindPython(const ImageSpec& image, const std::function<bool(const std::string&)>& has);
 
 // Of Job.owner_data.
 std::string TaskOwner(const std::string& task_id);       // "task:ta-..."

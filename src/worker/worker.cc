@@ -2,6 +2,7 @@
 
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/sysinfo.h>
 
 #include <filesystem>
 #include <utility>
@@ -126,7 +127,7 @@ class WorkerImpl : public Worker {
     if (options_.make_layers) {
       layers_ = options_.make_layers();
     } else {
-      ASSIGN_OR_RETURN(layers_, image::LayerStore::Open(options_.state_dir + "/layers"));
+      ASSIGN_OR_RETURN(layers_, image::LayerStore::OpenFolders(options_.state_dir + "/layers"));
     }
     if (options_.make_builder) {
       builder_ = options_.make_builder();
@@ -136,6 +137,13 @@ class WorkerImpl : public Worker {
     building.state_dir = options_.state_dir;
     building.cache_dir = options_.cache_dir;
     building.client_version = options_.client_version;
+    building.lend_host_settings = options_.lend_host_settings;
+    building.step_seconds = options_.step_timeout_s;
+    building.build_seconds = options_.build_timeout_s;
+    struct sysinfo machine {};
+    // A step that asks for nothing leaves half of the machine to others.
+    if (::sysinfo(&machine) == 0)
+      building.step_memory_bytes = uint64_t{machine.totalram} * machine.mem_unit / 2;
     ASSIGN_OR_RETURN(builder_, build::Builder::Create(std::move(building), layers_.get(), objects_.get(),
                                                       [this] { return node_->spawner(); }));
     return {};

@@ -34,6 +34,9 @@ struct WorkerOptions {
   std::string bridge;                 // interface that the DNS relay serves; "" = the instance's
   uint64_t memory_reserve_bytes = 0;  // 0 = a default from the machine's size
   uint64_t disk_reserve_bytes = uint64_t{2} << 30;
+  bool lend_host_settings = false;  // to tenants' build steps
+  uint32_t step_timeout_s = 3600;
+  uint32_t build_timeout_s = 4 * 3600;
   // For tests: other layers and another builder than those of this machine. Empty = the real ones.
   std::function<std::unique_ptr<image::LayerStore>()> make_layers;
   std::function<std::unique_ptr<build::Builder>()> make_builder;

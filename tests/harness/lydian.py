@@ -76,7 +76,8 @@ class Lydian:
         return p
 
     def up(self, timeout=60):
-        self.cli("up", "--background", "--listen", self.listen, timeout=timeout)
+        # The tests' own images are built with whatever index and proxy this machine has.
+        self.cli("up", "--background", "--lend-host-settings", "--listen", self.listen, timeout=timeout)
 
     def login(self, config):
         self.cli("login", env={"MODAL_CONFIG_PATH": str(config)})

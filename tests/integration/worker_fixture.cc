@@ -108,6 +108,13 @@ class FolderLayers : public image::LayerStore {
     if (id == "ly-mount") return image::LayerInfo{id, std::string(kBase) + "/mount"};
     return real_->Find(id);
   }
+  Result<image::Tree> Open(const std::string& id) override {
+    ASSIGN_OR_RETURN(image::LayerInfo info, Find(id));
+    return image::Tree::Open(info.path);
+  }
+  Result<struct stat> Stat(const std::vector<std::string>& ids, const std::string& path) override {
+    return real_->Stat(ids, path);
+  }
   Result<std::unique_ptr<image::LayerTransaction>> Begin() override { return real_->Begin(); }
   Status Remove(const std::string& id) override { return real_->Remove(id); }
   std::vector<image::LayerInfo> List() override { return real_->List(); }
@@ -393,7 +400,7 @@ void WorkerFlow::StartWorker() {
   options.control_socket = state_ + "/link.sock";
   options.disk_reserve_bytes = 64 << 20;
   options.make_layers = [this]() -> std::unique_ptr<image::LayerStore> {
-    auto real = image::LayerStore::Open(state_ + "/layers");
+    auto real = image::LayerStore::OpenFolders(state_ + "/layers");
     CHECK(real.ok());
     return std::make_unique<FolderLayers>(std::move(*real));
   };
