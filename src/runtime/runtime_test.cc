@@ -151,6 +151,29 @@ TEST(IdRangesTest, InstancesNeverShareARange) {
   }
 }
 
+TEST(IdRangesTest, LeavesAloneWhatOthersGiveAway) {
+  const std::string dir = ::testing::TempDir() + "/ids-others";
+  std::filesystem::remove_all(dir);
+  std::filesystem::create_directories(dir);
+  std::vector<IdRanges> instances;  // of all slots, since the slot follows from a hash of the name
+  ASSERT_TRUE(
+      WriteFileAtomic(dir + "/subuid", "# none\nanna:100000:65536\nben:1879113728:65537\nnonsense\n").ok());
+  std::set<uint32_t> bases;
+  for (int i = 0; i < 32; ++i) {
+    auto ranges = IdRanges::Claim("ly", dir + "/locks", {dir + "/subuid", dir + "/missing"});
+    ASSERT_TRUE(ranges.ok()) << ranges.status();
+    for (auto base = ranges->Take(); base.ok(); base = ranges->Take()) bases.insert(*base);
+    instances.push_back(std::move(*ranges));
+  }
+  EXPECT_EQ(bases.size(), 32u * 1024 - 3);
+  EXPECT_FALSE(bases.contains(0x7FFE0000));
+  EXPECT_TRUE(bases.contains(0x7FFF0000));
+  EXPECT_FALSE(bases.contains(1879113728));          // 0x70010000
+  EXPECT_FALSE(bases.contains(1879113728 + 65536));  // its first id
+  EXPECT_TRUE(bases.contains(1879113728 + 2 * 65536));
+  EXPECT_EQ(std::filesystem::status(dir + "/locks").permissions(), std::filesystem::perms::owner_all);
+}
+
 TEST(FirewallsTest, FindsDockersDrop) {
   const std::string ruleset =
       "table ip nat {\n\tchain POSTROUTING {\n\t\ttype nat hook postrouting priority srcnat; policy "
