@@ -53,6 +53,10 @@ Result<DaemonArgs> ParseArgs(int argc, char** argv) {
       RETURN_IF_ERROR(ParseNumber(key, value, &args.disk_bytes));
     } else if (key == "--pids") {
       RETURN_IF_ERROR(ParseNumber(key, value, &args.pids));
+    } else if (key == "--deny-network") {
+      args.denied_networks.push_back(value);
+    } else if (key == "--deny-private") {
+      args.deny_private = value == "1";
     }  // else: of a newer `up`
   }
   if (args.state_dir.empty() || args.instance.empty())

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 namespace lydian::bin {
 
@@ -25,6 +26,8 @@ struct DaemonArgs {
   uint64_t memory_reserve_bytes = 0;
   uint64_t disk_bytes = uint64_t{20} << 30;
   uint32_t pids = 4096;
+  std::vector<std::string> denied_networks;
+  bool deny_private = false;
 
   // Inherited sockets that listen. control: "api", "link", "admin". worker: "admin". spawner: "spawner", and
   // the others' under other names, only kept. Never to be closed: a later `up` takes them from here.

@@ -37,6 +37,11 @@ void AddUp(CLI::App& app, Session& session) {
   command->add_option("--disk", options->disk_bytes, "Writable disk of a container, as in 20GiB")
       ->transform(CLI::AsSizeValue(false));
   command->add_option("--pids", options->pids, "Processes in a container")->capture_default_str();
+  command->add_option(
+      "--deny-network", options->denied_networks,
+      "IPv4 network that no container may reach, as in 10.1.0.0/16; may be given several times");
+  command->add_flag("--deny-private", options->deny_private,
+                    "Let containers reach public addresses only: not 10/8, 172.16/12, 192.168/16, 100.64/10");
   command->callback([options, &session] {
     options->state = session.state;
     session.code = session.wiring.up(*options);

@@ -26,6 +26,8 @@ struct UpOptions {
   uint64_t memory_reserve_bytes = 0;
   uint64_t disk_bytes = uint64_t{20} << 30;
   uint32_t pids = 4096;
+  std::vector<std::string> denied_networks;  // IPv4, as in 10.1.0.0/16: reached by no container
+  bool deny_private = false;
   std::string user = "lydian";  // control's
   bool check_runtime =
       true;  // whether this machine can run containers; tests of the supervisor alone don't ask

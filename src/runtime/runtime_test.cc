@@ -10,6 +10,7 @@
 #include "runtime/firewalls.h"
 #include "runtime/id_ranges.h"
 #include "runtime/plan.h"
+#include "runtime/ruleset.h"
 
 namespace lydian::runtime {
 namespace {
@@ -118,8 +119,33 @@ TEST(PlanTest, LooksProgramsUpOnTheirPath) {
 
 TEST(PlanTest, ReserveFollowsTheMachine) {
   EXPECT_EQ(DefaultMemoryReserve(uint64_t{64} << 30), uint64_t{4} << 30);
-  EXPECT_EQ(DefaultMemoryReserve(uint64_t{16} << 30), uint64_t{1} << 30);
+  EXPECT_EQ(DefaultMemoryReserve(uint64_t{16} << 30), uint64_t{2} << 30);
   EXPECT_EQ(DefaultMemoryReserve(uint64_t{1} << 30), uint64_t{256} << 20);
+  // Our own processes lie within it, and leave the host some.
+  EXPECT_EQ(DaemonMemory(0, uint64_t{16} << 30), uint64_t{1536} << 20);
+  EXPECT_EQ(DaemonMemory(uint64_t{4} << 30, uint64_t{16} << 30), uint64_t{3} << 30);
+  EXPECT_EQ(DaemonMemory(0, uint64_t{1} << 30), uint64_t{256} << 20);
+}
+
+TEST(RulesetTest, ParsesNetworks) {
+  EXPECT_EQ(*ParseNetwork("10.1.2.3/8"), "10.0.0.0/8");
+  EXPECT_EQ(*ParseNetwork("1.2.3.4"), "1.2.3.4/32");
+  EXPECT_EQ(*ParseNetwork("1.2.3.4/0"), "0.0.0.0/0");
+  for (const char* bad : {"", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/8x", "10.0.0/8", "fd00::/8",
+                          "10.0.0.0/-1", "a; flush ruleset"})
+    EXPECT_EQ(ParseNetwork(bad).status().code(), Code::kInvalidArgument) << bad;
+}
+
+TEST(RulesetTest, NamesWhatIsNeverReached) {
+  Ruleset rules{.instance = "lyabc123", .range = "10.77.0.0/16"};
+  for (const char* network : {"169.254.0.0/16", "168.63.129.16/32", "100.100.100.200/32", "192.0.0.0/24"})
+    EXPECT_THAT(RulesetText(rules), HasSubstr(network));
+  EXPECT_EQ(RulesetText(rules).find("192.168.0.0/16"), std::string::npos);
+  rules.deny_private = true;
+  rules.denied = {"8.8.8.0/24"};
+  rules.build_destinations = {"10.1.2.3:3128"};
+  for (const char* text : {"192.168.0.0/16", "100.64.0.0/10", "8.8.8.0/24", "elements = { 10.1.2.3 . 3128 }"})
+    EXPECT_THAT(RulesetText(rules), HasSubstr(text));
 }
 
 TEST(IdRangesTest, InstancesNeverShareARange) {
