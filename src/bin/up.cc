@@ -191,7 +191,7 @@ Status Supervise(const UpOptions& options, Announcer& announcer) {
   ASSIGN_OR_RETURN(passwd user, FindUser(options.user));
   RETURN_IF_ERROR(OwnFolder(paths.control_dir(), 0700, user.pw_uid, user.pw_gid));
   RaiseFileLimit();
-  if (options.check_runtime) memory.Enter(cli::InstanceName(paths.root), options.memory_reserve_bytes);
+  memory.Enter(cli::InstanceName(paths.root), options.memory_reserve_bytes);
   // Held open: what is restarted later is this program, whatever has happened to its file.
   UniqueFd executable(::open("/proc/self/exe", O_PATH | O_CLOEXEC));
   if (!executable.valid()) return ErrnoStatus("opening this program's own file");

@@ -197,22 +197,25 @@ Status Networks::PrepareBridge() {
 
 namespace {
 
-// Packets that have not been through the table, because it is gone: from containers to elsewhere, and from
-// this machine to containers. The second is also what the bridge's check of source addresses asks, so that
-// what comes to this machine itself is dropped too. ICMP from here to containers has no mark either, and has
-// to arrive.
+// For packets that have not been through the table, because it is gone: from containers to elsewhere, and
+// from this machine to containers. The second is also what the bridge's check of source addresses asks, so
+// that what comes to this machine itself is dropped too. ARP asks the same, and ICMP from here to containers
+// has no mark: by protocol.
 std::vector<os::MarkRule> ClosingRules(const std::string& bridge, uint32_t range, int prefix) {
   constexpr uint32_t kPriority = 90;  // after `local`, before all that could show a way
-  os::MarkRule out{.priority = kPriority, .in = bridge, .bit = kPacketMark};
-  os::MarkRule back{.priority = kPriority,
-                    .in = "lo",
-                    .to = range,
-                    .to_prefix = prefix,
-                    .bit = kPacketMark,
-                    .protocol = IPPROTO_TCP};
-  os::MarkRule back_udp = back;
-  back_udp.protocol = IPPROTO_UDP;
-  return {out, back, back_udp};
+  const os::MarkRule out{.priority = kPriority, .in = bridge, .bit = kPacketMark};
+  const os::MarkRule back{
+      .priority = kPriority, .in = "lo", .to = range, .to_prefix = prefix, .bit = kPacketMark};
+  std::vector<os::MarkRule> rules = {out};
+  for (uint8_t protocol : {IPPROTO_TCP, IPPROTO_UDP}) {
+    rules.push_back(back);
+    rules.back().protocol = protocol;
+  }
+  // The kernel looks for the protocol in packets that come in only if a rule for other links than lo asks for
+  // it.
+  rules.push_back(out);
+  rules.back().protocol = IPPROTO_UDP;
+  return rules;
 }
 
 }  // namespace

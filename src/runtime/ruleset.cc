@@ -84,8 +84,8 @@ std::string RulesetText(const Ruleset& rules) {
          kNameserver +
          " udp dport 53 accept\n"
          "  ip daddr " +
-         kNameserver + " tcp dport 53 accept\n  " + build +
-         "accept\n"
+         kNameserver +
+         " tcp dport 53 accept\n"
          "  drop\n"
          " }\n"
          " chain forward { type filter hook forward priority filter - 5; policy accept;\n" +

@@ -422,6 +422,8 @@ Status RuntimeImpl::Release(std::unique_ptr<Container> container) {
     // It lives, so nobody else may have its ids and its address.
     LOG_WARN("a container does not end; its ids and address stay taken until it has",
              {{"container_id", container->job.container_id()}, {"error", status}});
+    container->main.fds.clear();
+    for (UniqueFd* fd : {&container->api_listener, &container->http_listener, &container->netns}) fd->reset();
     dying_.push_back(std::move(container));
     return status;
   }

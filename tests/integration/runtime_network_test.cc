@@ -96,8 +96,10 @@ class NetworkTest : public RuntimeTest {
                    "  h, p = t.split(':')\n"
                    "  try: socket.create_connection((h, int(p)), 0.5); return True\n"
                    "  except OSError: return False\n"
-                   "for line in [sys.argv[1]] + list(sys.stdin):\n"
-                   "  print(*[t for t in line.split() if reached(t)], flush=True)\n",
+                   "line = sys.argv[1]\n"
+                   "while line:\n"
+                   "  print(*[t for t in line.split() if reached(t)], flush=True)\n"
+                   "  line = sys.stdin.readline()\n",
                    targets});
   }
 
@@ -124,7 +126,8 @@ TEST_F(NetworkTest, PrivateNetworksAreDeniedOnRequestButToBuilds) {
   EXPECT_EQ(Run(Reach(targets)).out, "203.0.113.9:80\n");
   Job build = Reach(targets);
   build.mutable_network()->set_build(true);
-  EXPECT_EQ(Run(build).out, "203.0.113.9:80 172.29.0.7:3128 203.0.113.1:8080\n");
+  // What the host itself offers stays closed.
+  EXPECT_EQ(Run(build).out, "203.0.113.9:80 172.29.0.7:3128\n");
   // Its address has lost the right when the next one has it.
   auto container = Start(Shell("exec sleep 100"));
   ASSERT_NE(container, nullptr);
@@ -157,6 +160,7 @@ TEST_F(NetworkTest, NothingIsReachedWhileTheTablesAreFlushed) {
                            "flush chain inet lytest1 prerouting", "flush set inet lytest1 denied"}) {
     SCOPED_TRACE(harm);
     pollfd event{runtime_->event_fd(), POLLIN, 0};
+    runtime_->OnEvent();  // of the runtime's own changes
     ASSERT_EQ(::poll(&event, 1, 0), 0);
     ASSERT_TRUE(nft->Run(harm).ok());
     if (std::string(harm).find("set inet") == std::string::npos) {
@@ -165,7 +169,6 @@ TEST_F(NetworkTest, NothingIsReachedWhileTheTablesAreFlushed) {
     ASSERT_EQ(::poll(&event, 1, 1000), 1);
     runtime_->OnEvent();
     EXPECT_EQ(ask(all), "203.0.113.9:80\n");
-    EXPECT_EQ(::poll(&event, 1, 0), 0);
   }
   // Nor does a datagram come in that needs no answer.
   ASSERT_TRUE(nft->Run("flush ruleset").ok());
