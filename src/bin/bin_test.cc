@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "bin/build_destinations.h"
 #include "bin/listeners.h"
 #include "bin/preflight.h"
 #include "bin/supervisor.h"
@@ -79,6 +80,17 @@ TEST(PreflightTest, AnOpenAddressNeedsAWord) {
 TEST(SupervisorTest, ExitsInWords) {
   EXPECT_EQ(DescribeExit(W_EXITCODE(3, 0)), "exit code 3");
   EXPECT_EQ(DescribeExit(9), "killed by signal 9 (Killed)");
+}
+
+TEST(BuildDestinationsTest, FindsHostsInSettings) {
+  using Hosts = std::vector<std::pair<std::string, std::string>>;
+  EXPECT_EQ(
+      FindHosts(
+          "[global]\nindex-url = https://user:p:w@pypi.corp/simple\nproxy=http://10.0.0.1:3128,socks5://x:1\n"
+          "extra = http://[::1]:80/ https://a:99999/ http://:80 ftp://b http://c?q=http://d"),
+      (Hosts{{"pypi.corp", "443"}, {"10.0.0.1", "3128"}, {"c", "80"}, {"d", "80"}}));
+  EXPECT_TRUE(FindHosts("").empty());
+  EXPECT_TRUE(FindHosts("://").empty());
 }
 
 }  // namespace

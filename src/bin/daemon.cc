@@ -59,6 +59,10 @@ Result<DaemonArgs> ParseArgs(int argc, char** argv) {
       RETURN_IF_ERROR(ParseNumber(key, value, &args.step_timeout_s));
     } else if (key == "--build-timeout") {
       RETURN_IF_ERROR(ParseNumber(key, value, &args.build_timeout_s));
+    } else if (key == "--deny-network") {
+      args.denied_networks.push_back(value);
+    } else if (key == "--deny-private") {
+      args.deny_private = value == "1";
     }  // else: of a newer `up`
   }
   if (args.state_dir.empty() || args.instance.empty())

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 namespace lydian::bin {
 
@@ -28,6 +29,8 @@ struct DaemonArgs {
   bool lend_host_settings = false;  // worker: these three are the builder's
   uint32_t step_timeout_s = 3600;
   uint32_t build_timeout_s = 4 * 3600;
+  std::vector<std::string> denied_networks;
+  bool deny_private = false;
 
   // Inherited sockets that listen. control: "api", "link", "admin". worker: "admin". spawner: "spawner", and
   // the others' under other names, only kept. Never to be closed: a later `up` takes them from here.

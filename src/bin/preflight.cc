@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "bin/listeners.h"
+#include "runtime/ruleset.h"
 #include "runtime/runtime.h"
 
 namespace lydian::bin {
@@ -42,6 +43,9 @@ Status CheckMachine(const UpOptions& options) {
         "knows the public authorities of its certifi package only. For a private one, append the authority "
         "to the file that "
         "`python -c 'import certifi; print(certifi.where())'` names, wherever the client runs.)");
+  }
+  for (const auto& network : options.denied_networks) {
+    RETURN_IF_ERROR(runtime::ParseNetwork(network).With("--deny-network").status());
   }
   struct sysinfo info {};
   if (::sysinfo(&info) == 0 && uint64_t{info.totalram} * info.mem_unit < kMinMemory) {

@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "bin/build_destinations.h"
 #include "bin/daemons.h"
 #include "runtime/runtime.h"
 #include "spawner/server.h"
@@ -18,6 +19,9 @@ Status Serve(const DaemonArgs& args) {
   options.memory_reserve_bytes = args.memory_reserve_bytes;
   options.disk_bytes = args.disk_bytes;
   options.pids = args.pids;
+  options.denied_networks = args.denied_networks;
+  options.deny_private = args.deny_private;
+  options.build_destinations = BuildDestinations();
   ASSIGN_OR_RETURN(auto runtime, runtime::Runtime::Create(std::move(options)));
   if (Status status = runtime->CleanLeftovers(); !status.ok()) {
     LOG_WARN("what an earlier spawner left was not all removed", {{"error", status}});

@@ -20,6 +20,8 @@
 #include "bin/supervisor.h"
 #include "cli/commands.h"
 #include "cli/lock_file.h"
+#include "os/cgroup.h"
+#include "runtime/plan.h"
 
 namespace lydian::bin {
 namespace {
@@ -140,6 +142,38 @@ Status AlreadyUp(const cli::Holder& holder) {
                             (holder.listen.empty() ? "" : ", listening on " + holder.listen));
 }
 
+// Memory for this process and all that it starts, apart from the containers': neither can take the other's,
+// and what goes wrong in one of ours ends one of ours.
+class OwnMemory {
+ public:
+  OwnMemory() = default;
+  ~OwnMemory() {
+    if (!group_) return;
+    Status status = group_->LeaveAndRemove();
+    if (!status.ok() && status.error() != EBUSY) LOG_WARN("a control group stays", {{"error", status}});
+  }
+  OwnMemory(const OwnMemory&) = delete;
+  OwnMemory& operator=(const OwnMemory&) = delete;
+
+  void Enter(const std::string& instance, uint64_t reserve_bytes) {
+    const uint64_t bytes = runtime::DaemonMemory(reserve_bytes, runtime::TotalMemory());
+    auto group = os::MemoryGroup::Open(runtime::DaemonGroup(instance), bytes);
+    Status status = group.status();
+    // What is started later is in it from the start.
+    if (status.ok() && ::write(group->join_fd(), "0", 1) != 1) status = ErrnoStatus("joining it");
+    if (!status.ok()) {
+      LOG_WARN("the daemons have no memory of their own: when it runs short, containers may end for them",
+               {{"error", status}});
+      return;
+    }
+    group_.emplace(std::move(*group));
+    LOG_INFO("memory of the daemons", {{"most", bytes}});
+  }
+
+ private:
+  std::optional<os::MemoryGroup> group_;
+};
+
 Status Supervise(const UpOptions& options, Announcer& announcer) {
   RETURN_IF_ERROR(CheckMachine(options));
   ASSIGN_OR_RETURN(cli::StatePaths paths, MakeState(options.state));
@@ -149,6 +183,7 @@ Status Supervise(const UpOptions& options, Announcer& announcer) {
   RETURN_IF_ERROR(InitLogging({.role = "up", .path = paths.log("up")}));
   announcer.logging = true;
   std::string init_path;
+  OwnMemory memory;
   if (options.check_runtime) {
     ASSIGN_OR_RETURN(init_path, FindInit());
     RETURN_IF_ERROR(CheckKernel(options, paths, init_path));
@@ -156,6 +191,7 @@ Status Supervise(const UpOptions& options, Announcer& announcer) {
   ASSIGN_OR_RETURN(passwd user, FindUser(options.user));
   RETURN_IF_ERROR(OwnFolder(paths.control_dir(), 0700, user.pw_uid, user.pw_gid));
   RaiseFileLimit();
+  memory.Enter(cli::InstanceName(paths.root), options.memory_reserve_bytes);
   // Held open: what is restarted later is this program, whatever has happened to its file.
   UniqueFd executable(::open("/proc/self/exe", O_PATH | O_CLOEXEC));
   if (!executable.valid()) return ErrnoStatus("opening this program's own file");
@@ -179,7 +215,12 @@ Status Supervise(const UpOptions& options, Announcer& announcer) {
                                     "--step-timeout",
                                     std::to_string(options.step_timeout_s),
                                     "--build-timeout",
-                                    std::to_string(options.build_timeout_s)};
+                                    std::to_string(options.build_timeout_s),
+                                    "--deny-private",
+                                    options.deny_private ? "1" : "0"};
+  for (const auto& network : options.denied_networks) {
+    supervisor_options.daemon_args.insert(supervisor_options.daemon_args.end(), {"--deny-network", network});
+  }
   supervisor_options.control_uid = user.pw_uid;
   supervisor_options.control_gid = user.pw_gid;
   supervisor_options.say = [&](const std::string& line) { announcer.Say(line); };

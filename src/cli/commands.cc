@@ -46,6 +46,11 @@ void AddUp(CLI::App& app, Session& session) {
   command->add_option("--build-timeout", options->build_timeout_s, "Seconds that an image's build may take")
       ->check(CLI::Range(1, 7 * 86400))
       ->capture_default_str();
+  command->add_option(
+      "--deny-network", options->denied_networks,
+      "IPv4 network that no container may reach, as in 10.1.0.0/16; may be given several times");
+  command->add_flag("--deny-private", options->deny_private,
+                    "Let containers reach public addresses only: not 10/8, 172.16/12, 192.168/16, 100.64/10");
   command->callback([options, &session] {
     options->state = session.state;
     session.code = session.wiring.up(*options);

@@ -29,6 +29,8 @@ struct UpOptions {
   bool lend_host_settings = false;  // this machine's package indexes and proxies reach build steps
   uint32_t step_timeout_s = 3600;   // of one step of an image build
   uint32_t build_timeout_s = 4 * 3600;
+  std::vector<std::string> denied_networks;  // IPv4, as in 10.1.0.0/16: reached by no container
+  bool deny_private = false;
   std::string user = "lydian";  // control's
   bool check_runtime =
       true;  // whether this machine can run containers; tests of the supervisor alone don't ask

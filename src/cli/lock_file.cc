@@ -1,6 +1,7 @@
 #include "cli/lock_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <charconv>
@@ -52,8 +53,11 @@ Result<std::string> ReadAll(int fd, const std::string& path) {
 Result<LockFile> LockFile::Take(const std::string& path, const Holder& what, std::optional<Holder>* other) {
   LockFile file;
   file.path_ = path;
-  file.fd_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
+  file.fd_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!file.fd_.valid()) return ErrnoStatus("opening " + path);
+  // Who can open it can hold it; an earlier version let everybody. It may be another user's, who sees to it
+  // himself.
+  (void)!::fchmod(file.fd_.get(), 0600);
   struct flock lock = WholeFile();
   if (::fcntl(file.fd_.get(), F_SETLK, &lock) != 0) {
     if (errno != EACCES && errno != EAGAIN) return ErrnoStatus("locking " + path);

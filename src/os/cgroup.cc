@@ -91,21 +91,31 @@ Status KillAndRemove(const std::string& path) {
   return ErrnoStatus("removing control group " + path, EBUSY);
 }
 
+constexpr char kNoCeiling[] = "-1";
+
+// Microseconds a period.
+std::string Quota(uint32_t milli_cpu) {
+  return std::to_string(std::max<uint64_t>(1000, uint64_t{milli_cpu} * kPeriodMicros / 1000));
+}
+
 uint32_t Shares(uint32_t milli) { return std::clamp<uint32_t>(milli * 1024 / 1000, 2, 262144); }
 
 // --- v1 ---
 
 class CgroupV1 : public Cgroup {
  public:
-  CgroupV1(std::string memory, std::vector<std::string> paths)
-      : memory_(std::move(memory)), paths_(std::move(paths)) {}
+  CgroupV1(std::string memory, std::string cpu, std::vector<std::string> paths)
+      : memory_(std::move(memory)), cpu_(std::move(cpu)), paths_(std::move(paths)) {}
 
   // Its folders get the last part `name`.
   Status Rename(const std::string& name) {
     for (auto& path : paths_) {
       std::string to = path.substr(0, path.rfind('/') + 1) + name;
       if (::rename(path.c_str(), to.c_str()) != 0) return ErrnoStatus("renaming control group " + path);
-      if (path == memory_) memory_ = to;
+      // Two controllers may share a tree.
+      for (std::string* own : {&memory_, &cpu_}) {
+        if (path == *own) *own = to;
+      }
       path = to;
     }
     return OkStatus();
@@ -120,6 +130,9 @@ class CgroupV1 : public Cgroup {
             ReadNumber(memory_ + "/memory.max_usage_in_bytes"),
             ReadNumber(memory_ + "/memory.usage_in_bytes")};
   }
+  Status SetCpu(uint32_t milli_cpu) override {
+    return WriteExisting(cpu_ + "/cpu.cfs_quota_us", milli_cpu == 0 ? kNoCeiling : Quota(milli_cpu));
+  }
   Status Remove() override {
     Status result;
     for (const auto& path : paths_) {
@@ -129,7 +142,7 @@ class CgroupV1 : public Cgroup {
   }
 
  private:
-  std::string memory_;
+  std::string memory_, cpu_;
   std::vector<std::string> paths_;
 };
 
@@ -151,6 +164,9 @@ class TreeV1 : public CgroupTree {
   Status SetMemoryLimit(uint64_t bytes) override {
     return WriteExisting(memory_ + "/memory.limit_in_bytes", std::to_string(bytes));
   }
+  Status SetProcessLimit(uint64_t count) override {
+    return WriteExisting(pids_ + "/pids.max", std::to_string(count));
+  }
 
   Result<std::unique_ptr<Cgroup>> Make(const std::string& name, const CgroupLimits& limits) override {
     std::vector<std::string> paths;
@@ -158,7 +174,7 @@ class TreeV1 : public CgroupTree {
       std::string child = path + "/" + name;
       if (std::find(paths.begin(), paths.end(), child) == paths.end()) paths.push_back(child);
     }
-    auto group = std::make_unique<CgroupV1>(memory_ + "/" + name, paths);
+    auto group = std::make_unique<CgroupV1>(memory_ + "/" + name, cpu_ + "/" + name, paths);
     Status status;
     for (const auto& path : paths) {
       if (status.ok()) status = MakeGroup(path);
@@ -205,8 +221,7 @@ class TreeV1 : public CgroupTree {
     }
     RETURN_IF_ERROR(WriteExisting(cpu + "/cpu.shares", std::to_string(Shares(limits.weight_milli_cpu))));
     if (limits.milli_cpu != 0) {
-      uint64_t quota = std::max<uint64_t>(1000, uint64_t{limits.milli_cpu} * kPeriodMicros / 1000);
-      RETURN_IF_ERROR(WriteExisting(cpu + "/cpu.cfs_quota_us", std::to_string(quota)));
+      RETURN_IF_ERROR(WriteExisting(cpu + "/cpu.cfs_quota_us", Quota(limits.milli_cpu)));
     }
     if (limits.pids != 0) RETURN_IF_ERROR(WriteExisting(pids + "/pids.max", std::to_string(limits.pids)));
     return OkStatus();
@@ -224,12 +239,16 @@ class CgroupV2 : public Cgroup {
   Status Open() {
     into_fd_.reset(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!into_fd_.valid()) return ErrnoStatus("opening " + path_);
-    return OkStatus();
+    return OpenJoin(path_, &join_fds_);
   }
   CgroupMemory Memory() const override {
     uint64_t used = ReadNumber(path_ + "/memory.current");
     uint64_t peak = ReadNumber(path_ + "/memory.peak");  // Linux 5.19
     return {ReadKey(path_ + "/memory.events", "oom_kill") > 0, std::max(peak, used), used};
+  }
+  Status SetCpu(uint32_t milli_cpu) override {
+    return WriteExisting(path_ + "/cpu.max",
+                         (milli_cpu == 0 ? "max" : Quota(milli_cpu)) + " " + std::to_string(kPeriodMicros));
   }
   Status Remove() override { return RemoveGroup(path_); }
 
@@ -255,6 +274,9 @@ class TreeV2 : public CgroupTree {
   std::string version() const override { return "v2"; }
   Status SetMemoryLimit(uint64_t bytes) override {
     return WriteExisting(path_ + "/memory.max", std::to_string(bytes));
+  }
+  Status SetProcessLimit(uint64_t count) override {
+    return WriteExisting(path_ + "/pids.max", std::to_string(count));
   }
 
   Result<std::unique_ptr<Cgroup>> Make(const std::string& name, const CgroupLimits& limits) override {
@@ -297,9 +319,8 @@ class TreeV2 : public CgroupTree {
     uint64_t weight = 1 + (uint64_t{Shares(limits.weight_milli_cpu)} - 2) * 9999 / 262142;
     RETURN_IF_ERROR(WriteExisting(path + "/cpu.weight", std::to_string(weight)));
     if (limits.milli_cpu != 0) {
-      uint64_t quota = std::max<uint64_t>(1000, uint64_t{limits.milli_cpu} * kPeriodMicros / 1000);
       RETURN_IF_ERROR(
-          WriteExisting(path + "/cpu.max", std::to_string(quota) + " " + std::to_string(kPeriodMicros)));
+          WriteExisting(path + "/cpu.max", Quota(limits.milli_cpu) + " " + std::to_string(kPeriodMicros)));
     }
     if (limits.pids != 0) RETURN_IF_ERROR(WriteExisting(path + "/pids.max", std::to_string(limits.pids)));
     return OkStatus();
@@ -340,6 +361,29 @@ Result<std::unique_ptr<CgroupTree>> CgroupTree::Open(const std::string& name) {
   auto tree = std::make_unique<TreeV1>(name, memory, cpu, pids);
   RETURN_IF_ERROR(tree->Prepare());
   return std::unique_ptr<CgroupTree>(std::move(tree));
+}
+
+Result<MemoryGroup> MemoryGroup::Open(const std::string& name, uint64_t bytes) {
+  const bool v2 = IsCgroup2(kRoot);
+  const std::string root = v2 ? kRoot : FindV1("memory");
+  if (root.empty()) return FailedPrecondition("no control groups for memory");
+  if (v2) RETURN_IF_ERROR(WriteExisting(root + "/cgroup.subtree_control", "+memory"));
+  const std::string path = root + "/" + name;
+  RETURN_IF_ERROR(MakeGroup(path));
+  if (bytes != 0) {
+    RETURN_IF_ERROR(
+        WriteExisting(path + (v2 ? "/memory.max" : "/memory.limit_in_bytes"), std::to_string(bytes)));
+  }
+  std::vector<UniqueFd> join;
+  RETURN_IF_ERROR(OpenJoin(path, &join));
+  return MemoryGroup(root, path, std::move(join[0]));
+}
+
+Status MemoryGroup::Remove() { return RemoveGroup(path_); }
+
+Status MemoryGroup::LeaveAndRemove() {
+  RETURN_IF_ERROR(WriteExisting(root_ + "/cgroup.procs", "0"));
+  return Remove();
 }
 
 Result<std::string> DescribeCgroups() {

@@ -5,10 +5,12 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstdint>
 
+#include "os/caps.h"
 #include "os/process.h"
 
 namespace lydian::os {
@@ -20,6 +22,26 @@ int Pause(void* parent) {
   if (::getppid() != static_cast<pid_t>(reinterpret_cast<intptr_t>(parent))) return 0;
   while (true) ::pause();
 }
+
+// The calling thread's effective user is another while this lives, with all its rights kept. By raw calls:
+// those of the C library change all threads.
+class ScopedUser {
+ public:
+  explicit ScopedUser(uint32_t uid) {
+    ok_ = ::syscall(SYS_setresuid, -1, uid, -1) == 0 && RaiseEffective().ok();
+  }
+  ~ScopedUser() {
+    CHECK(::syscall(SYS_setresuid, -1, before_, -1) == 0);
+    CHECK(RaiseEffective().ok());
+  }
+  ScopedUser(const ScopedUser&) = delete;
+  ScopedUser& operator=(const ScopedUser&) = delete;
+  bool ok() const { return ok_; }
+
+ private:
+  uid_t before_ = ::geteuid();
+  bool ok_;
+};
 
 Status Fill(pid_t pid, uint32_t base, uint32_t count, UserAndNet* out) {
   const std::string proc = "/proc/" + std::to_string(pid);
@@ -44,8 +66,17 @@ Result<UserAndNet> MakeUserAndNet(uint32_t base, uint32_t count) {
                  .run = Pause,
                  // NOLINTNEXTLINE(performance-no-int-to-ptr): a number for the child, no address
                  .argument = reinterpret_cast<void*>(static_cast<intptr_t>(::getpid()))};
-  pid_t pid = RawClone(spec);
-  if (pid < 0) return ErrnoStatus("making a user and a network namespace");
+  // What is counted in a user namespace (inotify instances, namespaces, message queues) counts for who made
+  // it as well: that must not be the account of the host's root, and not one for all.
+  pid_t pid = -1;
+  int error = 0;
+  {
+    ScopedUser owner(base);
+    if (!owner.ok()) return ErrnoStatus("becoming user " + std::to_string(base));
+    pid = RawClone(spec);
+    error = errno;
+  }
+  if (pid < 0) return ErrnoStatus("making a user and a network namespace", error);
   UniqueFd pidfd(raw);
   UserAndNet out;
   Status status = Fill(pid, base, count, &out);

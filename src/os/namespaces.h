@@ -15,7 +15,8 @@ struct UserAndNet {
 };
 
 // A user namespace in which ids 0..count-1 are the host's base..base+count-1, and a network namespace owned
-// by it.
+// by it. It belongs to the host's user `base`, so that the kernel's counts per user are those of this range
+// alone. The calling thread is that user for a moment, with all its rights.
 Result<UserAndNet> MakeUserAndNet(uint32_t base, uint32_t count);
 
 }  // namespace lydian::os

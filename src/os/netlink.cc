@@ -1,6 +1,7 @@
 #include "os/netlink.h"
 
 #include <arpa/inet.h>
+#include <linux/fib_rules.h>
 #include <linux/if_bridge.h>
 #include <linux/if_link.h>
 #include <linux/neighbour.h>
@@ -208,6 +209,30 @@ Status Netlink::AddDefaultRoute(uint32_t gateway) {
   Message message(RTM_NEWROUTE, NLM_F_CREATE, info);
   message.Add(RTA_GATEWAY, htonl(gateway));
   return Talk(message.bytes(), "adding the default route");
+}
+
+Status Netlink::ChangeRule(uint16_t type, uint16_t flags, const MarkRule& rule, const char* what) {
+  fib_rule_hdr info{};
+  info.family = AF_INET;
+  info.dst_len = static_cast<uint8_t>(rule.to_prefix);
+  info.action = FR_ACT_PROHIBIT;
+  Message message(type, flags, info);
+  message.Add(FRA_PRIORITY, rule.priority).Add(FRA_IIFNAME, rule.in);
+  if (rule.to_prefix != 0) message.Add(FRA_DST, htonl(rule.to));
+  // All of the mark's other bits are of no interest, and this one is not set.
+  message.Add(FRA_FWMARK, uint32_t{0}).Add(FRA_FWMASK, rule.bit);
+  if (rule.protocol != 0) message.Add8(FRA_IP_PROTO, rule.protocol);
+  return Talk(message.bytes(), std::string(what) + " for " + rule.in);
+}
+
+Status Netlink::AddRule(const MarkRule& rule) {
+  Status status = ChangeRule(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, rule, "adding a routing rule");
+  return status.error() == EEXIST ? OkStatus() : status;
+}
+
+Status Netlink::DeleteRule(const MarkRule& rule) {
+  Status status = ChangeRule(RTM_DELRULE, 0, rule, "removing a routing rule");
+  return status.error() == ENOENT ? OkStatus() : status;
 }
 
 Result<std::vector<Link>> Netlink::Links() {

@@ -26,6 +26,16 @@ struct Route {
   int out_index = 0;
 };
 
+// A routing rule that refuses packets without a bit in their mark.
+struct MarkRule {
+  uint32_t priority = 0;
+  std::string in;  // the link that they come from; "lo": from this machine itself
+  uint32_t to = 0;
+  int to_prefix = 0;     // 0 = to anywhere
+  uint32_t bit = 0;      // of the mark
+  uint8_t protocol = 0;  // IPPROTO_*; 0 = all
+};
+
 // "10.77.0.0" as a number in host byte order and back.
 Result<uint32_t> ParseIpv4(const std::string& text);
 std::string Ipv4Text(uint32_t address);
@@ -46,11 +56,14 @@ class Netlink {
   Status DeleteLink(const std::string& name);
   Status AddAddress(int index, uint32_t address, int prefix);
   Status AddDefaultRoute(uint32_t gateway);
+  Status AddRule(const MarkRule& rule);     // fine if it is there
+  Status DeleteRule(const MarkRule& rule);  // fine if it isn't
   Result<std::vector<Link>> Links();
   Result<std::vector<Route>> Routes();  // IPv4, main table
 
  private:
   explicit Netlink(UniqueFd fd) : fd_(std::move(fd)) {}
+  Status ChangeRule(uint16_t type, uint16_t flags, const MarkRule& rule, const char* what);
   Status Talk(std::string* message, std::string_view what);
   Result<std::string> Dump(std::string* message, std::string_view what);
 

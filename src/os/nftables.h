@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "base/fd.h"
 #include "base/status.h"
 
 struct nft_ctx;
@@ -24,6 +25,21 @@ class Nftables {
   explicit Nftables(nft_ctx* context) : context_(context) {}
 
   std::unique_ptr<nft_ctx, Free> context_;
+};
+
+// Says when somebody has changed a table, as the kernel tells it (nfnetlink). Of the network namespace in
+// which it was opened. Thread-safety: none.
+class TableWatch {
+ public:
+  static Result<TableWatch> Open();
+  int fd() const { return fd_.get(); }  // readable when there is something to look at
+  // Reads all that there is: whether the table, or a chain, rule or set in it, was taken away or made anew.
+  // Elements that come are not counted. Also true when messages were lost.
+  bool Changed(const std::string& table);
+
+ private:
+  explicit TableWatch(UniqueFd fd) : fd_(std::move(fd)) {}
+  UniqueFd fd_;
 };
 
 }  // namespace lydian::os

@@ -1,10 +1,12 @@
 #include "os/seccomp.h"
 
 #include <fcntl.h>
+#include <linux/netlink.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -52,21 +54,21 @@ constexpr const char* kAllowed[] = {
     "getpgrp", "getpid", "getppid", "getpriority", "getresgid", "getresuid", "getrlimit", "getrusage",
     "getsid", "gettid", "getuid", "ioprio_get", "ioprio_set", "kcmp", "kill", "landlock_add_rule",
     "landlock_create_ruleset", "landlock_restrict_self", "modify_ldt", "nice", "pause", "pidfd_getfd",
-    "pidfd_open", "pidfd_send_signal", "prctl", "prlimit64", "ptrace", "restart_syscall", "rseq",
-    "rt_sigaction", "rt_sigpending", "rt_sigprocmask", "rt_sigqueueinfo", "rt_sigreturn", "rt_sigsuspend",
-    "rt_sigtimedwait", "rt_tgsigqueueinfo", "sched_get_priority_max", "sched_get_priority_min",
-    "sched_getaffinity", "sched_getattr", "sched_getparam", "sched_getscheduler", "sched_rr_get_interval",
-    "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler", "sched_yield", "seccomp",
-    "set_robust_list", "set_thread_area", "set_tid_address", "setfsgid", "setfsuid", "setgid", "setgroups",
-    "setitimer", "setpgid", "setpriority", "setregid", "setresgid", "setresuid", "setreuid", "setrlimit",
-    "setsid", "setuid", "sigaltstack", "tgkill", "time", "times", "tkill", "uname", "sysinfo", "vfork",
-    "wait4", "waitid", "waitpid", "rt_sigtimedwait_time64", "riscv_flush_icache", "riscv_hwprobe",
+    "pidfd_open", "pidfd_send_signal", "prctl", "ptrace", "restart_syscall", "rseq", "rt_sigaction",
+    "rt_sigpending", "rt_sigprocmask", "rt_sigqueueinfo", "rt_sigreturn", "rt_sigsuspend", "rt_sigtimedwait",
+    "rt_tgsigqueueinfo", "sched_get_priority_max", "sched_get_priority_min", "sched_getaffinity",
+    "sched_getattr", "sched_getparam", "sched_getscheduler", "sched_rr_get_interval", "sched_setaffinity",
+    "sched_setattr", "sched_setparam", "sched_setscheduler", "sched_yield", "seccomp", "set_robust_list",
+    "set_thread_area", "set_tid_address", "setfsgid", "setfsuid", "setgid", "setgroups", "setitimer",
+    "setpgid", "setpriority", "setregid", "setresgid", "setresuid", "setreuid", "setsid", "setuid",
+    "sigaltstack", "tgkill", "time", "times", "tkill", "uname", "sysinfo", "vfork", "wait4", "waitid",
+    "waitpid", "rt_sigtimedwait_time64", "riscv_flush_icache", "riscv_hwprobe",
     // time
     "clock_getres", "clock_gettime", "clock_nanosleep", "gettimeofday", "nanosleep", "timer_create",
     "timer_delete", "timer_getoverrun", "timer_gettime", "timer_settime",
-    // sockets (socket itself by family, below)
+    // sockets (socket and socketpair by family, below)
     "accept", "accept4", "bind", "connect", "getpeername", "getsockname", "getsockopt", "listen", "recvfrom",
-    "recvmmsg", "recvmsg", "sendmmsg", "sendmsg", "sendto", "setsockopt", "shutdown", "socketpair",
+    "recvmmsg", "recvmsg", "sendmmsg", "sendmsg", "sendto", "setsockopt", "shutdown",
     // System V and POSIX IPC
     "mq_getsetattr", "mq_notify", "mq_open", "mq_timedreceive", "mq_timedsend", "mq_unlink", "msgctl",
     "msgget", "msgrcv", "msgsnd", "semctl", "semget", "semop", "semtimedop", "shmat", "shmctl", "shmdt",
@@ -123,6 +125,53 @@ class Builder {
   const char* name_ = "";
 };
 
+constexpr uint64_t kInt = 0xffffffff;  // the part of a register that the kernel looks at
+
+// `call`'s first argument has to be one of `allowed`; all other families that there are answer EAFNOSUPPORT.
+void AddFamilies(Builder* rules, const char* call, const std::set<uint64_t>& allowed) {
+  const uint32_t refused = SCMP_ACT_ERRNO(EAFNOSUPPORT);
+  for (uint64_t family = 0; family <= AF_PACKET; ++family) {
+    // Netlink by its protocols.
+    if (allowed.contains(family) && family == AF_NETLINK) continue;
+    rules->Add(allowed.contains(family) ? SCMP_ACT_ALLOW : refused, call,
+               {SCMP_A0_64(SCMP_CMP_MASKED_EQ, kInt, family)});
+  }
+  rules->Add(refused, call, {SCMP_A0_64(SCMP_CMP_GT, AF_PACKET)});
+}
+
+void AddSocketRules(Builder* rules) {
+  AddFamilies(rules, "socket", {AF_UNIX, AF_INET, AF_INET6, AF_NETLINK});
+  AddFamilies(rules, "socketpair", {AF_UNIX});
+  // Netlink: addresses and routes (every C library asks for them), events of devices, and the generic kind. A
+  // protocol is a module that the kernel loads when it is asked for.
+  const std::set<uint64_t> protocols = {NETLINK_ROUTE, NETLINK_KOBJECT_UEVENT, NETLINK_GENERIC};
+  for (uint64_t protocol = 0; protocol < MAX_LINKS; ++protocol) {
+    rules->Add(
+        protocols.contains(protocol) ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO(EPROTONOSUPPORT), "socket",
+        {SCMP_A0_64(SCMP_CMP_MASKED_EQ, kInt, AF_NETLINK), SCMP_A2_64(SCMP_CMP_MASKED_EQ, kInt, protocol)});
+  }
+  rules->Add(SCMP_ACT_ERRNO(EPROTONOSUPPORT), "socket",
+             {SCMP_A0_64(SCMP_CMP_MASKED_EQ, kInt, AF_NETLINK), SCMP_A2_64(SCMP_CMP_GE, MAX_LINKS)});
+}
+
+// The limit of core files stays as it was given (runtime/child.cc): a program that sets it is told that it
+// did, since many set it to nothing, which is what it means anyway.
+void AddLimitRules(Builder* rules) {
+  const uint32_t nothing_done = SCMP_ACT_ERRNO(0);
+  rules->Add(nothing_done, "setrlimit", {SCMP_A0_64(SCMP_CMP_MASKED_EQ, kInt, RLIMIT_CORE)});
+  rules->Add(nothing_done, "prlimit64",
+             {SCMP_A1_64(SCMP_CMP_MASKED_EQ, kInt, RLIMIT_CORE), SCMP_A2_64(SCMP_CMP_NE, 0)});
+  rules->Add(SCMP_ACT_ALLOW, "prlimit64",
+             {SCMP_A1_64(SCMP_CMP_MASKED_EQ, kInt, RLIMIT_CORE), SCMP_A2_64(SCMP_CMP_EQ, 0)});
+  for (uint64_t limit = 0; limit < RLIM_NLIMITS; ++limit) {
+    if (limit == RLIMIT_CORE) continue;
+    rules->Add(SCMP_ACT_ALLOW, "setrlimit", {SCMP_A0_64(SCMP_CMP_MASKED_EQ, kInt, limit)});
+    rules->Add(SCMP_ACT_ALLOW, "prlimit64", {SCMP_A1_64(SCMP_CMP_MASKED_EQ, kInt, limit)});
+  }
+  rules->Add(SCMP_ACT_ERRNO(EINVAL), "setrlimit", {SCMP_A0_64(SCMP_CMP_GE, RLIM_NLIMITS)});
+  rules->Add(SCMP_ACT_ERRNO(EINVAL), "prlimit64", {SCMP_A1_64(SCMP_CMP_GE, RLIM_NLIMITS)});
+}
+
 void AddRules(Builder* rules) {
   const uint32_t eperm = SCMP_ACT_ERRNO(EPERM);
   for (const char* name : kAllowed) rules->Add(SCMP_ACT_ALLOW, name);
@@ -137,13 +186,8 @@ void AddRules(Builder* rules) {
     }
   }
   rules->Add(eperm, "unshare", {SCMP_A0_64(SCMP_CMP_MASKED_EQ, kNewTime, kNewTime)});
-  const std::set<uint64_t> families = {AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET};
-  for (uint64_t family = 0; family <= AF_PACKET; ++family) {
-    bool allowed = families.count(family) != 0;
-    rules->Add(allowed ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO(EAFNOSUPPORT), "socket",
-               {SCMP_A0_64(SCMP_CMP_MASKED_EQ, 0xffffffff, family)});
-  }
-  rules->Add(SCMP_ACT_ERRNO(EAFNOSUPPORT), "socket", {SCMP_A0_64(SCMP_CMP_GT, AF_PACKET)});
+  AddSocketRules(rules);
+  AddLimitRules(rules);
   // personality: query, Linux, 32-bit addresses, no randomisation (debuggers), and both.
   for (uint64_t persona : {0x0ULL, 0x8ULL, 0x20000ULL, 0x20008ULL, 0x40000ULL, 0xffffffffULL}) {
     rules->Add(SCMP_ACT_ALLOW, "personality", {SCMP_A0_64(SCMP_CMP_EQ, persona)});

@@ -216,6 +216,25 @@ int SourceOf(const RawMount& mount, int own_files, int target) {
   return -1;
 }
 
+// The kernel's own folders have to be where they are looked for: behind a link, what is masked by its path
+// would stay open at another.
+const char* LinkInTheWay(int root, const char* target) {
+  static constexpr const char* kFolders[][2] = {
+      {"/proc", "the image's /proc is a symbolic link, and has to be a folder or missing"},
+      {"/sys", "the image's /sys is a symbolic link, and has to be a folder or missing"},
+      {"/dev", "the image's /dev is a symbolic link, and has to be a folder or missing"}};
+  for (const auto& folder : kFolders) {
+    if (::strcmp(target, folder[0]) != 0) continue;
+    int fd = os::RawOpenInRoot(root, target, O_PATH | O_NOFOLLOW);
+    if (fd < 0) return nullptr;
+    struct stat info {};
+    bool link = ::fstat(fd, &info) != 0 || S_ISLNK(info.st_mode);
+    ::close(fd);
+    return link ? folder[1] : nullptr;
+  }
+  return nullptr;
+}
+
 int DoMount(const InitArgs& args, int index, bool* made) {
   const RawMount& mount = args.mounts[index];
   bool is_dir = mount.kind == MountStep::kFileSystem || (mount.kind == MountStep::kBind && mount.is_dir) ||
@@ -257,12 +276,23 @@ int LockDown(uint64_t keep, const std::vector<sock_filter>& filter) {
   return os::RawLoadSeccomp(filter);
 }
 
+// A core file would land in the writable layer, or in a program of the host's behind core_pattern. A limit of
+// 0 stops files alone; 1 stops both: too small for a file, and the kernel's own sign that a dump is not to be
+// piped.
+int ForbidCores() {
+  struct rlimit limit {
+    1, 1
+  };
+  return ::setrlimit(RLIMIT_CORE, &limit);
+}
+
 int RunInit(void* argument) {
   auto& shared = *static_cast<HelperShared*>(argument);
   const InitArgs& args = *shared.init;
   ChildReport* report = &shared.report;
   ::umask(022);
   ::setsid();
+  if (ForbidCores() != 0) return Fail(report, "init", "forbidding core dumps");
   Mark(report, "namespaces");
   if (::sethostname(args.hostname, args.hostname_size) != 0) return Fail(report, "hostname", args.hostname);
   if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return Fail(report, "mount", "/");
@@ -271,6 +301,9 @@ int RunInit(void* argument) {
     return Fail(report, "mount", "moving the root file system in");
   }
   for (int i = 0; i < args.mount_count; ++i) {
+    if (const char* link = LinkInTheWay(args.overlay, args.mounts[i].target)) {
+      return Fail(report, "mount", link, ENOTDIR);
+    }
     if (DoMount(args, i, &report->made[i]) != 0) return Fail(report, "mount", args.mounts[i].target);
   }
   Mark(report, "mounts");
@@ -314,9 +347,6 @@ void SetLimits() {
     limit.rlim_cur = limit.rlim_max < 65536 ? limit.rlim_max : 65536;
     ::setrlimit(RLIMIT_NOFILE, &limit);
   }
-  // A core file would land in the writable layer, or in a handler of the host's.
-  limit = {0, 0};
-  ::setrlimit(RLIMIT_CORE, &limit);
 }
 
 int SetFds(const ProcessArgs& args) {
@@ -348,6 +378,10 @@ int RunProcess(void* argument) {
   ::setsid();
   if (EnterCwd(args.cwd) != 0) return Fail(report, "cwd", args.cwd);
   SetLimits();
+  if (ForbidCores() != 0) return Fail(report, "privileges", "forbidding core dumps");
+  if (shared.join_late) {
+    if (int failed = JoinCgroup(shared, report)) return failed;
+  }
   if (SetFds(args) != 0) return Fail(report, "exec", "its descriptors");
   if (BecomeUser(args, *shared.filter) != 0) return Fail(report, "privileges", "dropping rights");
   Mark(report, "privileges");
@@ -425,7 +459,7 @@ int RunHelper(void* argument) {
     shared->spawner_pidfd, POLLIN, 0
   };
   if (::poll(&parent, 1, 0) != 0) return kFailed;
-  int result = JoinCgroup(*shared, &shared->report);
+  int result = shared->join_late ? 0 : JoinCgroup(*shared, &shared->report);
   uint64_t count = 0;
   while (::read(shared->go_fd, &count, sizeof count) < 0 && errno == EINTR) {
   }

@@ -77,7 +77,8 @@ struct HelperShared {
   // Set before the helper is made:
   int spawner_pidfd;
   int go_fd, done_fd;      // event descriptors
-  int cgroup_fds[4];       // "0" is written to each at once; -1 = no more
+  int cgroup_fds[4];       // "0" is written to each; -1 = no more
+  bool join_late;          // not by the helper at once, but by the process before exec
   const os::Stack* stack;  // for the processes that it clones
   const std::vector<sock_filter>* filter;
   // Set before "go":

@@ -17,6 +17,9 @@ namespace {
 // Arguments and environment of a program can be megabytes; only what is touched takes memory.
 constexpr size_t kArena = 12 << 20;
 constexpr int kEndTimeoutMs = 10'000;
+// A start takes milliseconds. What takes so long waits for something that a container has used up, and the
+// spawner has other containers to look after.
+constexpr int kRunTimeoutMs = 5000;
 
 // No signal is handled in the helper between clone and its own first steps.
 class BlockSignals {
@@ -38,7 +41,8 @@ class BlockSignals {
 
 Result<std::unique_ptr<Helper>> Helper::Make(const os::Cgroup& group, const os::Stack& stack,
                                              const os::Stack& child_stack,
-                                             const std::vector<sock_filter>& filter, int spawner_pidfd) {
+                                             const std::vector<sock_filter>& filter, int spawner_pidfd,
+                                             Join join) {
   std::unique_ptr<Helper> helper(new Helper);
   void* memory =
       ::mmap(nullptr, kArena, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -55,16 +59,19 @@ Result<std::unique_ptr<Helper>> Helper::Make(const os::Cgroup& group, const os::
   shared.done_fd = helper->done_.get();
   size_t count = 0;
   for (int& fd : shared.cgroup_fds) fd = -1;
+  const bool made_inside = join == Join::kEarly && group.into_fd() >= 0;
   for (const auto& fd : group.join_fds()) {
+    if (made_inside) break;
     CHECK(count < std::size(shared.cgroup_fds));
     shared.cgroup_fds[count++] = fd.get();
   }
+  shared.join_late = join == Join::kLate;
   shared.stack = &child_stack;
   shared.filter = &filter;
   int raw = -1;
   os::CloneSpec spec{.flags = CLONE_FILES | CLONE_CLEAR_SIGHAND,
                      .pidfd = &raw,
-                     .cgroup_fd = group.into_fd(),
+                     .cgroup_fd = made_inside ? group.into_fd() : -1,
                      .stack = &stack,
                      .run = RunHelper,
                      .argument = helper->shared_};
@@ -127,9 +134,18 @@ Status Helper::Run() {
   uint64_t one = 1;
   if (::write(go_.get(), &one, sizeof one) < 0) return ErrnoStatus("waking the helper");
   struct pollfd events[2] = {{done_.get(), POLLIN, 0}, {pidfd_.get(), POLLIN, 0}};
-  while (::poll(events, 2, -1) < 0 && errno == EINTR) {
+  int ready;
+  while ((ready = ::poll(events, 2, kRunTimeoutMs)) < 0 && errno == EINTR) {
   }
-  if ((events[0].revents & POLLIN) == 0 && report.error == 0) {
+  if (ready == 0) {
+    (void)os::SignalPidfd(pidfd_.get(), SIGKILL);
+    (void)os::WaitPidfd(pidfd_.get(), kEndTimeoutMs);  // what it has made is known only then
+    report.error = ETIMEDOUT;
+    if (report.step == nullptr)
+      report.step = report.init_pid < 0 && shared_->init != nullptr ? "namespaces" : "exec";
+    std::strcpy(report.detail,
+                "the container has used up the processor time that its process needs to start");
+  } else if ((events[0].revents & POLLIN) == 0 && report.error == 0) {
     report.error = ECHILD;
     report.step = "namespaces";
     std::strcpy(report.detail, "the helper process was killed");

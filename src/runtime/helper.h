@@ -19,11 +19,16 @@ namespace lydian::runtime {
 
 class Helper {
  public:
+  // When the processes that it makes come into the control group: with the helper, which then does all its
+  // work there; or one by itself just before exec, for a group in which others may leave a helper no
+  // processor time.
+  enum class Join { kEarly, kLate };
   // It joins `group` by itself, without the caller waiting for it. `stack`, `filter` and `spawner_pidfd`
   // outlive it.
   static Result<std::unique_ptr<Helper>> Make(const os::Cgroup& group, const os::Stack& stack,
                                               const os::Stack& child_stack,
-                                              const std::vector<sock_filter>& filter, int spawner_pidfd);
+                                              const std::vector<sock_filter>& filter, int spawner_pidfd,
+                                              Join join = Join::kEarly);
   ~Helper();
   Helper(const Helper&) = delete;
   Helper& operator=(const Helper&) = delete;
@@ -37,7 +42,8 @@ class Helper {
   const char* const* CopyList(const std::vector<std::string>& words);  // ends with null
   HelperShared* shared() { return shared_; }
 
-  // "go", and waits for "done". What it has made before it failed is ended and reaped, except init.
+  // "go", and waits for "done", 5 s at most (ETIMEDOUT). What it has made before it failed is ended and
+  // reaped, except init.
   Status Run();
   const ChildReport& report() const { return shared_->report; }
   const char* step() const { return shared_->report.step != nullptr ? shared_->report.step : "exec"; }

@@ -15,7 +15,10 @@ namespace lydian::runtime {
 class IdRanges {
  public:
   static constexpr uint32_t kSize = 65536;
-  static Result<IdRanges> Claim(const std::string& instance, const std::string& lock_dir = "/run/lydian");
+  // `subordinate`: files in the form of /etc/subuid; what they give away is left alone, as is what systemd
+  // keeps for foreign images (0x7FFE0000).
+  static Result<IdRanges> Claim(const std::string& instance, const std::string& lock_dir = "/run/lydian",
+                                const std::vector<std::string>& subordinate = {"/etc/subuid", "/etc/subgid"});
 
   // The first host id of a free range; the least recently used one, since files or processes of a range may
   // linger.
@@ -25,6 +28,7 @@ class IdRanges {
 
  private:
   IdRanges(UniqueFd lock, uint32_t first) : lock_(std::move(lock)), first_(first), used_(kRanges) {}
+  void Avoid(uint64_t first, uint64_t count);
 
   static constexpr uint32_t kRanges = 1024, kSlots = 32;
   // Above what login names, subordinate ids and systemd hand out.

@@ -22,8 +22,8 @@ std::vector<std::string> Words(const google::protobuf::RepeatedPtrField<std::str
 
 }  // namespace
 
-Result<std::unique_ptr<Helper>> RuntimeImpl::MakeHelper(const os::Cgroup& group) {
-  return Helper::Make(group, helper_stack_, child_stack_, filter_, self_pidfd_.get());
+Result<std::unique_ptr<Helper>> RuntimeImpl::MakeHelper(const os::Cgroup& group, Helper::Join join) {
+  return Helper::Make(group, helper_stack_, child_stack_, filter_, self_pidfd_.get(), join);
 }
 
 Status RuntimeImpl::FillInit(const StartPlan& plan, const Container& container, int overlay,
@@ -182,7 +182,7 @@ Result<Process> RuntimeImpl::Exec(Container& container, const lydian::Process& p
     steps.Begin("stdio");
     ASSIGN_OR_RETURN(Stdio fds, MakeStdio(process, std::move(stdio), held.pair.base, &out));
     steps.Begin("cgroup");
-    ASSIGN_OR_RETURN(auto helper, MakeHelper(*held.cgroup));
+    ASSIGN_OR_RETURN(auto helper, MakeHelper(*held.cgroup, Helper::Join::kLate));
     RETURN_IF_ERROR(FillProcess(process, fds, container.init_pidfd.get(), helper.get()));
     return RunHelper(nullptr, &container, std::move(helper), &out, &steps);
   };

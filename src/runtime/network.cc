@@ -104,17 +104,31 @@ Result<std::string> WhoHasRange(const std::string& range, const std::string& own
   return std::string();
 }
 
-Result<std::unique_ptr<Networks>> Networks::Create(const std::string& instance, const std::string& range,
-                                                   const std::string& state_dir) {
+Result<std::unique_ptr<Networks>> Networks::Create(const RuntimeOptions& options) {
+  const std::string& instance = options.instance;
   if (instance.empty() || instance.size() > 8)
     return InvalidArgument("instance name \"" + instance + "\": 1 to 8 characters");
   ASSIGN_OR_RETURN(IdRanges ranges, IdRanges::Claim(instance));
   ASSIGN_OR_RETURN(os::Netlink netlink, os::Netlink::Open());
   std::unique_ptr<Networks> networks(new Networks(instance, std::move(ranges), std::move(netlink)));
-  networks->state_dir_ = state_dir;
+  networks->state_dir_ = options.state_dir;
   networks->host_ns_.reset(::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));
   if (!networks->host_ns_.valid()) return ErrnoStatus("opening the host's network namespace");
-  RETURN_IF_ERROR(networks->ChooseRange(range));
+  networks->ruleset_.instance = instance;
+  networks->ruleset_.deny_private = options.deny_private;
+  networks->ruleset_.build_destinations = options.build_destinations;
+  for (const auto& text : options.denied_networks) {
+    ASSIGN_OR_RETURN(std::string network, ParseNetwork(text));
+    networks->ruleset_.denied.push_back(std::move(network));
+  }
+  RETURN_IF_ERROR(networks->ChooseRange(options.address_range));
+  networks->ruleset_.range = networks->range_text_;
+  auto watch = os::TableWatch::Open();
+  if (watch.ok()) {
+    networks->watch_ = std::make_unique<os::TableWatch>(std::move(*watch));
+  } else {
+    LOG_WARN("nobody will notice when the firewall table is flushed", {{"error", watch.status()}});
+  }
   return networks;
 }
 
@@ -149,6 +163,9 @@ Status Networks::Prepare() {
   if (prepared_) return OkStatus();
   RETURN_IF_ERROR(PrepareBridge());
   RETURN_IF_ERROR(PrepareFirewall());
+  if (Status status = PrepareRules(); !status.ok()) {
+    LOG_WARN("containers are not cut off while somebody flushes the firewall's tables", {{"error", status}});
+  }
   auto forwarding = ReadFile("/proc/sys/net/ipv4/ip_forward", 16);
   RETURN_IF_ERROR(forwarding.status());
   if (forwarding->starts_with("0")) {
@@ -178,67 +195,81 @@ Status Networks::PrepareBridge() {
   return netlink_.SetUp(bridge_);
 }
 
+namespace {
+
+// For packets that have not been through the table, because it is gone: from containers to elsewhere, and
+// from this machine to containers. The second is also what the bridge's check of source addresses asks, so
+// that what comes to this machine itself is dropped too. ARP asks the same, and ICMP from here to containers
+// has no mark: by protocol.
+std::vector<os::MarkRule> ClosingRules(const std::string& bridge, uint32_t range, int prefix) {
+  constexpr uint32_t kPriority = 90;  // after `local`, before all that could show a way
+  const os::MarkRule out{.priority = kPriority, .in = bridge, .bit = kPacketMark};
+  const os::MarkRule back{
+      .priority = kPriority, .in = "lo", .to = range, .to_prefix = prefix, .bit = kPacketMark};
+  std::vector<os::MarkRule> rules = {out};
+  for (uint8_t protocol : {IPPROTO_TCP, IPPROTO_UDP}) {
+    rules.push_back(back);
+    rules.back().protocol = protocol;
+  }
+  // The kernel looks for the protocol in packets that come in only if a rule for other links than lo asks for
+  // it.
+  rules.push_back(out);
+  rules.back().protocol = IPPROTO_UDP;
+  return rules;
+}
+
+}  // namespace
+
+Status Networks::PrepareRules() {
+  const std::string conf = "/proc/sys/net/ipv4/conf/" + instance_;
+  RETURN_IF_ERROR(WriteExisting(conf + "/src_valid_mark", "1"));
+  RETURN_IF_ERROR(WriteExisting(conf + "/rp_filter", "1"));
+  for (const auto& rule : ClosingRules(instance_, first_, prefix_)) RETURN_IF_ERROR(netlink_.AddRule(rule));
+  return OkStatus();
+}
+
 Status Networks::PrepareFirewall() {
   if (firewall_ == nullptr) {
     ASSIGN_OR_RETURN(os::Nftables opened, os::Nftables::Open());
     firewall_ = std::make_unique<os::Nftables>(std::move(opened));
   }
-  const std::string table = "table inet " + instance_, bridge = "\"" + instance_ + "\"";
-  // One transaction: the table is never absent while it is replaced.
-  std::string rules =
-      "add " + table + "\ndelete " + table + "\n" + table + " {\n" +
-      " set members { type ipv4_addr . ether_addr; }\n"
-      " chain prerouting { type filter hook prerouting priority raw; policy accept;\n"
-      "  iifname " +
-      bridge +
-      " meta nfproto ipv6 drop\n"
-      "  iifname " +
-      bridge +
-      " ip saddr . ether saddr != @members drop\n"
-      " }\n"
-      " chain input { type filter hook input priority filter - 5; policy accept;\n"
-      "  iifname != " +
-      bridge +
-      " accept\n"
-      "  ct state established,related accept\n"
-      "  ip daddr " +
-      kNameserver +
-      " udp dport 53 accept\n"
-      "  ip daddr " +
-      kNameserver +
-      " tcp dport 53 accept\n"
-      "  drop\n"
-      " }\n"
-      " chain forward { type filter hook forward priority filter - 5; policy accept;\n"
-      // Other containers of this and of other instances; link-local: the metadata services of clouds.
-      "  iifname " +
-      bridge +
-      " oifname \"ly*\" drop\n"
-      "  iifname " +
-      bridge + " oifname " + bridge +
-      " drop\n"
-      "  iifname " +
-      bridge +
-      " ip daddr 169.254.0.0/16 drop\n"
-      "  iifname " +
-      bridge +
-      " accept\n"
-      "  oifname " +
-      bridge +
-      " ct state established,related accept\n"
-      "  oifname " +
-      bridge +
-      " drop\n"
-      " }\n"
-      " chain postrouting { type nat hook postrouting priority srcnat; policy accept;\n"
-      "  ip saddr " +
-      range_text_ + " oifname != " + bridge +
-      " masquerade\n"
-      " }\n}\n";
-  RETURN_IF_ERROR(firewall_->Run(rules).With("firewall").status());
+  RETURN_IF_ERROR(firewall_->Run(RulesetText(ruleset_)).With("firewall").status());
+  if (watch_ != nullptr) (void)watch_->Changed(instance_);  // that was us
+  ASSIGN_OR_RETURN(listing_, Listing());
   uint32_t in_use = addresses_.empty() ? next_address_ : std::max(next_address_, *addresses_.rbegin());
   permitted_to_ = first_ + 2;
-  return PermitAddresses(in_use);
+  RETURN_IF_ERROR(PermitAddresses(in_use));
+  for (uint32_t address : builders_) RETURN_IF_ERROR(SetBuilder(address, true));
+  return OkStatus();
+}
+
+Result<std::string> Networks::Listing() {
+  std::string all;
+  for (const auto& command : ListingCommands(instance_)) {
+    ASSIGN_OR_RETURN(std::string part, firewall_->Run(command));
+    all += part;
+  }
+  return all;
+}
+
+Status Networks::SetBuilder(uint32_t address, bool on) {
+  return firewall_
+      ->Run((on ? "add" : "delete") + std::string(" element inet ") + instance_ + " builders { " +
+            os::Ipv4Text(address) + " }")
+      .With("firewall")
+      .status();
+}
+
+void Networks::OnEvent() {
+  if (watch_ == nullptr || !watch_->Changed(instance_) || !prepared_) return;
+  auto now = Listing();
+  if (now.ok() && *now == listing_) return;
+  LOG_WARN("somebody changed the firewall table, which is made again", {{"table", instance_}});
+  if (Status status = PrepareFirewall(); !status.ok()) {
+    LOG_ERROR(
+        "the firewall table could not be made again: containers reach nothing until the next one starts",
+        {{"table", instance_}, {"error", status}});
+  }
 }
 
 Status Networks::PermitAddresses(uint32_t address) {
@@ -274,13 +305,22 @@ Result<uint32_t> Networks::TakeAddress() {
   return ResourceExhausted("all addresses of " + range_text_ + " are in use");
 }
 
-Result<Pair> Networks::Take(bool nat) {
+Result<Pair> Networks::Take(bool nat, bool build) {
+  Pair pair;
   if (nat && !pool_.empty()) {
-    Pair pair = std::move(pool_.front());
+    pair = std::move(pool_.front());
     pool_.pop_front();
-    return pair;
+  } else {
+    ASSIGN_OR_RETURN(pair, Make(nat));
   }
-  return Make(nat);
+  if (!nat || !build || ruleset_.build_destinations.empty()) return pair;
+  if (Status status = SetBuilder(pair.address, true); !status.ok()) {
+    Return(pair);
+    return status;
+  }
+  pair.builder = true;
+  builders_.insert(pair.address);
+  return pair;
 }
 
 Status Networks::AddToPool() {
@@ -297,6 +337,11 @@ void Networks::Drain() {
 void Networks::Return(const Pair& pair) {
   if (pair.base != 0) ranges_.Return(pair.base);
   addresses_.erase(pair.address);
+  if (!pair.builder) return;
+  builders_.erase(pair.address);
+  if (Status status = SetBuilder(pair.address, false); !status.ok())
+    LOG_WARN("an address may still reach what builds may",
+             {{"address", os::Ipv4Text(pair.address)}, {"error", status}});
 }
 
 Result<Pair> Networks::Make(bool nat) {
@@ -422,6 +467,13 @@ Status RemoveVeths(os::Netlink* netlink, const std::string& instance) {
 }
 
 Status RemoveBridgeAndTable(os::Netlink* netlink, os::Nftables* firewall, const std::string& instance) {
+  const auto bridge = static_cast<int>(::if_nametoindex(instance.c_str()));
+  auto routes = netlink->Routes();
+  for (const auto& route : routes.ok() ? *routes : std::vector<os::Route>()) {
+    if (bridge == 0 || route.out_index != bridge || route.prefix == 0) continue;
+    for (const auto& rule : ClosingRules(instance, route.destination, route.prefix))
+      (void)netlink->DeleteRule(rule);
+  }
   Status status = ::if_nametoindex(instance.c_str()) != 0 ? netlink->DeleteLink(instance) : OkStatus();
   if (status.error() == ENODEV) status = OkStatus();
   // Added first, so that deleting it is right whether it is there or not.

@@ -16,6 +16,8 @@
 #include "os/nftables.h"
 #include "os/process.h"
 #include "runtime/id_ranges.h"
+#include "runtime/ruleset.h"
+#include "runtime/runtime.h"
 
 namespace lydian::runtime {
 
@@ -25,17 +27,17 @@ struct Pair {
   UniqueFd http_listener;  // 169.254.77.1:80 on its lo
   UniqueFd own_files;      // a tmpfs: dev/ with its nodes, etc/ for hostname, hosts, resolv.conf
   uint32_t address = 0;    // of eth0, host byte order; 0 = none
+  bool builder = false;    // may reach what builds may
 };
 
 class Networks {
  public:
   // Without `instance`'s bridge yet; the first pair with NAT makes it.
-  static Result<std::unique_ptr<Networks>> Create(const std::string& instance, const std::string& range,
-                                                  const std::string& state_dir);
+  static Result<std::unique_ptr<Networks>> Create(const RuntimeOptions& options);
   // Bridge, addresses, firewall. Idempotent.
   Status Prepare();
-  // With `nat` out of the pool if it has one.
-  Result<Pair> Take(bool nat);
+  // With `nat` out of the pool if it has one. `build`: it may reach the options' build destinations.
+  Result<Pair> Take(bool nat, bool build = false);
   // Adds one to the pool.
   Status AddToPool();
   size_t pooled() const { return pool_.size(); }
@@ -47,6 +49,10 @@ class Networks {
   Status Remove();
   // The same and all leftovers, of an instance that does not run.
   static Status RemoveAll(const std::string& instance);
+  // Readable when somebody may have changed the firewall; -1 = not to be had. Then KeepFirewall has to be
+  // called.
+  int event_fd() const { return watch_ != nullptr ? watch_->fd() : -1; }
+  void OnEvent();
   const std::string& range() const { return range_text_; }
   bool turned_forwarding_on() const { return turned_forwarding_on_; }
 
@@ -57,9 +63,12 @@ class Networks {
   Status ChooseRange(const std::string& wanted);
   Result<std::string> RangeTaker(uint32_t first, int prefix);
   Status PrepareBridge();
+  Status PrepareRules();
   Status PrepareFirewall();
   Status KeepFirewall();
   Status PermitAddresses(uint32_t address);
+  Status SetBuilder(uint32_t address, bool on);
+  Result<std::string> Listing();
   Result<Pair> Make(bool nat);
   Status MakeNamespaces(Pair* pair);
   Status ConnectHostSide(Pair* pair);
@@ -71,6 +80,10 @@ class Networks {
   IdRanges ranges_;
   os::Netlink netlink_;
   std::unique_ptr<os::Nftables> firewall_;
+  std::unique_ptr<os::TableWatch> watch_;
+  Ruleset ruleset_;
+  std::string listing_;  // of the table as we made it
+  std::set<uint32_t> builders_;
   UniqueFd host_ns_;
   uint32_t first_ = 0, last_ = 0, gateway_ = 0, mtu_ = 1500;
   int prefix_ = 16, bridge_ = 0;

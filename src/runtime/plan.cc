@@ -1,6 +1,7 @@
 #include "runtime/plan.h"
 
 #include <sys/mount.h>
+#include <sys/sysinfo.h>
 
 #include <algorithm>
 
@@ -127,8 +128,18 @@ std::string DescribeMount(const MountStep& mount) {
 }  // namespace
 
 uint64_t DefaultMemoryReserve(uint64_t total_bytes) {
-  uint64_t reserve = std::clamp<uint64_t>(total_bytes / 16, uint64_t{512} << 20, uint64_t{4} << 30);
+  uint64_t reserve = std::clamp<uint64_t>(total_bytes / 8, uint64_t{512} << 20, uint64_t{4} << 30);
   return std::min(reserve, total_bytes / 4);
+}
+
+uint64_t DaemonMemory(uint64_t reserve_bytes, uint64_t total_bytes) {
+  const uint64_t reserve = reserve_bytes != 0 ? reserve_bytes : DefaultMemoryReserve(total_bytes);
+  return std::max<uint64_t>(reserve / 4 * 3, uint64_t{256} << 20) & ~uint64_t{4095};
+}
+
+uint64_t TotalMemory() {
+  struct sysinfo info {};
+  return ::sysinfo(&info) == 0 ? uint64_t{info.totalram} * info.mem_unit : 0;
 }
 
 Status CheckProcess(const lydian::Process& process) {

@@ -53,8 +53,14 @@ Status CheckProcess(const lydian::Process& process);
 // Where `argv[0]` may lie: itself if it has a slash, else one path for each folder of PATH in `env`.
 std::vector<std::string> ExecCandidates(const lydian::Process& process);
 Plan DescribePlan(const StartPlan& plan, const Job& job, const RuntimeOptions& options);
-// What is kept from containers when nothing is configured: 1/16 of the memory, between 512 MiB and 4 GiB.
+// What is kept from containers when nothing is configured: 1/8 of the memory, between 512 MiB and 4 GiB.
 uint64_t DefaultMemoryReserve(uint64_t total_bytes);
+// What our own processes may have of the reserve (0 = the default one); the rest of it is the host's.
+uint64_t DaemonMemory(uint64_t reserve_bytes, uint64_t total_bytes);
+// The control group that they are in.
+inline std::string DaemonGroup(const std::string& instance) { return "lydian-" + instance + "-daemons"; }
+// The machine's memory.
+uint64_t TotalMemory();
 
 inline constexpr char kApiSocket[] = "/run/modal.sock";
 inline constexpr char kNameserver[] = "169.254.77.53";

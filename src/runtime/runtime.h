@@ -27,6 +27,11 @@ struct RuntimeOptions {
   uint32_t network_pool = 4;                        // ready {user, network} namespace pairs
   uint32_t quota_pool = 4;                          // ready writable layers
   uint64_t disk_reserve_bytes = uint64_t{2} << 30;  // below it, starts are refused with "no space left"
+  std::vector<std::string> denied_networks;         // IPv4, as in 10.1.0.0/16: reached by no container
+  bool deny_private = false;                        // nor 10/8, 172.16/12, 192.168/16, 100.64/10, 198.18/15
+  // "10.1.2.3:3128": what containers of builds (Network.build) reach all the same, by TCP: an index or proxy
+  // that the host's package settings name.
+  std::vector<std::string> build_destinations;
 };
 
 // A process that runs in a container, as its parent sees it.
@@ -82,6 +87,10 @@ class Runtime {
   // time.
   virtual bool Refill() = 0;
   virtual void DrainPools() = 0;
+  // To be watched for input, -1 = nothing: somebody changed what keeps containers apart. OnEvent looks, and
+  // mends it.
+  virtual int event_fd() const { return -1; }
+  virtual void OnEvent() {}
   // At start: removes cgroups, veths, mounts and folders of containers that no longer run (a spawner that was
   // killed).
   virtual Status CleanLeftovers() = 0;

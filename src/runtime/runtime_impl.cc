@@ -5,7 +5,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <sys/sysinfo.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -21,10 +20,20 @@ namespace lydian::runtime {
 namespace {
 
 constexpr int kRemoveTimeoutMs = 10'000;
+// How long the spawner, and with it everybody, waits for one container's processes to end.
+constexpr int kEndTimeoutMs = 3000;
+constexpr uint64_t kMostDisk = uint64_t{4} << 40;  // making a larger one takes seconds
 constexpr int kCloseMs = 10;
-uint64_t TotalMemory() {
-  struct sysinfo info {};
-  return ::sysinfo(&info) == 0 ? uint64_t{info.totalram} * info.mem_unit : 0;
+
+// What all containers may have of the machine's processes and threads; the rest is the host's.
+uint64_t ProcessShare() {
+  uint64_t most = 0;
+  for (const char* name : {"pid_max", "threads-max"}) {
+    auto text = ReadFile(std::string("/proc/sys/kernel/") + name, 64);
+    uint64_t value = text.ok() ? std::strtoull(text->c_str(), nullptr, 10) : 0;
+    if (value != 0 && (most == 0 || value < most)) most = value;
+  }
+  return most / 4 * 3;
 }
 
 }  // namespace
@@ -52,6 +61,9 @@ Status RemoveInstance(const RuntimeOptions& options) {
     for (const auto& name : (*cgroups)->List()) note((*cgroups)->Destroy(name));
     note((*cgroups)->RemoveParent());
   }
+  // Of an `up` that was killed; one that runs is in it.
+  if (auto daemons = os::MemoryGroup::Open(DaemonGroup(options.instance), 0); daemons.ok())
+    note(daemons->Remove());
   note(Networks::RemoveAll(options.instance));
   const std::string forwarding = options.state_dir + "/ip_forward_was_off";
   if (Exists(forwarding)) {
@@ -86,8 +98,9 @@ Status RuntimeImpl::Open() {
   if (reserve >= total) return InvalidArgument("the memory reserve is more than the machine has");
   shared_memory_limit_ = (total - reserve) & ~uint64_t{4095};
   RETURN_IF_ERROR(cgroups_->SetMemoryLimit(shared_memory_limit_));
-  ASSIGN_OR_RETURN(networks_,
-                   Networks::Create(options_.instance, options_.address_range, options_.state_dir));
+  const uint64_t processes = ProcessShare();
+  if (processes != 0) RETURN_IF_ERROR(cgroups_->SetProcessLimit(processes));
+  ASSIGN_OR_RETURN(networks_, Networks::Create(options_));
   // Now, since the worker's name server binds an address of the bridge. What is wrong is said again by each
   // start.
   if (Status status = networks_->Prepare(); !status.ok()) {
@@ -98,11 +111,13 @@ Status RuntimeImpl::Open() {
                                     {"cgroups", cgroups_->version()},
                                     {"overlay", OverlayModeName(overlays_->mode())},
                                     {"addresses", networks_->range()},
-                                    {"memory_for_containers", shared_memory_limit_}});
+                                    {"memory_for_containers", shared_memory_limit_},
+                                    {"processes_for_containers", processes}});
   return OkStatus();
 }
 
 RuntimeImpl::~RuntimeImpl() {
+  RetryDying(kEndTimeoutMs);
   DrainPools();
   ending_.clear();
   for (const auto& closer : closers_) (void)os::WaitPidfd(closer.get(), kRemoveTimeoutMs);
@@ -132,17 +147,24 @@ Result<std::unique_ptr<Container>> RuntimeImpl::Start(const Job& job, std::vecto
     return container;
   }
   if (error != nullptr) *error = {steps.name(), status};
-  if (Status removed = Release(container.get()); !removed.ok()) {
+  if (Status removed = Release(std::move(container)); !removed.ok()) {
     LOG_WARN("a container that failed to start left something",
              {{"container_id", job.container_id()}, {"error", removed}});
   }
   return std::move(status).With(steps.name());
 }
 
-Status RuntimeImpl::CheckDisk() {
+Status RuntimeImpl::CheckDisk(uint64_t bytes) {
   struct statvfs info {};
   if (::statvfs(options_.state_dir.c_str(), &info) != 0)
     return ErrnoStatus("looking at " + options_.state_dir);
+  const uint64_t most =
+      std::max(options_.disk_bytes, std::min(kMostDisk, uint64_t{info.f_blocks} * info.f_frsize));
+  if (bytes > most) {
+    return InvalidArgument("a disk of " + std::to_string(bytes >> 30) + " GiB is asked for, and " +
+                           options_.state_dir + " can give a container " + std::to_string(most >> 30) +
+                           " GiB at most");
+  }
   uint64_t free = uint64_t{info.f_bavail} * info.f_frsize;
   if (free >= options_.disk_reserve_bytes) return OkStatus();
   return ErrnoStatus("the disk of " + options_.state_dir + " has " + std::to_string(free >> 20) +
@@ -155,11 +177,11 @@ Status RuntimeImpl::Build(const Job& job, std::vector<UniqueFd> stdio, Container
   auto& held = *container->held;
   ASSIGN_OR_RETURN(StartPlan plan, MakeStartPlan(job, options_));
   steps->Begin("disk");
-  RETURN_IF_ERROR(CheckDisk());
+  RETURN_IF_ERROR(CheckDisk(plan.quota_bytes));
   steps->Done("plan");
 
   steps->Begin("network");
-  ASSIGN_OR_RETURN(held.pair, networks_->Take(plan.nat));
+  ASSIGN_OR_RETURN(held.pair, networks_->Take(plan.nat, plan.build));
   if (held.pair.address != 0) container->ip = os::Ipv4Text(held.pair.address);
   ASSIGN_OR_RETURN(container->netns, Duplicate(held.pair.net_ns.get()));
   if (job.http_listener()) container->http_listener = std::move(held.pair.http_listener);
@@ -192,6 +214,11 @@ Status RuntimeImpl::Build(const Job& job, std::vector<UniqueFd> stdio, Container
   steps->Done("files");
   RETURN_IF_ERROR(RunHelper(&plan, container, std::move(helper), &container->main, steps));
   held.pair.own_files.reset();
+  // Only now: its start must not have to wait for a share of what may be a hundredth of a processor.
+  if (job.limits().milli_cpu() != 0) {
+    steps->Begin("cgroup");
+    RETURN_IF_ERROR(held.cgroup->SetCpu(job.limits().milli_cpu()));
+  }
   return OkStatus();
 }
 
@@ -228,7 +255,6 @@ Result<std::unique_ptr<Helper>> RuntimeImpl::MakeCgroup(const Job& job, const St
   os::CgroupLimits limits;
   limits.memory_bytes = plan.memory_bytes;
   limits.memory_low_bytes = std::min(job.limits().memory_request_bytes(), shared_memory_limit_);
-  limits.milli_cpu = job.limits().milli_cpu();
   if (job.limits().milli_cpu_request() != 0) limits.weight_milli_cpu = job.limits().milli_cpu_request();
   limits.pids = plan.pids;
   std::unique_ptr<Helper> helper;
@@ -364,6 +390,9 @@ Result<UniqueFd> RuntimeImpl::OpenTree(const MountStep& mount, const Pair& pair)
 }
 
 Status RuntimeImpl::KillAll(Container& container) {
+  // Ending takes processor time too, a thousand processes a lot of it.
+  auto& cgroup = container.held->cgroup;
+  if (container.job.limits().milli_cpu() != 0 && cgroup != nullptr) (void)cgroup->SetCpu(0);
   // The end of process 1 is the end of its pid namespace.
   Status status = os::SignalPidfd(container.init_pidfd.get(), SIGKILL);
   return status.error() == ESRCH ? OkStatus() : status;
@@ -379,21 +408,25 @@ MemoryUse RuntimeImpl::Memory(Container& container) {
   return use;
 }
 
-Status RuntimeImpl::Remove(std::unique_ptr<Container> container) { return Release(container.get()); }
+Status RuntimeImpl::Remove(std::unique_ptr<Container> container) { return Release(std::move(container)); }
 
-Status RuntimeImpl::EndInit(Container* container) {
+// DEADLINE_EXCEEDED while a process is left.
+Status RuntimeImpl::EndInit(Container* container, int timeout_ms) {
   if (!container->init_pidfd.valid()) return OkStatus();
   RETURN_IF_ERROR(KillAll(*container));
   // Process 1 waits for all others, and they for being reaped by their parent, this process.
   auto& held = *container->held;
   if (container->main.pidfd.valid()) held.exec_pidfds.push_back(std::move(container->main.pidfd));
-  for (const auto& pidfd : held.exec_pidfds) {
-    auto ended = os::WaitPidfd(pidfd.get(), kRemoveTimeoutMs);
-    if (!ended.ok() && ended.status().error() != ECHILD) return ended.status().With("ending a process");
-  }
+  const uint64_t until = NowNanos() + static_cast<uint64_t>(timeout_ms) * 1'000'000;
+  auto ended = [until](const UniqueFd& pidfd) {
+    const uint64_t now = NowNanos();
+    Status status =
+        os::WaitPidfd(pidfd.get(), now < until ? static_cast<int>((until - now) / 1'000'000) : 0).status();
+    return status.error() == ECHILD ? OkStatus() : status;
+  };
+  for (const auto& pidfd : held.exec_pidfds) RETURN_IF_ERROR(ended(pidfd).With("ending a process"));
   held.exec_pidfds.clear();
-  auto ended = os::WaitPidfd(container->init_pidfd.get(), kRemoveTimeoutMs);
-  if (!ended.ok() && ended.status().error() != ECHILD) return ended.status().With("ending process 1");
+  RETURN_IF_ERROR(ended(container->init_pidfd).With("ending process 1"));
   container->init_pidfd.reset();
   return OkStatus();
 }
@@ -425,9 +458,37 @@ void RuntimeImpl::ReapEnded() {
   });
 }
 
-Status RuntimeImpl::Release(Container* container) {
+Status RuntimeImpl::Release(std::unique_ptr<Container> container) {
+  // A build's layer is worth waiting for: what is written to it after this would be half of it.
+  const int timeout_ms = container->held->kept.valid() ? kRemoveTimeoutMs : kEndTimeoutMs;
+  Status status = EndInit(container.get(), timeout_ms);
+  if (status.code() == Code::kDeadlineExceeded) {
+    // It lives, so nobody else may have its ids and its address.
+    LOG_WARN("a container does not end; its ids and address stay taken until it has",
+             {{"container_id", container->job.container_id()}, {"error", status}});
+    container->main.fds.clear();
+    for (UniqueFd* fd : {&container->api_listener, &container->http_listener, &container->netns}) fd->reset();
+    dying_.push_back(std::move(container));
+    return status;
+  }
+  Status freed = Free(container.get());
+  return status.ok() ? freed : status;
+}
+
+void RuntimeImpl::RetryDying(int timeout_ms) {
+  std::erase_if(dying_, [&](auto& container) {
+    Status status = EndInit(container.get(), timeout_ms);
+    if (status.code() == Code::kDeadlineExceeded) return false;
+    if (status.ok()) status = Free(container.get());
+    LOG_INFO("a container that did not end has ended",
+             {{"container_id", container->job.container_id()}, {"error", status}});
+    return true;
+  });
+}
+
+Status RuntimeImpl::Free(Container* container) {
   auto& held = *container->held;
-  Status status = EndInit(container);
+  Status status;
   ending_.clear();  // one of them may still be in the control group
   if (held.disk.valid()) DiscardDisk(std::move(held.disk));
   ReapEnded();
@@ -474,6 +535,7 @@ void RuntimeImpl::TidyWritableDir(const Container::Held& held) {
 
 bool RuntimeImpl::Refill() {
   ReapEnded();
+  RetryDying(0);
   std::erase_if(lingering_, [](const auto& group) { return group->Remove().ok(); });
   if (refill_broken_) return false;
   Status status;
@@ -482,7 +544,7 @@ bool RuntimeImpl::Refill() {
   } else if (cgroups_->renames() && seats_.size() < options_.network_pool) {
     status = AddSeat();
   } else if (quotas_->pooled() < options_.quota_pool) {
-    status = CheckDisk();
+    status = CheckDisk(0);
     if (status.ok()) status = quotas_->AddToPool();
   } else {
     return false;

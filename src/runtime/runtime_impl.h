@@ -47,13 +47,16 @@ class RuntimeImpl : public Runtime {
   Status Remove(std::unique_ptr<Container> container) override;
   bool Refill() override;
   void DrainPools() override;
+  int event_fd() const override { return networks_->event_fd(); }
+  void OnEvent() override { networks_->OnEvent(); }
   Status CleanLeftovers() override;
 
  private:
   class Steps;
   struct Stdio;
 
-  Status CheckDisk();
+  // For a container with a disk of `bytes`, or 0.
+  Status CheckDisk(uint64_t bytes);
   Status Build(const Job& job, std::vector<UniqueFd> stdio, Container* container, Steps* steps);
   // The container's control group and a helper that is in it or on its way.
   Result<std::unique_ptr<Helper>> MakeCgroup(const Job& job, const StartPlan& plan, Container* container);
@@ -66,7 +69,8 @@ class RuntimeImpl : public Runtime {
   Result<UniqueFd> MakeRoot(const StartPlan& plan, UniqueFd writable, const Pair& pair);
   Result<std::vector<UniqueFd>> OpenBinds(const StartPlan& plan, const Pair& pair);
   Result<UniqueFd> OpenTree(const MountStep& mount, const Pair& pair);
-  Result<std::unique_ptr<Helper>> MakeHelper(const os::Cgroup& group);
+  Result<std::unique_ptr<Helper>> MakeHelper(const os::Cgroup& group,
+                                             Helper::Join join = Helper::Join::kEarly);
   Status FillInit(const StartPlan& plan, const Container& container, int overlay,
                   const std::vector<UniqueFd>& binds, Helper* helper);
   Status FillProcess(const lydian::Process& process, const Stdio& stdio, int init_pidfd, Helper* helper);
@@ -75,10 +79,13 @@ class RuntimeImpl : public Runtime {
                    Process* process, Steps* steps);
   Result<Stdio> MakeStdio(const lydian::Process& process, std::vector<UniqueFd> stdio, uint32_t base,
                           Process* out);
-  Status EndInit(Container* container);
+  Status EndInit(Container* container, int timeout_ms);
   void DiscardDisk(UniqueFd disk);
   void ReapEnded();
-  Status Release(Container* container);
+  Status Release(std::unique_ptr<Container> container);
+  // The second half of Release: when no process of it is left.
+  Status Free(Container* container);
+  void RetryDying(int timeout_ms);
   void TidyWritableDir(const Container::Held& held);
 
   RuntimeOptions options_;
@@ -103,6 +110,7 @@ class RuntimeImpl : public Runtime {
   uint64_t shared_memory_limit_ = 0;
   bool time_namespaces_ = false;
   size_t live_ = 0;
+  std::vector<std::unique_ptr<Container>> dying_;       // removed, but some process of it has not ended
   std::vector<std::unique_ptr<os::Cgroup>> lingering_;  // could not be removed yet
   bool refill_broken_ = false;  // a pool could not be filled: not tried again until a start needs it
 };

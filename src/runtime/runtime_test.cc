@@ -10,6 +10,7 @@
 #include "runtime/firewalls.h"
 #include "runtime/id_ranges.h"
 #include "runtime/plan.h"
+#include "runtime/ruleset.h"
 
 namespace lydian::runtime {
 namespace {
@@ -118,8 +119,33 @@ TEST(PlanTest, LooksProgramsUpOnTheirPath) {
 
 TEST(PlanTest, ReserveFollowsTheMachine) {
   EXPECT_EQ(DefaultMemoryReserve(uint64_t{64} << 30), uint64_t{4} << 30);
-  EXPECT_EQ(DefaultMemoryReserve(uint64_t{16} << 30), uint64_t{1} << 30);
+  EXPECT_EQ(DefaultMemoryReserve(uint64_t{16} << 30), uint64_t{2} << 30);
   EXPECT_EQ(DefaultMemoryReserve(uint64_t{1} << 30), uint64_t{256} << 20);
+  // Our own processes lie within it, and leave the host some.
+  EXPECT_EQ(DaemonMemory(0, uint64_t{16} << 30), uint64_t{1536} << 20);
+  EXPECT_EQ(DaemonMemory(uint64_t{4} << 30, uint64_t{16} << 30), uint64_t{3} << 30);
+  EXPECT_EQ(DaemonMemory(0, uint64_t{1} << 30), uint64_t{256} << 20);
+}
+
+TEST(RulesetTest, ParsesNetworks) {
+  EXPECT_EQ(*ParseNetwork("10.1.2.3/8"), "10.0.0.0/8");
+  EXPECT_EQ(*ParseNetwork("1.2.3.4"), "1.2.3.4/32");
+  EXPECT_EQ(*ParseNetwork("1.2.3.4/0"), "0.0.0.0/0");
+  for (const char* bad : {"", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/8x", "10.0.0/8", "fd00::/8",
+                          "10.0.0.0/-1", "a; flush ruleset"})
+    EXPECT_EQ(ParseNetwork(bad).status().code(), Code::kInvalidArgument) << bad;
+}
+
+TEST(RulesetTest, NamesWhatIsNeverReached) {
+  Ruleset rules{.instance = "lyabc123", .range = "10.77.0.0/16"};
+  for (const char* network : {"169.254.0.0/16", "168.63.129.16/32", "100.100.100.200/32", "192.0.0.0/24"})
+    EXPECT_THAT(RulesetText(rules), HasSubstr(network));
+  EXPECT_EQ(RulesetText(rules).find("192.168.0.0/16"), std::string::npos);
+  rules.deny_private = true;
+  rules.denied = {"8.8.8.0/24"};
+  rules.build_destinations = {"10.1.2.3:3128"};
+  for (const char* text : {"192.168.0.0/16", "100.64.0.0/10", "8.8.8.0/24", "elements = { 10.1.2.3 . 3128 }"})
+    EXPECT_THAT(RulesetText(rules), HasSubstr(text));
 }
 
 TEST(IdRangesTest, InstancesNeverShareARange) {
@@ -149,6 +175,29 @@ TEST(IdRangesTest, InstancesNeverShareARange) {
     ASSERT_TRUE(next.ok());
     EXPECT_NE(*next, *base);
   }
+}
+
+TEST(IdRangesTest, LeavesAloneWhatOthersGiveAway) {
+  const std::string dir = ::testing::TempDir() + "/ids-others";
+  std::filesystem::remove_all(dir);
+  std::filesystem::create_directories(dir);
+  std::vector<IdRanges> instances;  // of all slots, since the slot follows from a hash of the name
+  ASSERT_TRUE(
+      WriteFileAtomic(dir + "/subuid", "# none\nanna:100000:65536\nben:1879113728:65537\nnonsense\n").ok());
+  std::set<uint32_t> bases;
+  for (int i = 0; i < 32; ++i) {
+    auto ranges = IdRanges::Claim("ly", dir + "/locks", {dir + "/subuid", dir + "/missing"});
+    ASSERT_TRUE(ranges.ok()) << ranges.status();
+    for (auto base = ranges->Take(); base.ok(); base = ranges->Take()) bases.insert(*base);
+    instances.push_back(std::move(*ranges));
+  }
+  EXPECT_EQ(bases.size(), 32u * 1024 - 3);
+  EXPECT_FALSE(bases.contains(0x7FFE0000));
+  EXPECT_TRUE(bases.contains(0x7FFF0000));
+  EXPECT_FALSE(bases.contains(1879113728));          // 0x70010000
+  EXPECT_FALSE(bases.contains(1879113728 + 65536));  // its first id
+  EXPECT_TRUE(bases.contains(1879113728 + 2 * 65536));
+  EXPECT_EQ(std::filesystem::status(dir + "/locks").permissions(), std::filesystem::perms::owner_all);
 }
 
 TEST(FirewallsTest, FindsDockersDrop) {

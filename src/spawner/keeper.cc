@@ -284,7 +284,10 @@ Status Keeper::AddFds(const Entry& entry, ContainerInfo* info, Fds* out) {
 
 void Keeper::OnReaped(int pid, int status) {
   auto found = by_pid_.find(pid);
-  if (found == by_pid_.end()) return;
+  if (found == by_pid_.end()) {
+    refill_ = true;  // what the runtime waited for may have ended
+    return;
+  }
   Owner owner = std::move(found->second);
   by_pid_.erase(found);
   auto entry = entries_.find(owner.container_id);

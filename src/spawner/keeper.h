@@ -35,6 +35,10 @@ class Keeper {
   // One unit of pool filling; false when there is nothing to do.
   bool Refill();
 
+  // As the runtime's.
+  int event_fd() const { return runtime_->event_fd(); }
+  void OnEvent() { runtime_->OnEvent(); }
+
   // For the end: kills every container; then, when they are reaped or time is up, frees them.
   void KillAll();
   bool AllEnded() const;

@@ -50,6 +50,7 @@ class EpollServer : public Server {
     epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
     if (!epoll_.valid()) return ErrnoStatus("making an epoll");
     RETURN_IF_ERROR(Watch(signals_.get(), EPOLLIN, EPOLL_CTL_ADD));
+    if (keeper_.event_fd() >= 0) RETURN_IF_ERROR(Watch(keeper_.event_fd(), EPOLLIN, EPOLL_CTL_ADD));
     return Watch(options_.listener.get(), EPOLLIN, EPOLL_CTL_ADD);
   }
 
@@ -83,6 +84,8 @@ class EpollServer : public Server {
       int fd = events[i].data.fd;
       if (fd == signals_.get()) {
         OnSignals();
+      } else if (fd == keeper_.event_fd()) {
+        keeper_.OnEvent();
       } else if (fd == options_.listener.get()) {
         Accept();
       } else if (auto found = connections_.find(fd); found != connections_.end() && !found->second.dead) {

@@ -17,6 +17,7 @@
 #include <array>
 #include <cstring>
 #include <future>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -25,8 +26,9 @@ namespace lydian::worker {
 namespace {
 constexpr uint64_t kWake = 0, kUdp = 1, kTcp = 2, kLinks = 3;
 constexpr size_t kHeader = 12;
+constexpr int kServFail = 2;
 constexpr size_t kMostUdp = 4096;
-constexpr size_t kMostStreams = 128;
+constexpr size_t kMostBuffered = 128 << 10;  // of a stream, each way
 constexpr std::chrono::seconds kStreamIdle{10};
 
 struct Address {
@@ -83,12 +85,12 @@ std::vector<std::string> ParseResolvConf(std::string_view text) {
   return servers;
 }
 
-std::string ServFail(std::string_view question) {
+std::string ErrorAnswer(std::string_view question, int code) {
   if (question.size() < kHeader || (question[2] & 0x80) != 0) return {};
   std::string answer(question);
   answer[2] = static_cast<char>((static_cast<unsigned char>(answer[2]) & 0x79) |
-                                0x80);  // a response; opcode and RD kept
-  answer[3] = static_cast<char>(0x82);  // RA, SERVFAIL
+                                0x80);         // a response; opcode and RD kept
+  answer[3] = static_cast<char>(0x80 | code);  // RA
   // Counts of answers, authorities, additionals: none (an OPT record that follows the question is cut off
   // with them).
   for (size_t i = 6; i < kHeader; ++i) answer[i] = 0;
@@ -105,8 +107,33 @@ std::string ServFail(std::string_view question) {
   return answer;
 }
 
+int Judge(std::string_view question) {
+  constexpr int kFormErr = 1, kNotImp = 4, kRefused = 5;
+  constexpr unsigned kIxfr = 251, kAxfr = 252, kAny = 255;
+  auto byte = [&](size_t at) { return static_cast<unsigned char>(question[at]); };
+  if (question.size() < kHeader || (byte(2) & 0x80) != 0) return -1;
+  if ((byte(2) & 0x78) != 0) return kNotImp;  // UPDATE, NOTIFY, STATUS, ...
+  if (byte(4) != 0 || byte(5) != 1) return kFormErr;
+  // Answers and authorities belong in no question.
+  for (size_t at = 6; at < 10; ++at) {
+    if (byte(at) != 0) return kFormErr;
+  }
+  size_t at = kHeader;
+  while (at < question.size() && byte(at) != 0) {
+    if (byte(at) > 63) return kFormErr;  // compressed: there is nothing before it to point to
+    at += byte(at) + size_t{1};
+  }
+  if (at + 5 > question.size() || at - kHeader > 255) return kFormErr;
+  const unsigned type = static_cast<unsigned>(byte(at + 1)) << 8 | byte(at + 2);
+  // What isn't about data: OPT, TSIG, transfers, mail boxes. ANY is a question, if an impolite one.
+  if ((type >= 249 && type < kAny) || type == kIxfr || type == kAxfr || type == 41 || type == 0)
+    return kRefused;
+  return 0;
+}
+
 struct DnsRelay::Question {
   uint64_t id;
+  uint32_t asker;  // the container's address
   std::string bytes;
   Address from;         // of a datagram
   uint64_t stream = 0;  // of a TCP client
@@ -117,8 +144,37 @@ struct DnsRelay::Question {
   SteadyTime deadline;
 };
 
+namespace {
+
+uint32_t Ipv4Of(const sockaddr_storage& address) {
+  sockaddr_in raw{};
+  std::memcpy(&raw, &address, sizeof raw);
+  return ntohl(raw.sin_addr.s_addr);
+}
+
+// Which of the items, ordered by age, has to go so that one more of `asker` has room; 0 if none has.
+template <typename Items>
+uint64_t Victim(const Items& items, uint32_t asker, size_t most, size_t most_each) {
+  std::map<uint32_t, size_t> counts;
+  for (const auto& [id, item] : items) ++counts[item->asker];
+  uint32_t who = asker;
+  if (counts[asker] < most_each) {
+    if (items.size() < most) return 0;
+    for (const auto& [other, count] : counts) {
+      if (count > counts[who]) who = other;
+    }
+  }
+  for (const auto& [id, item] : items) {
+    if (item->asker == who) return id;
+  }
+  return items.empty() ? 0 : items.begin()->first;
+}
+
+}  // namespace
+
 struct DnsRelay::Stream {
   uint64_t id;
+  uint32_t asker;
   UniqueFd fd;
   std::string in, out;
   bool asked = false;
@@ -221,6 +277,10 @@ Status DnsRelay::Bind() {
     setsockopt(fd->get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     setsockopt(fd->get(), IPPROTO_IP, IP_FREEBIND, &on,
                sizeof on);  // the bridge gets its addresses after its name
+    if (options_.mark != 0 &&
+        setsockopt(fd->get(), SOL_SOCKET, SO_MARK, &options_.mark, sizeof options_.mark) != 0) {
+      return ErrnoStatus("marking answers");
+    }
     // Two instances have the same address, each on its own bridge.
     if (!options_.bridge.empty() &&
         setsockopt(fd->get(), SOL_SOCKET, SO_BINDTODEVICE, options_.bridge.c_str(),
@@ -253,16 +313,43 @@ void DnsRelay::ReadQuestions() {
     const ssize_t n = recvfrom(udp_.get(), buffer.data(), buffer.size(), 0,
                                reinterpret_cast<sockaddr*>(&from.storage), &from.length);
     if (n < 0) return;
-    if (static_cast<size_t>(n) < kHeader || (buffer[2] & 0x80) != 0) continue;
-    if (questions_.size() >= options_.most_in_flight) questions_.erase(questions_.begin());
+    const std::string_view bytes(buffer.data(), static_cast<size_t>(n));
+    if (const int code = Judge(bytes); code != 0) {
+      const std::string answer = code < 0 ? "" : ErrorAnswer(bytes, code);
+      if (!answer.empty()) {
+        sendto(udp_.get(), answer.data(), answer.size(), MSG_NOSIGNAL,
+               reinterpret_cast<sockaddr*>(&from.storage), from.length);
+      }
+      continue;
+    }
     auto question = std::make_unique<Question>();
-    question->id = next_id_++;
-    question->bytes.assign(buffer.data(), static_cast<size_t>(n));
+    question->bytes = bytes;
     question->from = from;
-    Question& added = *question;
-    questions_[added.id] = std::move(question);
-    Ask(added);
+    question->asker = Ipv4Of(from.storage);
+    Ask(Add(std::move(question)));
   }
+}
+
+DnsRelay::Question& DnsRelay::Add(std::unique_ptr<Question> question) {
+  // Counted only where it can matter.
+  if (questions_.size() >= std::min(options_.most_in_flight, options_.most_in_flight_each)) {
+    const uint64_t victim =
+        Victim(questions_, question->asker, options_.most_in_flight, options_.most_in_flight_each);
+    if (victim != 0) {
+      const uint64_t stream = questions_[victim]->stream;
+      questions_.erase(victim);
+      if (stream != 0) DropStream(stream);
+    }
+  }
+  question->id = next_id_++;
+  Question& added = *question;
+  questions_[added.id] = std::move(question);
+  return added;
+}
+
+void DnsRelay::DropStream(uint64_t id) {
+  std::erase_if(questions_, [id](const auto& item) { return item.second->stream == id; });
+  streams_.erase(id);
 }
 
 // Asks the resolver whose turn it is, or the next that can be asked; when none is left, the answer is
@@ -290,7 +377,7 @@ void DnsRelay::Ask(Question& question) {
     question.deadline = std::chrono::steady_clock::now() + Millis(options_.timeout_ms);
     return;
   }
-  Answer(question, ServFail(question.bytes));
+  Answer(question, ErrorAnswer(question.bytes, kServFail));
 }
 
 void DnsRelay::ReadAnswer(uint64_t id) {
@@ -334,18 +421,22 @@ void DnsRelay::Answer(Question& question, std::string_view answer) {
     }
   } else if (auto it = streams_.find(question.stream); it != streams_.end()) {
     it->second->asked = false;
-    it->second->out += Framed(answer);
-    const uint64_t stream = question.stream;
-    questions_.erase(id);
-    return ServeStream(stream, EPOLLOUT);
+    if (!answer.empty()) it->second->out += Framed(answer);
+    answered_.push_back(question.stream);
   }
   questions_.erase(id);
 }
 
 void DnsRelay::AcceptStream() {
-  UniqueFd fd(accept4(tcp_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-  if (!fd.valid() || streams_.size() >= kMostStreams) return;
+  Address from;
+  from.length = sizeof from.storage;
+  UniqueFd fd(accept4(tcp_.get(), reinterpret_cast<sockaddr*>(&from.storage), &from.length,
+                      SOCK_NONBLOCK | SOCK_CLOEXEC));
+  if (!fd.valid()) return;
   auto stream = std::make_unique<Stream>();
+  stream->asker = Ipv4Of(from.storage);
+  const uint64_t victim = Victim(streams_, stream->asker, options_.most_streams, options_.most_streams_each);
+  if (victim != 0) DropStream(victim);
   stream->id = next_id_++;
   stream->fd = std::move(fd);
   stream->deadline = std::chrono::steady_clock::now() + kStreamIdle;
@@ -354,44 +445,55 @@ void DnsRelay::AcceptStream() {
     streams_[stream->id] = std::move(stream);
 }
 
+// Sets its descriptor free if it has ended.
+void DnsRelay::ReadStream(Stream& stream) {
+  std::array<char, 4096> buffer;
+  const ssize_t n = recv(stream.fd.get(), buffer.data(), buffer.size(), 0);
+  if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) return stream.fd.reset();
+  if (n > 0) stream.in.append(buffer.data(), static_cast<size_t>(n));
+  stream.deadline = std::chrono::steady_clock::now() + kStreamIdle;
+}
+
 void DnsRelay::ServeStream(uint64_t id, uint32_t events) {
   Stream& stream = *streams_[id];
-  if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) {
-    std::array<char, 4096> buffer;
-    const ssize_t n = recv(stream.fd.get(), buffer.data(), buffer.size(), 0);
-    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR) || stream.in.size() > 128 << 10) {
-      streams_.erase(id);
-      return;
-    }
-    if (n > 0) stream.in.append(buffer.data(), static_cast<size_t>(n));
-    stream.deadline = std::chrono::steady_clock::now() + kStreamIdle;
-  }
-  if (!stream.out.empty()) {
+  if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) ReadStream(stream);
+  if (stream.fd.valid() && !stream.out.empty()) {
     const ssize_t n = send(stream.fd.get(), stream.out.data(), stream.out.size(), MSG_NOSIGNAL);
     if (n > 0) stream.out.erase(0, static_cast<size_t>(n));
-    if (n < 0 && errno != EAGAIN) {
-      streams_.erase(id);
-      return;
-    }
+    if (n < 0 && errno != EAGAIN) stream.fd.reset();
   }
-  epoll_event event{.events = stream.out.empty() ? EPOLLIN : EPOLLIN | EPOLLOUT, .data = {.u64 = id}};
+  if (!stream.fd.valid()) return DropStream(id);
+  // Who asks faster than it is answered, or doesn't read, is not read from.
+  const uint32_t wanted =
+      (stream.in.size() < kMostBuffered ? EPOLLIN : 0u) | (stream.out.empty() ? 0u : EPOLLOUT);
+  epoll_event event{.events = wanted, .data = {.u64 = id}};
   epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, stream.fd.get(), &event);
-  if (stream.asked) return;
-  const std::string_view frame = FirstFrame(stream.in);
+  if (stream.asked || stream.out.size() > kMostBuffered) return;
+  const std::string frame(FirstFrame(stream.in));
   if (frame.empty()) return;
-  if (frame.size() < kHeader || questions_.size() >= options_.most_in_flight) {
-    streams_.erase(id);
-    return;
+  const int code = Judge(frame);
+  if (code < 0) return DropStream(id);
+  stream.in.erase(0, 2 + frame.size());
+  if (code != 0) {
+    const std::string answer = ErrorAnswer(frame, code);
+    if (answer.empty()) return DropStream(id);
+    stream.out += Framed(answer);
+    return answered_.push_back(id);
   }
   auto question = std::make_unique<Question>();
-  question->id = next_id_++;
   question->bytes = frame;
   question->stream = id;
+  question->asker = stream.asker;
   stream.asked = true;
-  stream.in.erase(0, 2 + frame.size());
-  Question& added = *question;
-  questions_[added.id] = std::move(question);
-  Ask(added);
+  Ask(Add(std::move(question)));
+}
+
+void DnsRelay::ServeAnswered() {
+  // Those that are answered while this runs, by an error at once, get their turn after the others' events.
+  std::vector<uint64_t> answered = std::exchange(answered_, {});
+  for (uint64_t id : answered) {
+    if (streams_.contains(id)) ServeStream(id, EPOLLOUT);
+  }
 }
 
 int DnsRelay::Sweep() {
@@ -412,7 +514,7 @@ int DnsRelay::Sweep() {
       next = std::min(next, stream->deadline);
     }
   }
-  for (uint64_t id : idle) streams_.erase(id);
+  for (uint64_t id : idle) DropStream(id);
   for (uint64_t id : late) {
     auto it = questions_.find(id);
     if (it == questions_.end()) continue;
@@ -427,7 +529,9 @@ int DnsRelay::Sweep() {
 void DnsRelay::Run() {
   std::array<epoll_event, 64> events;
   while (true) {
-    const int count = epoll_wait(epoll_.get(), events.data(), events.size(), Sweep());
+    const int wait_ms = Sweep();
+    const int count = epoll_wait(epoll_.get(), events.data(), events.size(), answered_.empty() ? wait_ms : 0);
+    ServeAnswered();
     for (int i = 0; i < count; ++i) {
       const uint64_t key = events[i].data.u64;
       if (key == kWake) {

@@ -76,8 +76,8 @@ class WorkerImpl : public Worker {
     node.connect_spawner = [path = options_.spawner_socket](spawner::ClientEvents events) {
       return spawner::Client::Connect(path, std::move(events));
     };
-    dns_ = std::make_unique<DnsRelay>(
-        DnsRelay::Options{.bridge = options_.bridge.empty() ? options_.instance : options_.bridge});
+    dns_ = std::make_unique<DnsRelay>(DnsRelay::Options{
+        .bridge = options_.bridge.empty() ? options_.instance : options_.bridge, .mark = kAnswerMark});
     node.on_spawner = [this] { dns_->Open(); };
     node_ = std::make_unique<Node>(std::move(node), &strand_, &pool_);
 

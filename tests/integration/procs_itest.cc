@@ -25,6 +25,8 @@
 #include "bin/supervisor.h"
 #include "bin/up.h"
 #include "cli/lock_file.h"
+#include "os/cgroup.h"
+#include "runtime/plan.h"
 
 namespace lydian::bin {
 namespace {
@@ -91,6 +93,9 @@ class ProcsTest : public testing::Test {
     }
     for (pid_t child : children_) ::waitpid(child, nullptr, 0);
     for (const char* role : {"control", "worker", "spawner"}) WaitGone(Pid(role));
+    // Of an `up` that was killed.
+    auto memory = os::MemoryGroup::Open(runtime::DaemonGroup(cli::InstanceName(paths_.root)), 0);
+    EXPECT_TRUE(memory.ok() && memory->Remove().ok());
     EXPECT_TRUE(RemoveTree(folder_).ok());
   }
 
@@ -158,6 +163,10 @@ TEST_F(ProcsTest, StartsThreeAndStopsThemAndASecondUpSaysWhoRuns) {
   EXPECT_EQ(ReadFile(paths_.instance()).value_or(""), cli::InstanceName(paths_.root) + "\n");
   // A session of its own, and nothing of ours beside its sockets.
   EXPECT_EQ(::getsid(control), control);
+  // Nothing of another user's takes its lock.
+  struct stat lock {};
+  ASSERT_EQ(::stat(paths_.lock("up").c_str(), &lock), 0);
+  EXPECT_EQ(lock.st_mode & 0777, 0600u);
 
   auto [out2, up2] = StartUp("127.0.0.1:0");
   text = ReadUntil(out2.get(), "\n");
@@ -171,6 +180,28 @@ TEST_F(ProcsTest, StartsThreeAndStopsThemAndASecondUpSaysWhoRuns) {
   EXPECT_EQ(status, 0);
   for (int pid : pids) EXPECT_EQ(cli::ProcessStartTime(pid), 0u) << pid << " still runs";
   EXPECT_FALSE(Exists(paths_.spawner_socket()));
+}
+
+TEST_F(ProcsTest, HasMemoryOfItsOwn) {
+  auto [out, up] = StartUp("127.0.0.1:0");
+  ReadUntil(out.get(), "stop ");
+  const std::string group = "/" + runtime::DaemonGroup(cli::InstanceName(paths_.root)) + "\n";
+  for (int pid : {static_cast<int>(up), Pid("control"), Pid("worker"), Pid("spawner")}) {
+    auto groups = ReadFile("/proc/" + std::to_string(pid) + "/cgroup");
+    ASSERT_TRUE(groups.ok()) << groups.status();
+    EXPECT_NE(groups->find(group), std::string::npos) << *groups;
+  }
+  const std::string name = group.substr(1, group.size() - 2);
+  uint64_t limit = 0;
+  for (const std::string& file : {"/sys/fs/cgroup/memory/" + name + "/memory.limit_in_bytes",
+                                  "/sys/fs/cgroup/" + name + "/memory.max"}) {
+    if (auto text = ReadFile(file, 64); text.ok()) limit = std::strtoull(text->c_str(), nullptr, 10);
+  }
+  EXPECT_EQ(limit, runtime::DaemonMemory(0, runtime::TotalMemory()));
+  ::kill(up, SIGINT);
+  ASSERT_EQ(::waitpid(up, nullptr, 0), up);
+  EXPECT_FALSE(Exists("/sys/fs/cgroup/memory/" + name));
+  EXPECT_FALSE(Exists("/sys/fs/cgroup/" + name));
 }
 
 TEST_F(ProcsTest, AKilledDaemonIsRestartedBehindTheSameSockets) {

@@ -15,7 +15,7 @@ TEST_F(RuntimeTest, TwoHundredContainersLeaveNothing) {
   Run(Shell("true"));  // makes what is made once: the bridge, the template of the quota image
   runtime_->DrainPools();
   const std::string instance = Options().instance;
-  Census before = Settle(instance);
+  Census before = Settle(instance, nullptr, runtime_.get());
   for (int i = 0; i < 200; ++i) {
     Job job = Shell("echo x > /root/x; test -S /run/modal.sock");
     job.set_api_socket(true);

@@ -130,7 +130,7 @@ TEST_F(RuntimeTest, AFailedStartNamesItsStepAndLeavesNothing) {
       {"a bad id", [](Job* job) { job->set_container_id("../x"); }, "job", "container id"},
       {"no device", [](Job* job) { job->add_devices()->set_path("/dev/no-such"); }, "bind", "/dev/no-such"},
       {"a quota that can't be", [](Job* job) { job->mutable_rootfs()->set_quota_bytes(uint64_t{1} << 62); },
-       "quota", ""},
+       "disk", "GiB at most"},
       {"a later version", [](Job* job) { job->set_version(9); }, "job", "version"},
       {"too long a command", [](Job* job) { job->mutable_process()->add_argv(std::string(20 << 20, 'x')); },
        "exec", "Argument list too long"},

@@ -8,11 +8,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstring>
 #include <future>
 
 #include "base/fd.h"
 #include "base/log.h"
+#include "os/nftables.h"
 #include "runtime/runtime.h"
 #include "spawner/client.h"
 #include "spawner/server.h"
@@ -170,6 +172,25 @@ TEST_F(SpawnerRuntimeTest, ContainersEndWithAKilledSpawnerAndItsSuccessorCleansU
   made = Create("ct-1", "exit 0");
   EXPECT_TRUE(made.ok()) << made.status();
   EXPECT_EQ(exit_.get_future().get().status(), 0);
+}
+
+TEST_F(SpawnerRuntimeTest, AFlushedTableIsBackWithinASecond) {
+  ASSERT_TRUE(Create("ct-1", "exec sleep 1000").ok());
+  auto nft = os::Nftables::Open();
+  ASSERT_TRUE(nft.ok()) << nft.status();
+  auto watch = os::TableWatch::Open();
+  ASSERT_TRUE(watch.ok()) << watch.status();
+  // Ours alone: the machine's other tables are not the test's.
+  ASSERT_TRUE(nft->Run("delete table inet lyspwnit").ok());
+  auto until = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+  bool back = false;
+  while (!back && std::chrono::steady_clock::now() < until) {
+    pollfd event{watch->fd(), POLLIN, 0};
+    ::poll(&event, 1, 1000);
+    (void)watch->Changed("lyspwnit");
+    back = nft->Run("list chain inet lyspwnit forward").ok();
+  }
+  EXPECT_TRUE(back) << ReadFile(folder_ + "/log").value_or("");
 }
 
 }  // namespace
