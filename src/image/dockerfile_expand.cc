@@ -6,6 +6,11 @@
 namespace lydian::image {
 namespace {
 
+// Variables that double each other grow without bound. The kernel takes no longer word of a command or its
+// environment; a here-document is as long as a Dockerfile may be.
+constexpr size_t kMostOfWord = size_t{128} << 10;
+constexpr size_t kMostOfText = size_t{4} << 20;
+
 bool NameStart(char c) { return std::isalpha(static_cast<unsigned char>(c)) || c == '_'; }
 bool NameChar(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; }
 
@@ -37,12 +42,21 @@ class Expander {
         out += c;
         ++at_;
       }
+      RETURN_IF_ERROR(Bounded(out));
     }
     if (end != '\0') return InvalidArgument("${ without }");
     return out;
   }
 
  private:
+  Status Bounded(const std::string& out) const {
+    const size_t most = quotes_ ? kMostOfWord : kMostOfText;
+    if (out.size() <= most) return OkStatus();
+    return InvalidArgument(
+        "becomes longer than " + std::to_string(most) +
+        " bytes with its variables filled in; put what is so long into a file and COPY it");
+  }
+
   Status SingleQuoted(std::string& out) {
     size_t close = text_.find('\'', at_ + 1);
     if (close == std::string::npos) return InvalidArgument("a single quote is not closed");
@@ -60,6 +74,7 @@ class Expander {
       }
       if (c == '$') {
         RETURN_IF_ERROR(Variable(out, depth));
+        RETURN_IF_ERROR(Bounded(out));
       } else if (c == escape_ && at_ + 1 < text_.size()) {
         char next = text_[at_ + 1];
         // As in a shell: inside double quotes only these lose their backslash.

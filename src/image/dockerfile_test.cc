@@ -77,6 +77,31 @@ TEST(Dockerfile, Expansion) {
   EXPECT_EQ(x("$"), "$");
 }
 
+// Forty lines would ask for a terabyte.
+TEST(Stage, DoublingAVariableEnds) {
+  std::vector<std::string> env = {"FROM a", "ENV A=xxxxxxxx"}, arg = {"ARG A=xxxxxxxx"};
+  for (int i = 0; i < 24; ++i) {
+    env.push_back("ENV A=$A$A");
+    arg.push_back("ARG A=\"${A:-x}$A\"");
+  }
+  EXPECT_THAT(Error(env), HasSubstr("ENV: becomes longer than 131072 bytes"));
+  EXPECT_THAT(Error(arg), HasSubstr("ARG: becomes longer than 131072 bytes"));
+}
+
+// Each within its bounds, and together more than any process is started with.
+TEST(Stage, VariablesTogetherAreBounded) {
+  std::vector<std::string> lines = {"FROM a", "ENV A=" + std::string(100'000, 'x')};
+  for (int i = 0; i < 30; ++i) lines.push_back("ENV A" + std::to_string(i) + "=$A");
+  EXPECT_THAT(Error(lines), HasSubstr("variables take more than 2097152 bytes together"));
+}
+
+TEST(Stage, AHereDocumentDoesNotExplode) {
+  std::string document;
+  for (int i = 0; i < 100; ++i) document += "$A";
+  EXPECT_THAT(Error({"FROM a", "ENV A=" + std::string(100'000, 'x'), "COPY <<E /d", document, "E"}),
+              HasSubstr("COPY: becomes longer than 4194304 bytes"));
+}
+
 TEST(Stage, ErrorsNameLineAndInstruction) {
   EXPECT_EQ(Error({"FROM a", "", "FOO x"}), "Dockerfile line 3: unknown instruction FOO");
   EXPECT_THAT(Error({"RUN x"}), HasSubstr("line 1: RUN: only ARG"));

@@ -103,6 +103,7 @@ def dockerfile():
     put("dockerfile", "stages", "FROM a AS b\nWORKDIR x\nRUN [\"a\", \"b\"]\nFROM b\nCOPY --from=0 --chown=a:b --chmod=755 /x /y/\nADD a b ./\n")
     put("dockerfile", "heredoc", "FROM a\nCOPY <<A <<-\"B\" /d/\n$PATH\nA\n\tx\n\tB\nRUN <<E\n#!/bin/sh\necho\nE\n")
     put("dockerfile", "escape", "# escape=`\nFROM a\nRUN a `\n # c\n b\nSHELL [\"/bin/sh\"]\nCMD a\nENTRYPOINT [\"x\"]\nUSER $A\nLABEL a b\n")
+    put("dockerfile", "doubling", "FROM a\nENV A=xxxxxxxx\n" + "ENV A=$A$A\n" * 30)
     put("dockerfile", "needs", "FROM a\nENV A=${B:?no} C=${D:+${E:-${F}}}\nONBUILD RUN x\n")
 
 
