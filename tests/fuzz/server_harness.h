@@ -66,14 +66,16 @@ class ServerHarness {
     CHECK(connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
     while (!bytes.empty()) {
       const ssize_t sent = send(fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
-      if (sent <= 0) break;  // it has refused us already
+      if (sent < 0 && errno == EINTR) continue;  // libFuzzer's clock
+      if (sent <= 0) break;                      // it has refused us already
       bytes.remove_prefix(static_cast<size_t>(sent));
     }
     shutdown(fd.get(), SHUT_WR);
     std::array<char, 4096> answer;
     ssize_t got = 0;
-    while ((got = recv(fd.get(), answer.data(), answer.size(), 0)) > 0) {
-    }
+    do {
+      got = recv(fd.get(), answer.data(), answer.size(), 0);
+    } while (got > 0 || (got < 0 && errno == EINTR));
     CHECK(got == 0 || errno == ECONNRESET);
   }
 
