@@ -43,7 +43,7 @@ fuzz_one() {
     echo passed >"$fuzz_dir/results/$target"
   else
     say "$target: FAILED (exit code $code, ${last:-no coverage}); $log says:"
-    grep -E 'ERROR|SUMMARY|runtime error|CHECK|Test unit written' "$log" | head -n 8 | sed 's/^/    /' || true
+    grep -E 'ERROR: |SUMMARY|runtime error|broken invariant|Test unit written' "$log" | head -n 8 | sed 's/^/    /' || true
     echo failed >"$fuzz_dir/results/$target"
   fi
 }

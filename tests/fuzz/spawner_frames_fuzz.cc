@@ -13,7 +13,6 @@ FUZZ_TARGET(spawner_frames) {
   lydian::UniqueFd ours(pair[0]);
   const lydian::UniqueFd theirs(pair[1]);
   FrameReader reader;
-  size_t frames = 0;
   while (!input.empty()) {
     const size_t part = std::min<size_t>(input.size(), static_cast<unsigned char>(input[0]) + size_t{1});
     CHECK(send(ours.get(), input.data(), part, MSG_NOSIGNAL) == static_cast<ssize_t>(part));
@@ -23,7 +22,6 @@ FUZZ_TARGET(spawner_frames) {
       const auto frame = reader.Next();
       if (!frame.ok()) return;
       if (!frame->has_value()) break;
-      ++frames;
       lydian::SpawnerRequest request;
       (void)request.ParseFromString(**frame);
       lydian::SpawnerReply reply;
