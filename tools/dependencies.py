@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUPS = [("build", "To build"), ("run", "To run"), ("test", "For the tests"), ("bench", "For `make bench`"), ("lint", "For `make lint`")]
+GROUPS = [("build", "To build"), ("run", "To run"), ("test", "For the tests"), ("bench", "For `make bench`"), ("lint", "For `make lint`"),
+          ("fuzz", "For `make fuzz`")]
 PYPI = {
     "modal": "the official client, unmodified; its wheel's descriptors are the protocol that we are built from, and its files are what containers get in /pkg",
     "python-dotenv": "what `Secret.from_dotenv` reads with, on the caller's side; for its test",

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the machine ready: Debian packages of the wanted groups (tools/packages.txt), and .venv with the pinned client.
-#   tools/setup.sh [build] [run] [test] [bench] [lint]       default: build run
+#   tools/setup.sh [build] [run] [test] [bench] [lint] [fuzz]       default: build run
 # Asks nothing; takes a second when there is nothing to do; goes on where it was cut.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs what has a test: unit and integration tests by ctest, then the official client against a Lydian of its own.
-#   tools/test.sh [unit|integration|client]... [-- pytest arguments]       default: all three
+# Runs what has a test: unit and integration tests by ctest, the fuzz targets for a while, then the official client against a Lydian of its own.
+#   tools/test.sh [unit|integration|fuzz|client]... [-- pytest arguments]       default: all four
+# FUZZ_SECONDS: of each fuzz target; default 10, with CI=true 60
 # Uses state, ports and names of its own: a Lydian that is up stays untouched.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
@@ -8,7 +9,7 @@ need_root test
 kinds=()
 while [ "$#" -gt 0 ] && [ "$1" != -- ]; do kinds+=("$1") && shift; done
 [ "${1:-}" = -- ] && shift
-[ "${#kinds[@]}" = 0 ] && kinds=(unit integration client)
+[ "${#kinds[@]}" = 0 ] && kinds=(unit integration fuzz client)
 
 bad=""
 run_ctest() {
@@ -27,6 +28,7 @@ for kind in "${kinds[@]}"; do
   case "$kind" in
     unit) run_ctest unit "-j$(nproc)" ;;
     integration) run_ctest integration ;;
+    fuzz) tools/fuzz.sh "${FUZZ_SECONDS:-$([ "${CI:-}" = true ] && echo 60 || echo 10)}" || bad="$bad fuzz" ;;
     client) ;;
     *) die "no kind of test is called '$kind'" ;;
   esac

@@ -38,7 +38,7 @@ std::vector<std::pair<std::string, std::string>> FindHosts(std::string_view text
 }
 
 std::vector<std::string> BuildDestinations() {
-  const build::HostSettings settings = build::FindHostSettings();
+  const build::HostSettings settings = build::FindHostSettings(build::Lending::kAll);
   std::string text;
   for (const auto& [key, value] : settings.env) text += value + "\n";
   for (const Mount& mount : settings.mounts) {

@@ -8,6 +8,7 @@
 
 #include "base/status.h"
 #include "build/builder.h"
+#include "build/oci_layout.h"
 #include "build/recipe.h"
 #include "build/single_flight.h"
 #include "build/stage_tool.h"
@@ -49,8 +50,8 @@ class BaseImages {
   Status MakeRoot(const Recipe& recipe, const std::string& folder, const LogSink& log, CancelToken* cancel);
   Result<Product> SourceProduct(const Recipe& recipe, const std::string& root_layer, const LogSink& log,
                                 CancelToken* cancel);
-  Result<ImageSpec> ImportLayers(const image::Tree& archive, const std::string& config,
-                                 const std::vector<std::string>& layers, const std::string& note);
+  Result<ImageSpec> ImportLayers(const image::Tree& archive, const OciLayout& layout,
+                                 const std::string& note);
   Result<Product> FindProduct(const Recipe& recipe) const;
   Result<std::string> FetchSource(const Recipe& recipe, const std::string& folder, const LogSink& log,
                                   CancelToken* cancel);

@@ -44,6 +44,18 @@ TEST(LogText, TailIsWholeLines) {
   EXPECT_EQ(tail.text(), "second\n");
 }
 
+// What is kept between two additions is cut too: an error's message must stay text.
+TEST(LogText, ATailNeverBeginsInsideACharacter) {
+  for (size_t limit : {4, 5, 6, 7}) {
+    Tail tail(limit);
+    for (int i = 0; i < 9; ++i) {
+      tail.Add("\u20ac");
+      EXPECT_EQ(ToUtf8(tail.text()), tail.text()) << limit << " after " << i;
+      EXPECT_EQ(tail.text().find("\ufffd"), std::string::npos) << limit << " after " << i;
+    }
+  }
+}
+
 TEST(SingleFlight, WorksOnceForAllAndPassesOnACancelledWork) {
   SingleFlight<int> flights;
   std::atomic<int> calls = 0;

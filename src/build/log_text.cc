@@ -1,5 +1,7 @@
 #include "build/log_text.h"
 
+#include <algorithm>
+
 namespace lydian::build {
 namespace {
 
@@ -23,6 +25,13 @@ int CharacterLength(std::string_view text) {
     if (c < low || c > high) return 0;
   }
   return length;
+}
+
+// At most `most` bytes, from the start of a character on.
+std::string LastBytes(const std::string& text, size_t most) {
+  size_t at = text.size() - std::min(most, text.size());
+  while (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) ++at;
+  return text.substr(at);
 }
 
 }  // namespace
@@ -60,15 +69,15 @@ std::string ToUtf8(std::string_view bytes) {
 
 void Tail::Add(std::string_view text) {
   kept_ += text;
-  if (kept_.size() > 2 * limit_) kept_ = kept_.substr(kept_.size() - limit_);
+  if (kept_.size() > 2 * limit_) kept_ = LastBytes(kept_, limit_);
 }
 
 std::string Tail::text() const {
   if (kept_.size() <= limit_) return kept_;
-  std::string end = kept_.substr(kept_.size() - limit_);
+  std::string end = LastBytes(kept_, limit_);
   size_t line = end.find('\n');
   if (line != std::string::npos && line + 1 < end.size()) return end.substr(line + 1);
-  return ToUtf8(end);
+  return end;
 }
 
 }  // namespace lydian::build

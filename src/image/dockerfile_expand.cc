@@ -1,5 +1,4 @@
 // Words and variables of Dockerfiles.
-#include <algorithm>
 #include <cctype>
 
 #include "image/dockerfile.h"
@@ -7,8 +6,10 @@
 namespace lydian::image {
 namespace {
 
-// The kernel passes no longer variable to a program.
-constexpr size_t kMostValue = 128 << 10;
+// Variables that double each other grow without bound. The kernel takes no longer word of a command or its
+// environment; a here-document is as long as a Dockerfile may be.
+constexpr size_t kMostOfWord = size_t{128} << 10;
+constexpr size_t kMostOfText = size_t{4} << 20;
 
 bool NameStart(char c) { return std::isalpha(static_cast<unsigned char>(c)) || c == '_'; }
 bool NameChar(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; }
@@ -24,7 +25,6 @@ class Expander {
     if (depth > 20) return InvalidArgument("${...} is nested too deeply");
     std::string out;
     while (at_ < text_.size()) {
-      if (out.size() > most_) return TooLong();
       char c = text_[at_];
       if (end != '\0' && c == end) {
         ++at_;
@@ -42,15 +42,19 @@ class Expander {
         out += c;
         ++at_;
       }
+      RETURN_IF_ERROR(Bounded(out));
     }
     if (end != '\0') return InvalidArgument("${ without }");
-    if (out.size() > most_) return TooLong();
     return out;
   }
 
  private:
-  Status TooLong() const {
-    return InvalidArgument("its variables expand to more than " + std::to_string(most_ >> 10) + " KiB");
+  Status Bounded(const std::string& out) const {
+    const size_t most = quotes_ ? kMostOfWord : kMostOfText;
+    if (out.size() <= most) return OkStatus();
+    return InvalidArgument(
+        "becomes longer than " + std::to_string(most) +
+        " bytes with its variables filled in; put what is so long into a file and COPY it");
   }
 
   Status SingleQuoted(std::string& out) {
@@ -63,7 +67,6 @@ class Expander {
 
   Status DoubleQuoted(std::string& out, int depth) {
     for (++at_; at_ < text_.size();) {
-      if (out.size() > most_) return TooLong();
       char c = text_[at_];
       if (c == '"') {
         ++at_;
@@ -71,6 +74,7 @@ class Expander {
       }
       if (c == '$') {
         RETURN_IF_ERROR(Variable(out, depth));
+        RETURN_IF_ERROR(Bounded(out));
       } else if (c == escape_ && at_ + 1 < text_.size()) {
         char next = text_[at_ + 1];
         // As in a shell: inside double quotes only these lose their backslash.
@@ -146,7 +150,6 @@ class Expander {
   const std::map<std::string, std::string>& variables_;
   char escape_;
   bool quotes_;
-  size_t most_ = std::max(kMostValue, 2 * text_.size());
   size_t at_ = 0;
 };
 

@@ -33,6 +33,17 @@ const std::map<std::string, std::string>& PlatformArgs() {
   return args;
 }
 
+// What a process can be started with: a quarter of the usual stack limit, arguments and environment together.
+constexpr size_t kMostOfVariables = size_t{2} << 20;
+
+Status CheckTogether(const Instruction& instruction, const std::map<std::string, std::string>& variables) {
+  size_t bytes = 0;
+  for (const auto& [key, value] : variables) bytes += key.size() + value.size() + 2;
+  if (bytes <= kMostOfVariables) return OkStatus();
+  return InstructionError(instruction, "the variables take more than " + std::to_string(kMostOfVariables) +
+                                           " bytes together; put what is so long into a file and COPY it");
+}
+
 bool ValidName(const std::string& name) {
   if (name.empty() || std::isdigit(static_cast<unsigned char>(name[0]))) return false;
   return std::all_of(name.begin(), name.end(),
@@ -150,6 +161,7 @@ Result<Plan> MakePlan(const Dockerfile& file, const std::map<std::string, std::s
                            ExpandFor(one, value.substr(1), plan.global_args, file.escape));
         }
       }
+      RETURN_IF_ERROR(CheckTogether(one, plan.global_args));
     } else {
       return InstructionError(one, "only ARG may stand before the first FROM");
     }
@@ -207,17 +219,7 @@ Status StageState::Env(const Instruction& instruction) {
     values.emplace_back(name, expanded);
   }
   for (const auto& [key, value] : values) SetEnv(key, value);
-  return CheckSize(instruction);
-}
-
-// Every step carries all of it.
-Status StageState::CheckSize(const Instruction& instruction) const {
-  constexpr size_t kMost = size_t{1} << 20;
-  size_t size = 0;
-  for (const auto& entry : config_.env()) size += entry.size();
-  for (const auto& [name, value] : args_) size += name.size() + value.size();
-  if (size <= kMost) return OkStatus();
-  return InstructionError(instruction, "all variables together take more than 1 MiB");
+  return CheckTogether(instruction, Variables());
 }
 
 Status StageState::Arg(const Instruction& instruction) {
@@ -233,7 +235,7 @@ Status StageState::Arg(const Instruction& instruction) {
       args_[name] = platform->second;
     }
   }
-  return CheckSize(instruction);
+  return CheckTogether(instruction, args_);
 }
 
 Status StageState::Shell(const Instruction& instruction) {

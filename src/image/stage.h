@@ -74,7 +74,6 @@ class StageState {
   Status Env(const Instruction& instruction);
   Status Arg(const Instruction& instruction);
   Status Shell(const Instruction& instruction);
-  Status CheckSize(const Instruction& instruction) const;
   Result<Step> Run(const Instruction& instruction);
   Result<Step> Copy(const Instruction& instruction);
   Status CopyFlags(const Instruction& instruction, Step& step);

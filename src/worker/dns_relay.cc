@@ -79,7 +79,7 @@ std::vector<std::string> ParseResolvConf(std::string_view text) {
     const size_t begin = line.find_first_not_of(" \t");
     if (begin == 0 || begin == std::string_view::npos) continue;
     const size_t end = std::min(line.find_first_of(" \t\r#;", begin), line.size());
-    servers.emplace_back(line.substr(begin, end - begin));
+    if (end > begin) servers.emplace_back(line.substr(begin, end - begin));
   }
   if (servers.empty()) servers.emplace_back("127.0.0.1");
   return servers;
