@@ -28,6 +28,7 @@ namespace lydian::bin {
 namespace {
 
 constexpr int kStopGraceMs = 2000;
+constexpr uint32_t kStreamsOfWorkers = 20'000;  // calls at once: a worker brings those of all its containers
 
 // Everything in the order in which it is made; destroyed backwards.
 class Control {
@@ -105,6 +106,7 @@ class Control {
     options.authenticator = std::move(authenticator);
     options.http = std::move(http);
     options.require_peer_uid = peer_uid;
+    if (name == "link") options.max_streams = kStreamsOfWorkers;
     ASSIGN_OR_RETURN(auto server, rpc::Server::Start(std::move(options), fd));
     servers_.push_back(std::move(server));
     return OkStatus();

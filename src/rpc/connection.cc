@@ -14,11 +14,17 @@ namespace {
 
 constexpr size_t kMostOut = size_t{128} << 10;     // taken from the streams before the socket has taken it
 constexpr size_t kMostOutKept = size_t{32} << 10;  // of an idle connection
+// Headers of a call, as HTTP/2 counts them: what we say that we take, what ends the call, and what ends the
+// connection, since a few bytes can stand for any number of them and decoding is work.
+constexpr uint32_t kAdvisedHeaders = uint32_t{16} << 10;
 constexpr size_t kMostHeaders = size_t{64} << 10;
+constexpr size_t kMostHeadersDecoded = size_t{256} << 10;
+constexpr int kMostRefused = 64;  // calls of a connection, for their headers
+constexpr size_t kFieldOverhead = 32;
+constexpr size_t kFewHeaders = size_t{4} << 10;   // so many are taken whatever others hold
 constexpr size_t kAlwaysHeld = size_t{64} << 10;  // a message so small is taken whatever others hold
 constexpr uint32_t kStreamWindow = uint32_t{1} << 20;
 constexpr int32_t kConnectionWindow = int32_t{1} << 30;  // streams are held back each for itself
-constexpr uint32_t kMostStreams = 20'000;
 // Calls that their client gives up: the library's own 33 a second would end the connection of a worker whose
 // containers stop.
 constexpr uint64_t kResetBurst = 20'000, kResetsPerSecond = 2'000;
@@ -60,6 +66,7 @@ struct Connection::Callbacks {
 
   static int BeginHeaders(nghttp2_session* session, const nghttp2_frame* frame, void* user) {
     Connection& connection = Of(user);
+    connection.block_bytes_ = 0;
     if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat != NGHTTP2_HCAT_REQUEST) return 0;
     auto stream =
         std::make_shared<H2Stream>(connection.shared_from_this(), connection.options_.most_message_bytes);
@@ -71,12 +78,11 @@ struct Connection::Callbacks {
 
   static int Header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name,
                     size_t name_size, const uint8_t* value, size_t value_size, uint8_t /*flags*/,
-                    void* /*user*/) {
-    H2Stream* stream = Find(session, frame->hd.stream_id);
-    if (stream == nullptr || stream->incoming_.size() > kMostHeaders) return 0;
-    stream->incoming_.Add({reinterpret_cast<const char*>(name), name_size},
-                          {reinterpret_cast<const char*>(value), value_size});
-    return 0;
+                    void* user) {
+    const bool go_on = Of(user).HeaderLocked(Find(session, frame->hd.stream_id),
+                                             {reinterpret_cast<const char*>(name), name_size},
+                                             {reinterpret_cast<const char*>(value), value_size});
+    return go_on ? 0 : NGHTTP2_ERR_CALLBACK_FAILURE;
   }
 
   static int Frame(nghttp2_session* session, const nghttp2_frame* frame, void* user) {
@@ -164,7 +170,7 @@ struct Connection::Callbacks {
       CHECK(nghttp2_option_new(&made) == 0);
       nghttp2_option_set_no_auto_window_update(made, 1);
       nghttp2_option_set_no_closed_streams(made, 1);
-      nghttp2_option_set_peer_max_concurrent_streams(made, kMostStreams);  // until it has said how many
+      nghttp2_option_set_peer_max_concurrent_streams(made, kFewStreams);  // until it has said how many
       nghttp2_option_set_stream_reset_rate_limit(made, kResetBurst, kResetsPerSecond);
       return made;
     }();
@@ -188,9 +194,9 @@ void Connection::Start() {
   CHECK((server() ? nghttp2_session_server_new2 : nghttp2_session_client_new2)(
             &session_, Callbacks::All(), this, Callbacks::Settings()) == 0);
   std::vector<nghttp2_settings_entry> settings = {{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, kStreamWindow},
-                                                  {NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, kMostHeaders}};
+                                                  {NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, kAdvisedHeaders}};
   if (server()) {
-    settings.push_back({NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, kMostStreams});
+    settings.push_back({NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, options_.most_streams});
   } else {
     settings.push_back({NGHTTP2_SETTINGS_ENABLE_PUSH, 0});
   }
@@ -402,12 +408,43 @@ void Connection::AnswerLocked(H2Stream& stream) {
   nghttp2_submit_response(session_, stream.id_, fields.data(), fields.size(), nullptr);
 }
 
+// One field. False when the connection has sent so many that it is to end.
+bool Connection::HeaderLocked(H2Stream* stream, std::string_view name, std::string_view value) {
+  block_bytes_ += name.size() + value.size() + kFieldOverhead;
+  if (block_bytes_ > kMostHeadersDecoded || refused_ > kMostRefused) {
+    LOG_WARN("a connection is closed: the headers of its calls are too large",
+             {{"bytes", block_bytes_}, {"calls_refused", refused_}});
+    nghttp2_session_terminate_session(session_, NGHTTP2_ENHANCE_YOUR_CALM);
+    return false;
+  }
+  if (stream == nullptr || stream->refused_ || stream->incoming_.size() > kMostHeaders) return true;
+  stream->incoming_.Add(name, value);
+  if (server() && stream->incoming_.size() > kMostHeaders) {
+    ++refused_;
+    RefuseLocked(*stream, ResourceExhausted("the headers of a call may have 64 KiB"));
+  }
+  return true;
+}
+
+// A call that is not to be heard.
+void Connection::RefuseLocked(H2Stream& stream, Status why) {
+  stream.refused_ = true;
+  stream.incoming_ = {};
+  nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, stream.id_, NGHTTP2_ENHANCE_YOUR_CALM);
+  OverLocked(stream, std::move(why));
+}
+
 void Connection::HeadersLocked(H2Stream& stream, bool end) {
+  if (stream.refused_) return;
   Headers headers = std::exchange(stream.incoming_, {});
   const bool too_large = headers.size() > kMostHeaders;
   if (server()) {
     if (!stream.told_request_) {
       stream.told_request_ = true;
+      stream.header_bytes_ = headers.size();
+      AccountLocked(stream);
+      if (headers.size() > kFewHeaders && options_.memory && options_.memory->exceeded())
+        return RefuseLocked(stream, ResourceExhausted("more calls than there is memory for"));
       PushLocked(stream, {H2Stream::Item::Kind::kRequest, {}, std::move(headers), {}});
     }
   } else if (end) {
@@ -433,8 +470,8 @@ void Connection::DataLocked(H2Stream& stream, std::string_view bytes) {
     PushLocked(stream, {H2Stream::Item::Kind::kMessage, std::move(message), {}, {}});
   }
   AccountLocked(stream);
-  if (status.ok() && stream.parser_.held_bytes() > kAlwaysHeld && options_.held_bytes != nullptr &&
-      options_.held_bytes->load(std::memory_order_relaxed) > options_.most_held_bytes) {
+  if (status.ok() && stream.parser_.held_bytes() > kAlwaysHeld && options_.memory &&
+      options_.memory->exceeded()) {
     status = ResourceExhausted("more bytes of unfinished calls than there is memory for: try again later");
   }
   if (!status.ok()) BadMessageLocked(stream, std::move(status));
@@ -464,6 +501,7 @@ void Connection::OverLocked(H2Stream& stream, Status why) {
   stream.broken_ = std::move(why);
   stream.queue_.clear();
   stream.buffered_ = 0;
+  stream.header_bytes_ = 0;
   stream.parser_ = MessageParser(options_.most_message_bytes);
   if (server() && stream.finishing_) {  // its call has ended: nothing more to tell
     stream.told_last_ = true;
@@ -483,10 +521,10 @@ void Connection::PushLocked(H2Stream& stream, H2Stream::Item item) {
 }
 
 void Connection::AccountLocked(H2Stream& stream) {
-  if (options_.held_bytes == nullptr) return;
-  const size_t now = stream.inbox_bytes_ + stream.parser_.held_bytes();
-  options_.held_bytes->fetch_add(now - stream.held_bytes_,
-                                 std::memory_order_relaxed);  // may wrap around and back
+  if (options_.memory == nullptr) return;
+  const size_t now = stream.inbox_bytes_ + stream.parser_.held_bytes() + stream.header_bytes_;
+  if (now == stream.held_bytes_) return;
+  options_.memory->Change(stream.held_bytes_, now);
   stream.held_bytes_ = now;
 }
 

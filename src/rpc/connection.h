@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "rpc/budget.h"
 #include "rpc/headers.h"
 #include "rpc/loop.h"
 #include "rpc/wire.h"
@@ -29,6 +30,9 @@
 namespace lydian::rpc {
 
 class Connection;
+
+// Calls at once that any server takes on a connection.
+inline constexpr uint32_t kFewStreams = 1'000;
 
 // On the loop's thread.
 class StreamListener {
@@ -79,8 +83,9 @@ class H2Stream : public std::enable_shared_from_this<H2Stream> {
   MessageParser parser_;
   std::deque<Item> inbox_;  // not told yet
   size_t inbox_bytes_ = 0;
-  size_t held_bytes_ = 0;  // of the parser and the inbox, as accounted for
-  size_t unconsumed_ = 0;  // of the window, while held
+  size_t header_bytes_ = 0;  // of the request, for as long as the call lasts
+  size_t held_bytes_ = 0;    // of all that, as accounted for
+  size_t unconsumed_ = 0;    // of the window, while held
   std::deque<std::string> queue_;
   size_t sent_of_first_ = 0;  // its prefix included
   size_t buffered_ = 0, drain_limit_ = 0;
@@ -91,6 +96,7 @@ class H2Stream : public std::enable_shared_from_this<H2Stream> {
   bool told_request_ = false;  // a server's: what comes behind are trailers
   bool held_ = false;          // by HoldReading
   bool deaf_ = false;          // after a bad message
+  bool refused_ = false;       // a server's: for its headers
   bool answering_ = false;     // a server's: the answer's headers are on their way
   bool finishing_ = false;     // the end is written: Finish or HalfClose
   bool ended_ = false;         // the peer's end has been received
@@ -106,9 +112,8 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
     std::function<std::shared_ptr<StreamListener>(std::shared_ptr<H2Stream> stream, Headers request)>
         on_request;
     std::function<void(const Connection* closed)> on_closed;  // once, on the loop's thread
-    // Bytes of unfinished messages, shared by connections, and how many there may be.
-    std::shared_ptr<std::atomic<size_t>> held_bytes;
-    size_t most_held_bytes = SIZE_MAX;
+    std::shared_ptr<MemoryBudget> memory;  // of a server: what its calls hold is counted there
+    uint32_t most_streams = kFewStreams;   // of a server: calls at once
   };
 
   // `connecting`: the socket's connect is under way.
@@ -140,6 +145,8 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
   bool FillOut();
   void ResumeLocked(const H2Stream& stream);
   void AnswerLocked(H2Stream& stream);
+  bool HeaderLocked(H2Stream* stream, std::string_view name, std::string_view value);
+  void RefuseLocked(H2Stream& stream, Status why);
   void HeadersLocked(H2Stream& stream, bool end);
   void DataLocked(H2Stream& stream, std::string_view bytes);
   void EndedLocked(H2Stream& stream, Headers trailers);
@@ -164,6 +171,8 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
   std::vector<std::shared_ptr<StreamListener>> let_go_;  // to be told OnClosed
   std::string out_;
   size_t out_sent_ = 0;
+  size_t block_bytes_ = 0;  // of the headers that are being decoded
+  int refused_ = 0;         // calls, for the size of their headers
   bool connecting_, want_write_ = false, dirty_ = false;
   bool leaving_ = false;  // no new streams; closes with the last
   bool closed_ = false;

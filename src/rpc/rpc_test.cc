@@ -243,7 +243,7 @@ TEST_P(RpcTest, WrongShapesAndSizes) {
 TEST_P(RpcTest, UnfinishedMessagesHaveALimitTogether) {
   server_->Stop(0);
   auto listener = Listen("unix:" + dir_.path() + "/small");
-  StartServer({.memory_limit_bytes = size_t{1} << 20}, listener->get());
+  StartServer({.memory = std::make_shared<MemoryBudget>(size_t{1} << 20)}, listener->get());
   channel_ = Channel::Create("unix:" + dir_.path() + "/small");
   for (int i = 0; i < 3; ++i) {
     EXPECT_EQ(Call("Echo", std::string(8 << 20, 'x')).status().code(), Code::kResourceExhausted);

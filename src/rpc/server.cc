@@ -86,7 +86,8 @@ class ServerImpl final : public Server {
       : options_(std::move(options)),
         host_(std::make_shared<CallHost>(
             CallHost{options_.router, options_.authenticator, std::make_shared<Outstanding>(), unix_socket})),
-        connections_(std::make_shared<Connections>(options_.max_connections)) {}
+        connections_(std::make_shared<Connections>(options_.max_connections)),
+        memory_(options_.memory ? options_.memory : MemoryBudget::OfProcess()) {}
   ~ServerImpl() override { Stop(2000); }
 
   Status Begin(int listener) {
@@ -130,8 +131,8 @@ class ServerImpl final : public Server {
     connections_->Add([&] {
       Connection::Options options;
       options.most_message_bytes = kMostMessage;
-      options.held_bytes = held_bytes_;
-      options.most_held_bytes = options_.memory_limit_bytes;
+      options.memory = memory_;
+      options.most_streams = options_.max_streams;
       options.on_request = [host = host_](std::shared_ptr<H2Stream> stream, Headers request) {
         return StartCall(host, std::move(stream), std::move(request));
       };
@@ -155,7 +156,7 @@ class ServerImpl final : public Server {
   const ServerOptions options_;
   const std::shared_ptr<CallHost> host_;
   const std::shared_ptr<Connections> connections_;
-  const std::shared_ptr<std::atomic<size_t>> held_bytes_ = std::make_shared<std::atomic<size_t>>(0);
+  const std::shared_ptr<MemoryBudget> memory_;
   std::mutex stop_mutex_;  // guards stopped_
   bool stopped_ = false;
   std::shared_ptr<HttpServer> http_;

@@ -12,6 +12,7 @@
 
 #include "base/fd.h"
 #include "base/status.h"
+#include "rpc/budget.h"
 #include "rpc/router.h"
 
 namespace lydian::http {
@@ -25,8 +26,10 @@ struct ServerOptions {
   std::shared_ptr<Authenticator> authenticator;  // one per server: it knows what kind of listener this is
   std::shared_ptr<http::Handler> http;           // null: HTTP/1.1 connections are closed
   size_t max_connections = 10'000;
-  size_t memory_limit_bytes = size_t{4} << 30;  // of unfinished requests
-  uint32_t require_peer_uid = UINT32_MAX;       // unix sockets: only this uid
+  uint32_t max_streams = 1'000;  // calls at once on a connection
+  // In which calls' bytes are counted; null: the process's own.
+  std::shared_ptr<MemoryBudget> memory;
+  uint32_t require_peer_uid = UINT32_MAX;  // unix sockets: only this uid
 };
 
 class Server {

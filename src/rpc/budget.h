@@ -1,0 +1,36 @@
+// How many bytes of others' making the servers of a process hold: headers and messages of calls that are not
+// over, and answers that nobody has read. Who would take more asks first whether there is room.
+//
+// Thread-safety: all methods. Ownership: shared; a budget outlives whatever is counted in it.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <memory>
+
+namespace lydian::rpc {
+
+class MemoryBudget {
+ public:
+  // What is counted here is counted in `whole` as well.
+  explicit MemoryBudget(size_t most_bytes, std::shared_ptr<MemoryBudget> whole = nullptr)
+      : most_(most_bytes), whole_(std::move(whole)) {}
+
+  // The process's own: 4 GiB, on a small machine a quarter of its memory.
+  static const std::shared_ptr<MemoryBudget>& OfProcess();
+
+  // `before` bytes have become `now`.
+  void Change(size_t before, size_t now) {
+    held_.fetch_add(now - before, std::memory_order_relaxed);  // may wrap around and back
+    if (whole_) whole_->Change(before, now);
+  }
+  bool exceeded() const { return held() > most_ || (whole_ && whole_->exceeded()); }
+  size_t held() const { return held_.load(std::memory_order_relaxed); }
+
+ private:
+  const size_t most_;
+  const std::shared_ptr<MemoryBudget> whole_;
+  std::atomic<size_t> held_{0};
+};
+
+}  // namespace lydian::rpc

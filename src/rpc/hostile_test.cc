@@ -1,0 +1,241 @@
+// What a client may do to a server that it has no right to talk to, or that it does not mean well with: bytes
+// of HTTP/2 written by hand, over a loopback port.
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "rpc/budget.h"
+#include "rpc/channel.h"
+#include "rpc/router.h"
+#include "rpc/server.h"
+#include "rpc/test_util.h"
+
+namespace lydian::rpc {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr char kDataFrame = 0, kHeadersFrame = 1, kResetFrame = 3, kSettingsFrame = 4, kGoAwayFrame = 7,
+               kContinuationFrame = 9;
+constexpr char kEndStream = 1, kEndHeaders = 4;
+constexpr size_t kMostFrame = 16'384;
+
+std::string Number(uint32_t number, int bytes) {
+  std::string text;
+  for (int i = bytes - 1; i >= 0; --i) text += static_cast<char>(number >> (8 * i) & 0xFF);
+  return text;
+}
+
+uint32_t NumberOf(std::string_view text) {
+  uint32_t number = 0;
+  for (char c : text) number = number << 8 | static_cast<unsigned char>(c);
+  return number;
+}
+
+std::string Frame(char type, char flags, uint32_t stream, const std::string& payload) {
+  return Number(static_cast<uint32_t>(payload.size()), 3) + type + flags + Number(stream, 4) + payload;
+}
+
+// HPACK (RFC 7541, 5.1 and 6.2): a number behind a prefix of seven bits, a literal field.
+std::string Length(size_t length) {
+  if (length < 127) return {static_cast<char>(length)};
+  std::string text = "\x7F";
+  for (length -= 127; length >= 128; length /= 128) text += static_cast<char>(length % 128 | 128);
+  return text + static_cast<char>(length);
+}
+std::string Literal(std::string_view name, std::string_view value, bool into_table = false) {
+  return std::string(1, into_table ? '\x40' : '\0')
+      .append(Length(name.size()))
+      .append(name)
+      .append(Length(value.size()))
+      .append(value);
+}
+
+std::string Request(std::string_view method = "POST", std::string_view path = "/t.S/Echo",
+                    std::string_view content_type = "application/grpc") {
+  return Literal(":method", method) + Literal(":scheme", "http") + Literal(":path", path) +
+         Literal(":authority", "x") + Literal("te", "trailers") + Literal("content-type", content_type);
+}
+
+std::string HeaderBlock(uint32_t stream, const std::string& block, bool end = false) {
+  const char ends = end ? kEndStream : 0;
+  if (block.size() <= kMostFrame) return Frame(kHeadersFrame, ends | kEndHeaders, stream, block);
+  std::string frames = Frame(kHeadersFrame, ends, stream, block.substr(0, kMostFrame));
+  for (size_t at = kMostFrame; at < block.size(); at += kMostFrame) {
+    const char flags = at + kMostFrame >= block.size() ? kEndHeaders : 0;
+    frames += Frame(kContinuationFrame, flags, stream, block.substr(at, kMostFrame));
+  }
+  return frames;
+}
+
+struct Heard {
+  char type = 0, flags = 0;
+  uint32_t stream = 0;
+  std::string payload;
+};
+
+// A client that says whatever it is told to.
+class Client {
+ public:
+  explicit Client(int port) : fd_(Connect(port)) {
+    Send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + Frame(kSettingsFrame, 0, 0, ""));
+  }
+  // False when the server has closed: it need not take all.
+  bool Send(std::string_view bytes) {
+    while (!bytes.empty()) {
+      const ssize_t count = send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      if (count <= 0) return false;
+      bytes.remove_prefix(static_cast<size_t>(count));
+    }
+    return true;
+  }
+  // Nothing at the end of the connection.
+  std::optional<Heard> Next() {
+    if (!Fill(9)) return {};
+    const size_t length = NumberOf(std::string_view(in_).substr(0, 3));
+    if (!Fill(9 + length)) return {};
+    Heard heard{in_[3], in_[4], NumberOf(std::string_view(in_).substr(5, 4)), in_.substr(9, length)};
+    in_.erase(0, 9 + length);
+    return heard;
+  }
+  std::optional<Heard> Next(char type) {
+    auto heard = Next();
+    while (heard && heard->type != type) heard = Next();
+    return heard;
+  }
+  bool ClosedByServer() {
+    while (Next()) {
+    }
+    return closed_;
+  }
+
+ private:
+  bool Fill(size_t size) {
+    char bytes[4096];
+    while (in_.size() < size) {
+      const ssize_t count = recv(fd_.get(), bytes, sizeof bytes, 0);
+      closed_ = count == 0 || (count < 0 && errno == ECONNRESET);
+      if (count <= 0) return false;
+      in_.append(bytes, static_cast<size_t>(count));
+    }
+    return true;
+  }
+
+  UniqueFd fd_;
+  std::string in_;
+  bool closed_ = false;
+};
+
+class NeedsToken : public Authenticator {
+ public:
+  Result<Caller> Authenticate(const Headers& headers, std::string_view, const MethodOptions&) override {
+    if (headers("x-token").empty()) return Unauthenticated("no token");
+    Caller caller;
+    caller.kind = Caller::Kind::kUser;
+    return caller;
+  }
+};
+
+const Metadata kToken = {{"x-token", "1"}};
+
+class Hostile : public testing::Test {
+ protected:
+  void SetUp() override {
+    router_ = std::make_shared<Router>();
+    router_->AddUnary("t.S", "Echo", [this](std::string_view request, Ctx, RawReply reply) {
+      ++echoes_;
+      reply(std::string(request));
+    });
+    router_->AddUnary("t.S", "Large", [this](std::string_view, Ctx, RawReply reply) {
+      ++echoes_;
+      reply(std::string(size_t{1} << 20, 'x'));
+    });
+    listener_ = Listen("127.0.0.1:0").value();
+    Serve({});
+  }
+  void Serve(ServerOptions options) {
+    server_.reset();
+    options.router = router_;
+    options.authenticator = std::make_shared<NeedsToken>();
+    server_ = Server::Start(std::move(options), listener_.get()).value();
+  }
+  int port() const { return PortOf(listener_.get()); }
+  Result<std::string> Echo(const std::string& text) {
+    auto channel = Channel::Create("127.0.0.1:" + std::to_string(port()));
+    return channel->CallBlocking("/t.S/Echo", text, kToken, 10s);
+  }
+
+  std::atomic<int> echoes_{0};
+  std::shared_ptr<Router> router_;
+  UniqueFd listener_;
+  std::unique_ptr<Server> server_;
+};
+
+TEST_F(Hostile, HeadersThatGrowWhenTheyAreDecodedEndTheConnection) {
+  // 16,000 bytes that stand for 62 MiB: each is the newest entry of the table, of nearly 4 KiB.
+  Client client(port());
+  client.Send(HeaderBlock(1, Request() + Literal("x-a", std::string(3900, 'a'), /*into_table=*/true) +
+                                 std::string(16'000, '\xBE')));
+  const auto away = client.Next(kGoAwayFrame);
+  ASSERT_TRUE(away);
+  EXPECT_EQ(NumberOf(std::string_view(away->payload).substr(4, 4)), 11u);  // ENHANCE_YOUR_CALM
+  EXPECT_TRUE(client.ClosedByServer());
+  EXPECT_EQ(Echo("others go on").value(), "others go on");
+}
+
+TEST_F(Hostile, TooManyHeadersEndTheirCallAlone) {
+  Client client(port());
+  client.Send(HeaderBlock(
+      1, Request() + Literal("x-a", std::string(35'000, 'a')) + Literal("x-b", std::string(35'000, 'b')),
+      /*end=*/true));
+  const auto reset = client.Next(kResetFrame);
+  ASSERT_TRUE(reset);
+  EXPECT_EQ(NumberOf(reset->payload), 11u);
+  client.Send(HeaderBlock(3, Request() + Literal("x-token", "1")) +
+              Frame(kDataFrame, kEndStream, 3, std::string(5, '\0')));
+  const auto answer = client.Next(kDataFrame);
+  ASSERT_TRUE(answer);
+  EXPECT_EQ(answer->stream, 3u);
+  EXPECT_EQ(echoes_, 1);
+}
+
+// One entry of the table again and again, just too much for one call.
+TEST_F(Hostile, CallsThatAreRefusedForTheirHeadersEndTheConnectionInTheEnd) {
+  Client client(port());
+  std::string bytes = HeaderBlock(1, Literal("x-a", std::string(3900, 'a'), /*into_table=*/true));
+  for (uint32_t i = 1; i < 1000; ++i) bytes += HeaderBlock(1 + 2 * i, Request() + std::string(20, '\xBE'));
+  client.Send(bytes);
+  EXPECT_TRUE(client.Next(kGoAwayFrame));
+  EXPECT_TRUE(client.ClosedByServer());
+}
+
+TEST_F(Hostile, HeadersOfCallsAreCounted) {
+  auto memory = std::make_shared<MemoryBudget>(size_t{1} << 20);
+  Serve({.memory = memory});
+  Client client(port());
+  std::string bytes;
+  // Not one of them ends.
+  for (uint32_t i = 0; i < 100; ++i) {
+    bytes += HeaderBlock(1 + 2 * i,
+                         Request() + Literal("x-token", "1") + Literal("x-a", std::string(50'000, 'a')));
+  }
+  std::thread sender([&] { client.Send(bytes); });
+  const auto reset = client.Next(kResetFrame);
+  ASSERT_TRUE(reset);
+  EXPECT_EQ(NumberOf(reset->payload), 11u);
+  EXPECT_GE(reset->stream, 30u);
+  sender.join();
+  EXPECT_LT(memory->held(), size_t{2} << 20);
+  server_->Stop(0);
+  EXPECT_EQ(memory->held(), 0u);
+}
+
+}  // namespace
+}  // namespace lydian::rpc
