@@ -199,6 +199,7 @@ class Call final : public Context,
       if (!caller.ok()) return caller.status();
       caller_ = std::move(caller).value();
     }
+    if (!host_->authenticator || caller_.kind != Caller::Kind::kAnonymous) stream_->Authenticated();
     caller_.unix_socket = host_->unix_socket;
     return relayed ? Status() : CheckScope(caller_, options, method());
   }

@@ -65,6 +65,8 @@ class H2Stream : public std::enable_shared_from_this<H2Stream> {
   void Finish(Fields trailers, std::optional<std::string> message = {});
   void HalfClose();        // a client's
   void Reset(Status why);  // OnBroken says why
+  // Its call is somebody's whom the server knows. On the loop's thread.
+  void Authenticated();
 
  private:
   friend class Connection;
@@ -111,6 +113,8 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
     // Of a server: the listener of a new stream. On the loop's thread.
     std::function<std::shared_ptr<StreamListener>(std::shared_ptr<H2Stream> stream, Headers request)>
         on_request;
+    // Of a server: once, on the loop's thread, when a call has said who it is.
+    std::function<void(const Connection* known)> on_authenticated;
     std::function<void(const Connection* closed)> on_closed;  // once, on the loop's thread
     std::shared_ptr<MemoryBudget> memory;  // of a server: what its calls hold is counted there
     uint32_t most_streams = kFewStreams;   // of a server: calls at once
@@ -122,6 +126,10 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
 
   // A client's new stream. Nothing when the connection takes no more.
   std::shared_ptr<H2Stream> Open(const Fields& request, std::shared_ptr<StreamListener> listener);
+  // A call of it was authenticated. On the loop's thread.
+  void Authenticated() {
+    if (!std::exchange(authenticated_, true) && options_.on_authenticated) options_.on_authenticated(this);
+  }
   // Ends all streams. On the loop's thread.
   void Close(Status why);
   // Closes when the last stream has ended.
@@ -162,7 +170,8 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
                 H2Stream::Item item);
 
   const Options options_;
-  std::mutex mutex_;  // guards all below, the session, and the streams
+  bool authenticated_ = false;  // of the loop's thread
+  std::mutex mutex_;            // guards all below, the session, and the streams
   UniqueFd fd_;
   uint64_t watch_id_ = 0;
   nghttp2_session* session_ = nullptr;

@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "rpc/budget.h"
 #include "rpc/channel.h"
@@ -235,6 +236,72 @@ TEST_F(Hostile, HeadersOfCallsAreCounted) {
   EXPECT_LT(memory->held(), size_t{2} << 20);
   server_->Stop(0);
   EXPECT_EQ(memory->held(), 0u);
+}
+
+TEST_F(Hostile, LimitsAreAnnounced) {
+  const auto limit_of = [&](uint16_t setting) {
+    Client client(port());
+    const auto settings = client.Next(kSettingsFrame);
+    for (size_t at = 0; settings && at + 6 <= settings->payload.size(); at += 6) {
+      const std::string_view entry = std::string_view(settings->payload).substr(at, 6);
+      if (NumberOf(entry.substr(0, 2)) == setting) return NumberOf(entry.substr(2));
+    }
+    return uint32_t{0};
+  };
+  constexpr uint16_t kMaxStreams = 3, kMaxHeaderList = 6;
+  EXPECT_EQ(limit_of(kMaxStreams), 1000u);
+  EXPECT_EQ(limit_of(kMaxHeaderList), 16'384u);
+  Serve({.max_streams = 20'000});
+  EXPECT_EQ(limit_of(kMaxStreams), 20'000u);
+}
+
+TEST_F(Hostile, ConnectionsWithoutAnAuthenticatedCallAreClosedInTime) {
+  Serve({.authenticate_within = 300ms});
+  Client known(port()), silent(port()), refused(port());
+  known.Send(HeaderBlock(1, Request() + Literal("x-token", "1")) +
+             Frame(kDataFrame, kEndStream, 1, std::string(5, '\0')));
+  refused.Send(HeaderBlock(1, Request()) + Frame(kDataFrame, kEndStream, 1, std::string(5, '\0')));
+  EXPECT_TRUE(known.Next(kDataFrame));
+  EXPECT_TRUE(silent.ClosedByServer());
+  EXPECT_TRUE(refused.ClosedByServer());
+  // Later than those, and still served.
+  known.Send(HeaderBlock(3, Request() + Literal("x-token", "1")) +
+             Frame(kDataFrame, kEndStream, 3, std::string(5, '\0')));
+  EXPECT_TRUE(known.Next(kDataFrame));
+}
+
+TEST_F(Hostile, OldestStrangersMakeRoom) {
+  Serve({.max_connections = 4});
+  Client known(port());
+  known.Send(HeaderBlock(1, Request() + Literal("x-token", "1")) +
+             Frame(kDataFrame, kEndStream, 1, std::string(5, '\0')));
+  ASSERT_TRUE(known.Next(kDataFrame));
+  std::vector<std::unique_ptr<Client>> strangers;
+  for (int i = 0; i < 20; ++i) {
+    strangers.push_back(std::make_unique<Client>(port()));
+    ASSERT_TRUE(strangers.back()->Next(kSettingsFrame)) << i;
+  }
+  EXPECT_EQ(Echo("a newcomer").value(), "a newcomer");
+  for (int i = 0; i < 16; ++i) EXPECT_TRUE(strangers[static_cast<size_t>(i)]->ClosedByServer()) << i;
+  known.Send(HeaderBlock(3, Request() + Literal("x-token", "1")) +
+             Frame(kDataFrame, kEndStream, 3, std::string(5, '\0')));
+  EXPECT_TRUE(known.Next(kDataFrame));
+}
+
+TEST_F(Hostile, OneAddressHasFewStrangers) {
+  Serve({.max_strangers_of_address = 2});
+  Client first(port()), second(port());
+  ASSERT_TRUE(first.Next(kSettingsFrame));
+  ASSERT_TRUE(second.Next(kSettingsFrame));
+  UniqueFd silent = Connect(port());  // not even a preface
+  EXPECT_TRUE(first.ClosedByServer());
+  Client third(port());
+  EXPECT_TRUE(second.ClosedByServer());
+  Client fourth(port());
+  char byte = 0;
+  EXPECT_EQ(recv(silent.get(), &byte, 1, 0), 0);
+  EXPECT_TRUE(fourth.Next(kSettingsFrame));
+  EXPECT_EQ(Echo("with a token").value(), "with a token");
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "rpc/acceptor.h"
 #include "rpc/call.h"
 #include "rpc/connection.h"
+#include "rpc/connections.h"
 #include "rpc/http_server.h"
 #include "rpc/loop.h"
 
@@ -23,50 +24,6 @@ namespace lydian::rpc {
 namespace {
 
 constexpr size_t kMostMessage = size_t{128} << 20;
-
-// The connections that gRPC's calls come by, and how many there are with those that wait elsewhere.
-class Connections {
- public:
-  explicit Connections(size_t most) : most_(most) {}
-
-  bool Admit() {
-    std::lock_guard lock(mutex_);
-    if (count_ >= most_) return false;
-    ++count_;
-    return true;
-  }
-  void Closed() {
-    std::lock_guard lock(mutex_);
-    --count_;
-  }
-  // `make` is run under the lock: the connection may end before it returns.
-  void Add(const std::function<std::shared_ptr<Connection>()>& make) {
-    std::lock_guard lock(mutex_);
-    std::shared_ptr<Connection> made = make();
-    open_.emplace(made.get(), made);
-  }
-  void Remove(const Connection* connection) {
-    std::shared_ptr<Connection> last;  // destroyed outside the lock
-    std::lock_guard lock(mutex_);
-    auto it = open_.find(connection);
-    if (it == open_.end()) return;
-    last = std::move(it->second);
-    open_.erase(it);
-    --count_;
-  }
-  std::vector<std::shared_ptr<Connection>> all() const {
-    std::lock_guard lock(mutex_);
-    std::vector<std::shared_ptr<Connection>> all;
-    for (const auto& [key, connection] : open_) all.push_back(connection);
-    return all;
-  }
-
- private:
-  const size_t most_;
-  mutable std::mutex mutex_;  // guards all below
-  size_t count_ = 0;
-  std::map<const Connection*, std::shared_ptr<Connection>> open_;
-};
 
 bool IsUnix(int fd) {
   int domain = 0;
@@ -86,7 +43,8 @@ class ServerImpl final : public Server {
       : options_(std::move(options)),
         host_(std::make_shared<CallHost>(
             CallHost{options_.router, options_.authenticator, std::make_shared<Outstanding>(), unix_socket})),
-        connections_(std::make_shared<Connections>(options_.max_connections)),
+        connections_(std::make_shared<Connections>(Connections::Limits{
+            options_.max_connections, options_.max_strangers_of_address, options_.authenticate_within})),
         memory_(options_.memory ? options_.memory : MemoryBudget::OfProcess()) {}
   ~ServerImpl() override { Stop(2000); }
 
@@ -100,11 +58,12 @@ class ServerImpl final : public Server {
     handlers.admit = [this](int fd) { return Admit(fd); };
     handlers.on_grpc = [this](UniqueFd fd) { Connect(std::move(fd)); };
     handlers.on_http = [this](UniqueFd fd) {
+      connections_->HandedOver(fd.get());
       if (http_) return http_->Serve(std::move(fd));
       fd.reset();
       connections_->Closed();
     };
-    handlers.on_drop = [this](int) { connections_->Closed(); };
+    handlers.on_drop = [this](int fd) { connections_->Dropped(fd); };
     ASSIGN_OR_RETURN(listener_id_, Acceptor::Get().Listen(listener, std::move(handlers)));
     return {};
   }
@@ -128,13 +87,17 @@ class ServerImpl final : public Server {
 
  private:
   void Connect(UniqueFd fd) {
-    connections_->Add([&] {
+    const int number = fd.get();
+    connections_->Add(number, [&] {
       Connection::Options options;
       options.most_message_bytes = kMostMessage;
       options.memory = memory_;
       options.most_streams = options_.max_streams;
       options.on_request = [host = host_](std::shared_ptr<H2Stream> stream, Headers request) {
         return StartCall(host, std::move(stream), std::move(request));
+      };
+      options.on_authenticated = [connections = connections_](const Connection* known) {
+        connections->Authenticated(known);
       };
       options.on_closed = [connections = connections_](const Connection* closed) {
         connections->Remove(closed);
@@ -148,7 +111,7 @@ class ServerImpl final : public Server {
       LOG_WARN("a connection of another user was refused", {{"uid_wanted", options_.require_peer_uid}});
       return false;
     }
-    if (connections_->Admit()) return true;
+    if (connections_->Admit(fd, !host_->unix_socket)) return true;
     LOG_WARN("a connection was refused: there are too many", {{"limit", options_.max_connections}});
     return false;
   }

@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/status.h"
 #include "rpc/budget.h"
@@ -26,6 +27,10 @@ struct ServerOptions {
   std::shared_ptr<Authenticator> authenticator;  // one per server: it knows what kind of listener this is
   std::shared_ptr<http::Handler> http;           // null: HTTP/1.1 connections are closed
   size_t max_connections = 10'000;
+  // Of a TCP listener: a connection of which no call was authenticated is closed after a while, and one
+  // address may have so many of them; the oldest make room for new ones.
+  Millis authenticate_within = Millis(30'000);
+  size_t max_strangers_of_address = 512;
   uint32_t max_streams = 1'000;  // calls at once on a connection
   // In which calls' bytes are counted; null: the process's own.
   std::shared_ptr<MemoryBudget> memory;

@@ -69,6 +69,8 @@ void H2Stream::Finish(Fields trailers, std::optional<std::string> message) {
   c.Send(lock);
 }
 
+void H2Stream::Authenticated() { connection_->Authenticated(); }
+
 void H2Stream::HalfClose() {
   Connection& c = *connection_;
   std::unique_lock lock(c.mutex_);
