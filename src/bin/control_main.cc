@@ -106,7 +106,10 @@ class Control {
     options.authenticator = std::move(authenticator);
     options.http = std::move(http);
     options.require_peer_uid = peer_uid;
-    if (name == "link") options.max_streams = kStreamsOfWorkers;
+    if (name == "link") {  // carries the calls of all containers: none may hold up the others
+      options.max_streams = kStreamsOfWorkers;
+      options.max_unread_bytes = SIZE_MAX;
+    }
     ASSIGN_OR_RETURN(auto server, rpc::Server::Start(std::move(options), fd));
     servers_.push_back(std::move(server));
     return OkStatus();

@@ -46,6 +46,10 @@ class Call final : public Context,
 
   void Dispatch(bool relayed) {
     if (Status status = Admit(relayed); !status.ok()) return End(std::move(status));
+    if (const std::string_view text = headers_.Get("grpc-timeout"); !text.empty() && !ParseTimeout(text)) {
+      return End(Internal("grpc-timeout \"" + std::string(text.substr(0, 100)) +
+                          "\" is none: up to eight digits and a unit, which is H, M, S, m, u or n"));
+    }
     if (deadline_ != SteadyTime::max()) {
       std::lock_guard lock(mutex_);  // the timer may run before it is noted down
       timer_ = Deadlines().PostAt(deadline_, [weak = weak_from_this()] {

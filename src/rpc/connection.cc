@@ -1,5 +1,6 @@
 #include "rpc/connection.h"
 
+#include <malloc.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -8,6 +9,7 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "rpc/deadlines.h"
 
 namespace lydian::rpc {
 namespace {
@@ -22,7 +24,10 @@ constexpr size_t kMostHeadersDecoded = size_t{256} << 10;
 constexpr int kMostRefused = 64;  // calls of a connection, for their headers
 constexpr size_t kFieldOverhead = 32;
 constexpr size_t kFewHeaders = size_t{4} << 10;   // so many are taken whatever others hold
+constexpr size_t kMuchMemory = size_t{64} << 20;  // to be given back at once
+constexpr size_t kLeastRead = size_t{256} << 10;  // of unread answers, in the time that a client has for it
 constexpr size_t kAlwaysHeld = size_t{64} << 10;  // a message so small is taken whatever others hold
+constexpr std::string_view kGrpcType = "application/grpc";
 constexpr uint32_t kStreamWindow = uint32_t{1} << 20;
 constexpr int32_t kConnectionWindow = int32_t{1} << 30;  // streams are held back each for itself
 // Calls that their client gives up: the library's own 33 a second would end the connection of a worker whose
@@ -39,6 +44,16 @@ nghttp2_nv Field(std::string_view name, std::string_view value) {
 
 const std::array kAnswerFields = {Field(":status", "200"), Field("content-type", "application/grpc"),
                                   Field("grpc-accept-encoding", "identity")};
+
+// The allocator keeps what it is given back.
+void ReleaseMemory() {
+  static std::atomic<bool> pending{false};
+  if (pending.exchange(true)) return;
+  Deadlines().Post([] {
+    pending = false;
+    malloc_trim(0);
+  });
+}
 
 Status StatusOfReset(uint32_t code) {
   switch (code) {
@@ -243,6 +258,7 @@ void Connection::Close(Status why) {
     fd_.reset();
   }
   Tell();
+  if (most_unsent_ > kMuchMemory) ReleaseMemory();
   if (options_.on_closed) options_.on_closed(this);
 }
 
@@ -369,8 +385,9 @@ ssize_t Connection::TakeLocked(H2Stream& stream, uint8_t* buffer, size_t length,
     const size_t part = std::min(rest.size(), length - taken);
     memcpy(buffer + taken, rest.data(), part);
     taken += part;
+    taken_ += part;
     stream.sent_of_first_ += part;
-    if (prefix.empty()) stream.buffered_ -= part;
+    if (prefix.empty()) BufferedLocked(stream, stream.buffered_ - part);
     if (stream.sent_of_first_ == first.size() + kPrefixBytes) {
       stream.queue_.pop_front();
       stream.sent_of_first_ = 0;
@@ -434,6 +451,19 @@ void Connection::RefuseLocked(H2Stream& stream, Status why) {
   OverLocked(stream, std::move(why));
 }
 
+// False when the request is none of gRPC's: it has been answered as HTTP has it.
+bool Connection::SpeaksGrpcLocked(H2Stream& stream, const Headers& request) {
+  const std::string_view type = request.Get("content-type");
+  const std::string_view behind = type.starts_with(kGrpcType) ? type.substr(kGrpcType.size()) : "?";
+  const bool post = request.Get(":method") == "POST";
+  if (post && (behind.empty() || behind.front() == '+' || behind.front() == ';')) return true;
+  stream.finishing_ = stream.told_last_ = stream.deaf_ = true;
+  const std::array fields = {Field(":status", post ? "415" : "405"),
+                             post ? Field("accept", kGrpcType) : Field("allow", "POST")};
+  nghttp2_submit_response(session_, stream.id_, fields.data(), fields.size(), nullptr);
+  return false;
+}
+
 void Connection::HeadersLocked(H2Stream& stream, bool end) {
   if (stream.refused_) return;
   Headers headers = std::exchange(stream.incoming_, {});
@@ -441,6 +471,9 @@ void Connection::HeadersLocked(H2Stream& stream, bool end) {
   if (server()) {
     if (!stream.told_request_) {
       stream.told_request_ = true;
+      if (!SpeaksGrpcLocked(stream, headers)) return;
+      const std::string_view encoding = headers.Get("grpc-encoding");
+      stream.encoded_ = !encoding.empty() && encoding != "identity";
       stream.header_bytes_ = headers.size();
       AccountLocked(stream);
       if (headers.size() > kFewHeaders && options_.memory && options_.memory->exceeded())
@@ -474,6 +507,8 @@ void Connection::DataLocked(H2Stream& stream, std::string_view bytes) {
       options_.memory->exceeded()) {
     status = ResourceExhausted("more bytes of unfinished calls than there is memory for: try again later");
   }
+  if (server() && !stream.encoded_ && status.code() == Code::kUnimplemented)
+    status = Internal("a message says that it is compressed, and the call has no grpc-encoding");
   if (!status.ok()) BadMessageLocked(stream, std::move(status));
 }
 
@@ -499,8 +534,13 @@ void Connection::BadMessageLocked(H2Stream& stream, Status why) {
 void Connection::OverLocked(H2Stream& stream, Status why) {
   if (std::exchange(stream.closed_, true)) return;
   stream.broken_ = std::move(why);
+  if (stream.backed_up_) {  // its call was not begun and need not be
+    std::erase_if(backed_up_, [&](const auto& waiting) { return waiting.get() == &stream; });
+    stream.inbox_.clear();
+    stream.inbox_bytes_ = 0;
+  }
   stream.queue_.clear();
-  stream.buffered_ = 0;
+  BufferedLocked(stream, 0);
   stream.header_bytes_ = 0;
   stream.parser_ = MessageParser(options_.most_message_bytes);
   if (server() && stream.finishing_) {  // its call has ended: nothing more to tell
@@ -526,6 +566,42 @@ void Connection::AccountLocked(H2Stream& stream) {
   if (now == stream.held_bytes_) return;
   options_.memory->Change(stream.held_bytes_, now);
   stream.held_bytes_ = now;
+}
+
+// How much of a stream waits to be sent.
+void Connection::BufferedLocked(H2Stream& stream, size_t now) {
+  unsent_ += now - stream.buffered_;
+  most_unsent_ = std::max(most_unsent_, unsent_);
+  if (options_.memory) options_.memory->Change(stream.buffered_, now);
+  stream.buffered_ = now;
+  if (unsent_ > options_.most_unread && server() && !watched_) WatchReaderLocked();
+  if (backed_up_.empty() || unsent_ > options_.most_unread / 2) return;
+  for (const auto& waiting : std::exchange(backed_up_, {})) {
+    waiting->backed_up_ = false;
+    ListLocked(*waiting);
+  }
+}
+
+void Connection::WatchReaderLocked() {
+  watched_ = true;
+  Deadlines().PostAfter(options_.unread_for, [weak = weak_from_this(), taken = taken_] {
+    Loop::Get().Post([weak, taken] {
+      if (const auto self = weak.lock()) self->CheckReader(taken);
+    });
+  });
+}
+
+void Connection::CheckReader(uint64_t taken_before) {
+  size_t unread = 0;
+  {
+    std::lock_guard lock(mutex_);
+    watched_ = false;
+    if (closed_ || unsent_ <= options_.most_unread) return;
+    if (taken_ - taken_before >= kLeastRead) return WatchReaderLocked();
+    unread = unsent_;
+  }
+  LOG_WARN("a connection is closed: its client does not read its answers", {{"bytes", unread}});
+  Close(ResourceExhausted("the client did not read its answers"));
 }
 
 void Connection::ListLocked(H2Stream& stream) {
@@ -559,6 +635,11 @@ void Connection::TellOf(const std::shared_ptr<H2Stream>& stream) {
       continue;
     }
     if (stream->told_last_) return;
+    if (unsent_ > options_.most_unread && !stream->closed_ && server() && !stream->inbox_.empty() &&
+        stream->inbox_.front().kind == H2Stream::Item::Kind::kRequest) {
+      if (!std::exchange(stream->backed_up_, true)) backed_up_.push_back(stream);
+      return;
+    }
     if (!stream->inbox_.empty() && !stream->held_) {
       H2Stream::Item item = std::move(stream->inbox_.front());
       stream->inbox_.pop_front();

@@ -21,6 +21,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/status.h"
 #include "rpc/budget.h"
 #include "rpc/headers.h"
@@ -99,6 +100,8 @@ class H2Stream : public std::enable_shared_from_this<H2Stream> {
   bool held_ = false;          // by HoldReading
   bool deaf_ = false;          // after a bad message
   bool refused_ = false;       // a server's: for its headers
+  bool backed_up_ = false;     // a server's: waits in the connection's backed_up_
+  bool encoded_ = false;       // a server's: grpc-encoding says that messages may be compressed
   bool answering_ = false;     // a server's: the answer's headers are on their way
   bool finishing_ = false;     // the end is written: Finish or HalfClose
   bool ended_ = false;         // the peer's end has been received
@@ -118,6 +121,10 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
     std::function<void(const Connection* closed)> on_closed;  // once, on the loop's thread
     std::shared_ptr<MemoryBudget> memory;  // of a server: what its calls hold is counted there
     uint32_t most_streams = kFewStreams;   // of a server: calls at once
+    // Of a server: while its client has left more answers unread, its further calls wait. Reading goes on,
+    // since what opens the windows of its streams comes that way.
+    size_t most_unread = SIZE_MAX;
+    Millis unread_for = Millis(60'000);  // of a server: then one that doesn't read its answers is closed
   };
 
   // `connecting`: the socket's connect is under way.
@@ -155,6 +162,7 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
   void AnswerLocked(H2Stream& stream);
   bool HeaderLocked(H2Stream* stream, std::string_view name, std::string_view value);
   void RefuseLocked(H2Stream& stream, Status why);
+  bool SpeaksGrpcLocked(H2Stream& stream, const Headers& request);
   void HeadersLocked(H2Stream& stream, bool end);
   void DataLocked(H2Stream& stream, std::string_view bytes);
   void EndedLocked(H2Stream& stream, Headers trailers);
@@ -163,6 +171,9 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
   void PushLocked(H2Stream& stream, H2Stream::Item item);
   void AccountLocked(H2Stream& stream);
   void ListLocked(H2Stream& stream);
+  void BufferedLocked(H2Stream& stream, size_t now);
+  void WatchReaderLocked();
+  void CheckReader(uint64_t taken_before);
   ssize_t TakeLocked(H2Stream& stream, uint8_t* buffer, size_t length, uint32_t* flags);
   void Tell();
   void TellOf(const std::shared_ptr<H2Stream>& stream);
@@ -180,8 +191,13 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
   std::vector<std::shared_ptr<StreamListener>> let_go_;  // to be told OnClosed
   std::string out_;
   size_t out_sent_ = 0;
-  size_t block_bytes_ = 0;  // of the headers that are being decoded
-  int refused_ = 0;         // calls, for the size of their headers
+  std::vector<std::shared_ptr<H2Stream>> backed_up_;  // requests that wait until answers were read
+  size_t unsent_ = 0;                                 // bytes of all streams
+  size_t most_unsent_ = 0;                            // ... that there ever were
+  uint64_t taken_ = 0;                                // bytes that left the streams for the socket
+  bool watched_ = false;                              // whether its reader takes anything
+  size_t block_bytes_ = 0;                            // of the headers that are being decoded
+  int refused_ = 0;                                   // calls, for the size of their headers
   bool connecting_, want_write_ = false, dirty_ = false;
   bool leaving_ = false;  // no new streams; closes with the last
   bool closed_ = false;

@@ -1,12 +1,14 @@
 // What a client may do to a server that it has no right to talk to, or that it does not mean well with: bytes
 // of HTTP/2 written by hand, over a loopback port.
 #include <gtest/gtest.h>
-#include <poll.h>
+#include <nghttp2/nghttp2.h>
 #include <sys/socket.h>
 
 #include <atomic>
 #include <chrono>
 #include <future>
+#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <thread>
@@ -17,6 +19,7 @@
 #include "rpc/router.h"
 #include "rpc/server.h"
 #include "rpc/test_util.h"
+#include "rpc/wire.h"
 
 namespace lydian::rpc {
 namespace {
@@ -82,6 +85,34 @@ struct Heard {
   std::string payload;
 };
 
+// The fields of a block, decoded.
+class Decoder {
+ public:
+  Decoder() { nghttp2_hd_inflate_new(&inflater_); }
+  ~Decoder() { nghttp2_hd_inflate_del(inflater_); }
+  std::map<std::string, std::string> Fields(const std::string& block) {
+    std::map<std::string, std::string> fields;
+    const auto* bytes = reinterpret_cast<const uint8_t*>(block.data());
+    size_t left = block.size();
+    int flags = 0;
+    while ((flags & NGHTTP2_HD_INFLATE_FINAL) == 0) {
+      nghttp2_nv field{};
+      const ssize_t taken = nghttp2_hd_inflate_hd2(inflater_, &field, &flags, bytes, left, 1);
+      if (taken < 0) break;
+      bytes += taken;
+      left -= static_cast<size_t>(taken);
+      if ((flags & NGHTTP2_HD_INFLATE_EMIT) == 0) continue;
+      fields[std::string(reinterpret_cast<char*>(field.name), field.namelen)] =
+          std::string(reinterpret_cast<char*>(field.value), field.valuelen);
+    }
+    nghttp2_hd_inflate_end_headers(inflater_);
+    return fields;
+  }
+
+ private:
+  nghttp2_hd_inflater* inflater_ = nullptr;
+};
+
 // A client that says whatever it is told to.
 class Client {
  public:
@@ -133,6 +164,19 @@ class Client {
   std::string in_;
   bool closed_ = false;
 };
+
+// How the client's only call ends.
+Status StatusOf(Client& client) {
+  Decoder decoder;
+  while (const auto headers = client.Next(kHeadersFrame)) {
+    const auto fields = decoder.Fields(headers->payload);
+    if (!fields.contains("grpc-status")) continue;
+    const auto text = fields.find("grpc-message");
+    return {static_cast<Code>(std::stoi(fields.at("grpc-status"))),
+            text == fields.end() ? "" : DecodeStatusText(text->second)};
+  }
+  return Unavailable("no status");
+}
 
 class NeedsToken : public Authenticator {
  public:
@@ -302,6 +346,80 @@ TEST_F(Hostile, OneAddressHasFewStrangers) {
   EXPECT_EQ(recv(silent.get(), &byte, 1, 0), 0);
   EXPECT_TRUE(fourth.Next(kSettingsFrame));
   EXPECT_EQ(Echo("with a token").value(), "with a token");
+}
+
+TEST_F(Hostile, CallsWaitForAnswersThatAreNotRead) {
+  auto memory = std::make_shared<MemoryBudget>(size_t{1} << 30);
+  Serve({.unread_for = 500ms, .memory = memory});
+  Client client(port());
+  std::string bytes;
+  for (uint32_t i = 0; i < 400; ++i) {
+    bytes += HeaderBlock(1 + 2 * i, Request("POST", "/t.S/Large") + Literal("x-token", "1")) +
+             Frame(kDataFrame, kEndStream, 1 + 2 * i, std::string(5, '\0'));
+  }
+  client.Send(bytes);
+  EXPECT_TRUE(client.ClosedByServer());  // what it hears leaves the streams' windows shut
+  EXPECT_GE(echoes_, 64);
+  EXPECT_LE(echoes_, 70);
+  server_->Stop(0);
+  EXPECT_EQ(memory->held(), 0u);
+}
+
+TEST_F(Hostile, CallsGoOnWhenAnswersWereRead) {
+  auto channel = Channel::Create("127.0.0.1:" + std::to_string(port()));
+  std::atomic<int> answered{0}, left{300};
+  std::promise<void> done;
+  for (int i = 0; i < 300; ++i) {
+    auto size = std::make_shared<size_t>(0);
+    auto call = channel->Start("/t.S/Large", kToken,
+                               {.on_message = [size](std::string message) { *size = message.size(); },
+                                .on_done =
+                                    [&, size](Status status, Metadata) {
+                                      answered += status.ok() && *size == size_t{1} << 20;
+                                      if (--left == 0) done.set_value();
+                                    }});
+    call->Write("");
+    call->WritesDone();
+  }
+  ASSERT_EQ(done.get_future().wait_for(20s), std::future_status::ready);
+  EXPECT_EQ(answered, 300);
+}
+
+TEST_F(Hostile, WhatIsNotGrpcIsAnsweredInHttp) {
+  const auto status_of = [&](const std::string& block) {
+    Client client(port());
+    client.Send(HeaderBlock(1, block + Literal("x-token", "1"), /*end=*/true));
+    const auto headers = client.Next(kHeadersFrame);
+    return headers ? Decoder().Fields(headers->payload)[":status"] : "";
+  };
+  EXPECT_EQ(status_of(Request("POST", "/t.S/Echo", "application/json")), "415");
+  EXPECT_EQ(status_of(Request("POST", "/t.S/Echo", "application/grpcx")), "415");
+  EXPECT_EQ(status_of(Request("GET")), "405");
+  EXPECT_EQ(status_of(Request("PUT")), "405");
+  EXPECT_EQ(echoes_, 0);
+  Client client(port());
+  client.Send(
+      HeaderBlock(1, Request("POST", "/t.S/Echo", "application/grpc+proto") + Literal("x-token", "1")) +
+      Frame(kDataFrame, kEndStream, 1, std::string(5, '\0')));
+  EXPECT_TRUE(client.Next(kDataFrame));
+}
+
+TEST_F(Hostile, MalformedCallsAreInternal) {
+  const auto answer = [&](const std::string& extra, char compressed) {
+    Client client(port());
+    client.Send(HeaderBlock(1, Request() + Literal("x-token", "1") + extra) +
+                Frame(kDataFrame, kEndStream, 1, compressed + std::string(3, '\0') + "\1x"));
+    return StatusOf(client);
+  };
+  EXPECT_EQ(answer("", 0).code(), Code::kOk);
+  EXPECT_EQ(answer(Literal("grpc-timeout", "5S"), 0).code(), Code::kOk);
+  for (const char* wrong : {"5", "S", "5s", "123456789S", "-1S"}) {
+    const Status status = answer(Literal("grpc-timeout", wrong), 0);
+    EXPECT_EQ(status.code(), Code::kInternal) << wrong;
+    EXPECT_NE(status.message().find("grpc-timeout \"" + std::string(wrong)), std::string::npos) << status;
+  }
+  EXPECT_EQ(answer("", 1).code(), Code::kInternal);
+  EXPECT_EQ(answer(Literal("grpc-encoding", "gzip"), 1).code(), Code::kUnimplemented);
 }
 
 }  // namespace

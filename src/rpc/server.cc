@@ -93,6 +93,8 @@ class ServerImpl final : public Server {
       options.most_message_bytes = kMostMessage;
       options.memory = memory_;
       options.most_streams = options_.max_streams;
+      options.most_unread = options_.max_unread_bytes;
+      options.unread_for = options_.unread_for;
       options.on_request = [host = host_](std::shared_ptr<H2Stream> stream, Headers request) {
         return StartCall(host, std::move(stream), std::move(request));
       };

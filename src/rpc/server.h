@@ -32,6 +32,10 @@ struct ServerOptions {
   Millis authenticate_within = Millis(30'000);
   size_t max_strangers_of_address = 512;
   uint32_t max_streams = 1'000;  // calls at once on a connection
+  // While a connection has left so much of its answers unread, further calls on it wait; one that takes next
+  // to nothing for so long is closed.
+  size_t max_unread_bytes = size_t{64} << 20;
+  Millis unread_for = Millis(60'000);
   // In which calls' bytes are counted; null: the process's own.
   std::shared_ptr<MemoryBudget> memory;
   uint32_t require_peer_uid = UINT32_MAX;  // unix sockets: only this uid

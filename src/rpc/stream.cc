@@ -10,7 +10,7 @@ std::optional<size_t> H2Stream::Write(std::string message) {
   Connection& c = *connection_;
   std::unique_lock lock(c.mutex_);
   if (closed_ || finishing_) return {};
-  buffered_ += message.size();
+  c.BufferedLocked(*this, buffered_ + message.size());
   const size_t waiting = buffered_;
   queue_.push_back(std::move(message));
   c.server() ? c.AnswerLocked(*this) : c.ResumeLocked(*this);
@@ -50,7 +50,7 @@ void H2Stream::HoldReading(bool hold) {
 void H2Stream::DropUnsent() {
   std::lock_guard lock(connection_->mutex_);
   while (queue_.size() > (sent_of_first_ > 0 ? 1 : 0)) {
-    buffered_ -= queue_.back().size();
+    connection_->BufferedLocked(*this, buffered_ - queue_.back().size());
     queue_.pop_back();
   }
   if (on_drained_ && buffered_ < drain_limit_) connection_->ListLocked(*this);
@@ -62,7 +62,7 @@ void H2Stream::Finish(Fields trailers, std::optional<std::string> message) {
   if (closed_ || std::exchange(finishing_, true)) return;
   trailers_ = std::move(trailers);
   if (message) {
-    buffered_ += message->size();
+    c.BufferedLocked(*this, buffered_ + message->size());
     queue_.push_back(std::move(*message));
   }
   c.AnswerLocked(*this);

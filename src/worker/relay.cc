@@ -6,6 +6,7 @@
 
 #include "base/ids.h"
 #include "base/log.h"
+#include "rpc/budget.h"
 
 namespace lydian::worker {
 namespace {
@@ -14,6 +15,7 @@ namespace {
 constexpr int kMostTriesWhileUp = 100;
 // Of a stream whose reader is slow: the producer is held until it has caught up.
 constexpr size_t kMostBuffered = 4 << 20;
+constexpr size_t kAlwaysHeld = size_t{64} << 10;  // a request so small is taken whatever others hold
 
 constexpr std::array<std::string_view, 10> kForwarded = {
     "x-idempotency-key",     "x-retry-attempt",         "x-throttle-retry-attempt", "x-modal-client-version",
@@ -37,9 +39,16 @@ class RelayCall : public std::enable_shared_from_this<RelayCall> {
     metadata_.emplace_back("x-lydian-task", ctx_->caller().task_id);
   }
 
+  ~RelayCall() {
+    if (request_) rpc::MemoryBudget::OfProcess()->Change(request_->size(), 0);
+  }
+
   Status TakeRequest(std::string_view bytes) {
     if (request_) return InvalidArgument(std::string(ctx_->method()) + " takes one message");
+    if (bytes.size() > kAlwaysHeld && rpc::MemoryBudget::OfProcess()->exceeded())
+      return ResourceExhausted("more bytes of unfinished calls than there is memory for: try again later");
     request_ = std::string(bytes);
+    rpc::MemoryBudget::OfProcess()->Change(0, request_->size());
     return {};
   }
 
