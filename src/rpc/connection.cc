@@ -25,7 +25,6 @@ constexpr int kMostRefused = 64;  // calls of a connection, for their headers
 constexpr size_t kFieldOverhead = 32;
 constexpr size_t kFewHeaders = size_t{4} << 10;   // so many are taken whatever others hold
 constexpr size_t kMuchMemory = size_t{64} << 20;  // to be given back at once
-constexpr size_t kLeastRead = size_t{256} << 10;  // of unread answers, in the time that a client has for it
 constexpr size_t kAlwaysHeld = size_t{64} << 10;  // a message so small is taken whatever others hold
 constexpr std::string_view kGrpcType = "application/grpc";
 constexpr uint32_t kStreamWindow = uint32_t{1} << 20;
@@ -568,124 +567,8 @@ void Connection::AccountLocked(H2Stream& stream) {
   stream.held_bytes_ = now;
 }
 
-// How much of a stream waits to be sent.
-void Connection::BufferedLocked(H2Stream& stream, size_t now) {
-  unsent_ += now - stream.buffered_;
-  most_unsent_ = std::max(most_unsent_, unsent_);
-  if (options_.memory) options_.memory->Change(stream.buffered_, now);
-  stream.buffered_ = now;
-  if (unsent_ > options_.most_unread && server() && !watched_) WatchReaderLocked();
-  if (backed_up_.empty() || unsent_ > options_.most_unread / 2) return;
-  for (const auto& waiting : std::exchange(backed_up_, {})) {
-    waiting->backed_up_ = false;
-    ListLocked(*waiting);
-  }
-}
-
-void Connection::WatchReaderLocked() {
-  watched_ = true;
-  Deadlines().PostAfter(options_.unread_for, [weak = weak_from_this(), taken = taken_] {
-    Loop::Get().Post([weak, taken] {
-      if (const auto self = weak.lock()) self->CheckReader(taken);
-    });
-  });
-}
-
-void Connection::CheckReader(uint64_t taken_before) {
-  size_t unread = 0;
-  {
-    std::lock_guard lock(mutex_);
-    watched_ = false;
-    if (closed_ || unsent_ <= options_.most_unread) return;
-    if (taken_ - taken_before >= kLeastRead) return WatchReaderLocked();
-    unread = unsent_;
-  }
-  LOG_WARN("a connection is closed: its client does not read its answers", {{"bytes", unread}});
-  Close(ResourceExhausted("the client did not read its answers"));
-}
-
 void Connection::ListLocked(H2Stream& stream) {
   if (!std::exchange(stream.listed_, true)) ready_.push_back(stream.shared_from_this());
-}
-
-void Connection::Tell() {
-  for (;;) {
-    std::vector<std::shared_ptr<H2Stream>> ready;
-    std::vector<std::shared_ptr<StreamListener>> let_go;
-    {
-      std::lock_guard lock(mutex_);
-      ready.swap(ready_);
-      let_go.swap(let_go_);
-      for (const auto& stream : ready) stream->listed_ = false;
-    }
-    for (const auto& listener : let_go) listener->OnClosed();
-    if (ready.empty()) return;
-    for (const auto& stream : ready) TellOf(stream);
-  }
-}
-
-void Connection::TellOf(const std::shared_ptr<H2Stream>& stream) {
-  for (;;) {
-    std::unique_lock lock(mutex_);
-    if (stream->on_drained_ && (stream->closed_ || stream->buffered_ < stream->drain_limit_)) {
-      Task drained;
-      drained.swap(stream->on_drained_);
-      lock.unlock();
-      drained();
-      continue;
-    }
-    if (stream->told_last_) return;
-    if (unsent_ > options_.most_unread && !stream->closed_ && server() && !stream->inbox_.empty() &&
-        stream->inbox_.front().kind == H2Stream::Item::Kind::kRequest) {
-      if (!std::exchange(stream->backed_up_, true)) backed_up_.push_back(stream);
-      return;
-    }
-    if (!stream->inbox_.empty() && !stream->held_) {
-      H2Stream::Item item = std::move(stream->inbox_.front());
-      stream->inbox_.pop_front();
-      stream->inbox_bytes_ -= item.message.size();
-      AccountLocked(*stream);
-      stream->told_last_ = !server() && item.kind == H2Stream::Item::Kind::kEnd;
-      auto listener = stream->told_last_ ? std::move(stream->listener_) : stream->listener_;
-      lock.unlock();
-      TellItem(stream, std::move(listener), std::move(item));
-      continue;
-    }
-    // A client that holds its answer back still gets all of it.
-    if (!stream->closed_ || (!server() && stream->ended_)) return;
-    stream->told_last_ = true;
-    stream->inbox_.clear();
-    stream->inbox_bytes_ = 0;
-    AccountLocked(*stream);
-    auto listener = std::move(stream->listener_);
-    const Status why = stream->broken_;
-    lock.unlock();
-    if (listener) listener->OnBroken(why);
-    return;
-  }
-}
-
-void Connection::TellItem(const std::shared_ptr<H2Stream>& stream, std::shared_ptr<StreamListener> listener,
-                          H2Stream::Item item) {
-  switch (item.kind) {
-    case H2Stream::Item::Kind::kRequest:
-      listener = options_.on_request(stream, std::move(item.headers));
-      {
-        std::lock_guard lock(mutex_);
-        if (!stream->told_last_) stream->listener_.swap(listener);
-      }
-      if (listener) listener->OnClosed();  // all over already
-      return;
-    case H2Stream::Item::Kind::kMessage:
-      if (listener) listener->OnMessage(std::move(item.message));
-      return;
-    case H2Stream::Item::Kind::kBad:
-      if (listener) listener->OnBadMessage(std::move(item.status));
-      return;
-    case H2Stream::Item::Kind::kEnd:
-      if (listener) listener->OnEnd(item.headers);
-      return;
-  }
 }
 
 }  // namespace lydian::rpc
