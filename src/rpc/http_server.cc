@@ -1,9 +1,11 @@
 #include "rpc/http_server.h"
 
 #include <arpa/inet.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -27,8 +29,10 @@ namespace {
 namespace beast = boost::beast;
 using boost::system::error_code;
 
-constexpr Millis kIdle(60'000);   // between two parts of a body, either way
-constexpr Millis kLinger(2'000);  // for a client that still sends when it has been refused
+constexpr Millis kHeadTime(10'000);    // for the whole head, from its first byte
+constexpr Millis kLinger(500);         // for a client that still sends when it has been refused
+constexpr Millis kRateWindow(30'000);  // a body must move kLeastMoved in it, either way, or its rest
+constexpr uint64_t kLeastMoved = 30 << 10;
 constexpr size_t kMostThreads = 64;
 constexpr Millis kIdleThread(30'000);
 constexpr uint64_t kMostDrained = 1 << 20;  // of a body nobody read, to keep the connection
@@ -88,10 +92,27 @@ class SocketStream {
  public:
   explicit SocketStream(int fd) : fd_(fd) {}
 
+  // What follows must be over by then.
+  void Limit(Millis most) {
+    until_ = std::chrono::steady_clock::now() + most;
+    rated_ = false;
+  }
+  // What follows must move kLeastMoved in each kRateWindow. The time of a handler between two calls is not
+  // the client's, so each part of a body begins anew.
+  void LimitRate() {
+    until_ = std::chrono::steady_clock::now() + kRateWindow;
+    rated_ = true;
+    moved_ = 0;
+    queued_ = Queued();
+  }
+  void Moved(size_t count) {
+    if (rated_ && (moved_ += count) >= kLeastMoved) LimitRate();
+  }
+
   ssize_t Receive(void* data, size_t size, error_code& ec) {
     for (;;) {
       const ssize_t count = recv(fd_, data, size, MSG_DONTWAIT);
-      if (count > 0) return count;
+      if (count > 0) return Moved(static_cast<size_t>(count)), count;
       if (count == 0) return ec = boost::asio::error::eof, 0;
       if (!Again(POLLIN, ec)) return 0;
     }
@@ -101,6 +122,7 @@ class SocketStream {
       const ssize_t count = send(fd_, data.data(), data.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
       if (count >= 0) {
         data.remove_prefix(static_cast<size_t>(count));
+        Moved(static_cast<size_t>(count));
       } else if (!Again(POLLOUT, ec)) {
         return false;
       }
@@ -108,12 +130,16 @@ class SocketStream {
     return true;
   }
   // After a failed call: waits if it may be tried again.
-  bool Again(short events, error_code& ec, Millis most = kIdle) {
+  bool Again(short events, error_code& ec) {
     if (errno == EINTR) return true;
     if (errno != EAGAIN && errno != EWOULDBLOCK)
       return ec = error_code(errno, boost::system::system_category()), false;
     pollfd wait{fd_, events, 0};
-    const int ready = poll(&wait, 1, static_cast<int>(most.count()));
+    const auto left = std::chrono::ceil<Millis>(until_ - std::chrono::steady_clock::now());
+    const int ready = left.count() <= 0 ? 0 : poll(&wait, 1, static_cast<int>(left.count()));
+    // A socket is writable only when much of its buffer is free: a slow reader may have taken enough.
+    if (ready == 0 && rated_ && events == POLLOUT && Queued() + kLeastMoved <= queued_ + moved_)
+      return LimitRate(), true;
     if (ready == 0) return ec = boost::asio::error::timed_out, false;
     if (ready < 0 && errno != EINTR) return ec = error_code(errno, boost::system::system_category()), false;
     return true;
@@ -138,7 +164,16 @@ class SocketStream {
   }
 
  private:
+  // Bytes that the other side has not taken yet.
+  uint64_t Queued() const {
+    int count = 0;
+    return ioctl(fd_, SIOCOUTQ, &count) == 0 && count > 0 ? static_cast<uint64_t>(count) : 0;
+  }
+
   int fd_;
+  SteadyTime until_;
+  bool rated_ = false;
+  uint64_t moved_ = 0, queued_ = 0;
 };
 
 std::string PeerName(int fd) {
@@ -196,6 +231,7 @@ class Connection : public http::Exchange {
   Result<std::string> ReadBody(size_t most) override {
     if (!body_error_.ok()) return body_error_;
     if (BodyDone()) return std::string();
+    stream_.LimitRate();
     if (std::exchange(expects_continue_, false)) {
       error_code ec;
       if (!stream_.Send("HTTP/1.1 100 Continue\r\n\r\n", ec)) return BodyFailed(ec);
@@ -210,8 +246,8 @@ class Connection : public http::Exchange {
     if (ec == boost::asio::error::eof || ec == beast::http::error::partial_message) {
       body_error_ = DataLoss("the client sent less than it announced");
     } else if (ec == boost::asio::error::timed_out) {
-      body_error_ =
-          DeadlineExceeded("the client sent nothing for " + std::to_string(kIdle.count() / 1000) + " s");
+      body_error_ = DeadlineExceeded("the client sent less than " + std::to_string(kLeastMoved >> 10) +
+                                     " KiB in " + std::to_string(kRateWindow.count() / 1000) + " s");
     } else {
       body_error_ = Unavailable("the body could not be read: " + ec.message());
     }
@@ -251,6 +287,7 @@ class Connection : public http::Exchange {
     parser_->body_limit(boost::none);
     body_error_ = {};
     error_code ec;
+    stream_.Limit(kHeadTime);
     beast::http::read_header(stream_, buffer_, *parser_, ec);
     if (ec) {
       Refuse(ec);
@@ -271,6 +308,8 @@ class Connection : public http::Exchange {
     bool keep = parser_->keep_alive() && body_error_.ok();
     // A client that was told neither to go on nor that it may stop: what it sends next can't be told.
     if (expects_continue_ && !BodyDone()) keep = false;
+    // The body of what was refused is not worth a thread's wait.
+    if (response.status >= 400 && !BodyDone()) keep = false;
     if (keep && !BodyDone()) keep = Drain();
     if (!Answer(response, file.get(), keep)) return false;
     if (!keep) Linger();
@@ -319,14 +358,14 @@ class Connection : public http::Exchange {
   // Keeps reading for a moment: closing with unread bytes would reset the connection, and the answer with it.
   void Linger() {
     shutdown(fd_, SHUT_WR);
+    stream_.Limit(kLinger);
     const SteadyTime until = std::chrono::steady_clock::now() + kLinger;
     std::vector<char> sink(1 << 16);
     for (;;) {
       const ssize_t count = recv(fd_, sink.data(), sink.size(), MSG_DONTWAIT);
       if (count == 0) return;
-      const auto left = std::chrono::duration_cast<Millis>(until - std::chrono::steady_clock::now());
       error_code ec;
-      if (left.count() <= 0 || (count < 0 && !stream_.Again(POLLIN, ec, left))) return;
+      if (count < 0 ? !stream_.Again(POLLIN, ec) : std::chrono::steady_clock::now() >= until) return;
     }
   }
 
@@ -350,6 +389,7 @@ class Connection : public http::Exchange {
     const bool with_body = request_.method != "HEAD" && !bodiless;
     if (with_body && file < 0) head += response.body;
     error_code ec;
+    stream_.LimitRate();
     if (!stream_.Send(head, ec)) return false;
     return !with_body || file < 0 || SendFile(file, response.file_offset, response.file_length);
   }
@@ -361,6 +401,7 @@ class Connection : public http::Exchange {
       const ssize_t count = sendfile(fd_, file, &at, static_cast<size_t>(std::min<uint64_t>(left, 1 << 20)));
       if (count > 0) {
         left -= static_cast<uint64_t>(count);
+        stream_.Moved(static_cast<size_t>(count));
       } else if (count == 0) {
         LOG_ERROR("a file was shorter than promised", {{"path", request_.path}, {"missing", left}});
         return false;

@@ -173,6 +173,16 @@ TEST_F(HttpTest, RefusalReachesAClientThatIsStillSending) {
   EXPECT_THAT(ReadToEnd(fd.get()), StartsWith("HTTP/1.1 403 "));
 }
 
+TEST_F(HttpTest, RefusalWaitsForNoBody) {
+  UniqueFd fd = Connect(port_);
+  const timeval most{.tv_sec = 5, .tv_usec = 0};
+  ASSERT_EQ(setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &most, sizeof most), 0);
+  ASSERT_TRUE(WriteAll(fd.get(), "PUT /refuse HTTP/1.1\r\nContent-Length: 1000000\r\n\r\na").ok());
+  const std::string answer = ReadToEnd(fd.get());
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 403"));
+  EXPECT_THAT(answer, HasSubstr("Connection: close\r\n"));
+}
+
 TEST_F(HttpTest, HeadAndFiles) {
   EXPECT_THAT(Exchange("GET /file HTTP/1.1\r\nConnection: close\r\n\r\n"),
               EndsWith("Content-Length: 5\r\nConnection: close\r\n\r\n34567"));
