@@ -36,6 +36,7 @@ std::string IdempotencyKey(const rpc::Context& ctx) {
 
 template <typename Items>
 Result<std::vector<control::NewInput>> InputsOf(const Items& items) {
+  RETURN_IF_ERROR(control::CheckInputCount(static_cast<size_t>(items.size())));
   std::vector<control::NewInput> inputs;
   inputs.reserve(static_cast<size_t>(items.size()));
   for (const pb::FunctionPutInputsItem& item : items) {

@@ -45,9 +45,12 @@ struct EngineOptions {
   LogStore* logs = nullptr;
   // The text for people of a modal.client.GenericResult.
   std::function<std::string(const std::string& result)> result_text;
+  // Of unfinished inputs: in all; of one workspace, half of that; of one function, a quarter. A hundredth is
+  // every workspace's own, however full it is.
   uint64_t max_queued_inputs = 1'000'000;
   uint64_t max_queued_bytes = uint64_t{1} << 30;
-  Millis worker_grace{15'000};     // a worker's broken connection
+  uint64_t max_chunk_bytes = uint64_t{1} << 30;  // of generators' data, a workspace
+  Millis worker_grace{15'000};                   // a worker's broken connection
   Millis missing_grace{2'000};     // a task that a returned worker doesn't name: its exit may be on the way
   Millis map_coalesce{20};         // how long a map's poll gathers outputs
   Millis start_backoff{500};       // after a container that died before it was ready; doubles
@@ -62,6 +65,11 @@ struct CallScope {
   std::string workspace_id;
   std::string environment;  // "" = any (a token's); a container's own otherwise
 };
+
+// The most inputs of one request. The client puts 49 at a time, 512 of a spawn_map.
+constexpr size_t kMostInputs = 10'000;
+// OK, or INVALID_ARGUMENT: before anything is copied.
+Status CheckInputCount(size_t count);
 
 struct NewInput {
   uint32_t idx = 0;

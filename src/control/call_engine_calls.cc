@@ -8,6 +8,8 @@ namespace lydian::control {
 namespace {
 
 constexpr uint32_t kMaxIndex = 50'000'000;
+// Of what may be queued in all: one function's, one workspace's part of it, and what is each workspace's own.
+constexpr uint64_t kFunctionShare = 4, kWorkspaceShare = 2, kOwnShare = 100;
 
 // The same for the same place in the same call, so that an answer can be given again without having been
 // kept.
@@ -16,6 +18,12 @@ std::string InputId(const std::string& call_id, uint32_t idx) {
 }
 
 }  // namespace
+
+Status CheckInputCount(size_t count) {
+  if (count <= kMostInputs) return {};
+  return InvalidArgument("a request brings " + std::to_string(count) + " inputs; it may bring " +
+                         std::to_string(kMostInputs) + ": put them in several");
+}
 
 Result<FunctionState*> EngineCore::FindFunction(const CallScope& scope, const std::string& function_id) {
   FunctionState* found = function(function_id);
@@ -37,24 +45,33 @@ Result<Call*> EngineCore::FindCall(const CallScope& scope, const std::string& ca
                   " (results that were fetched, or are too old, are dropped)");
 }
 
-Status EngineCore::CheckRoom(const std::vector<NewInput>& inputs) const {
-  uint64_t bytes = 0;
-  for (const NewInput& input : inputs) bytes += input.payload.size();
-  if (queued_inputs_ + inputs.size() > options_.max_queued_inputs ||
-      queued_bytes_ + bytes > options_.max_queued_bytes) {
-    return ResourceExhausted("too many inputs are queued (" + std::to_string(queued_inputs_) + ", " +
-                             std::to_string(queued_bytes_ >> 20) + " MiB): try again when some are done");
-  }
+// RESOURCE_EXHAUSTED, which a map's client takes as "slower": it waits and puts the same again.
+Status EngineCore::CheckRoom(const FunctionState& function, const std::vector<NewInput>& inputs) const {
+  Held more{inputs.size(), 0};
+  for (const NewInput& input : inputs) more.bytes += input.payload.size();
+  auto full = [&](const Held& held, uint64_t share) {
+    return held.inputs + more.inputs > options_.max_queued_inputs / share ||
+           held.bytes + more.bytes > options_.max_queued_bytes / share;
+  };
+  auto refuse = [](const Held& held, const std::string& whose) {
+    return ResourceExhausted("too many inputs" + whose + " are queued (" + std::to_string(held.inputs) +
+                             ", " + std::to_string(held.bytes >> 20) + " MiB): try again when some are done");
+  };
+  const Held& workspace = function.workspace->held;
+  if (full(function.held, kFunctionShare)) return refuse(function.held, " of function " + function.info.name);
+  if (full(workspace, kWorkspaceShare)) return refuse(workspace, " of this workspace");
+  if (full(held_, 1) && full(workspace, kOwnShare)) return refuse(held_, "");
   return {};
 }
 
-Status EngineCore::CheckIndexes(const Call& call, const std::vector<NewInput>& inputs) const {
+Status EngineCore::CheckIndexes(const std::vector<NewInput>& inputs) {
+  RETURN_IF_ERROR(CheckInputCount(inputs.size()));
   for (const NewInput& input : inputs) {
-    if (input.idx > kMaxIndex)
-      return InvalidArgument("input index " + std::to_string(input.idx) + " is out of range");
+    if (input.idx > kMaxIndex) {
+      return InvalidArgument("input index " + std::to_string(input.idx) +
+                             " is out of range: a call may have inputs 0 to " + std::to_string(kMaxIndex));
+    }
   }
-  if (call.call_type == kCallUnary && call.total + inputs.size() > 1)
-    return InvalidArgument("a single call has one input");
   return {};
 }
 
@@ -66,15 +83,19 @@ Input* EngineCore::AddInput(Call* call, NewInput input, InputRow* row) {
   made->id = InputId(call->id, input.idx);
   made->method = std::move(input.method);
   made->payload = std::make_shared<const std::string>(std::move(input.payload));
-  if (call->seen.size() <= made->idx) call->seen.resize(made->idx + 1);
-  call->seen[made->idx] = true;
+  call->seen.Insert(made->idx);
   ++call->total;
-  ++queued_inputs_;
-  queued_bytes_ += made->payload->size();
+  Hold(made);
   *row = {call->number, made->idx, 0, made->id, made->method, made->payload};
   inputs_[made->id] = made;
   call->inputs[made->idx] = std::move(owned);
   return made;
+}
+
+void EngineCore::Hold(Input* input) {
+  FunctionState* function = input->call->function;
+  const uint64_t bytes = input->payload->size();
+  for (Held* held : {&held_, &function->workspace->held, &function->held}) held->Add(bytes);
 }
 
 void EngineCore::CreateCall(NewCall request, std::function<void(Result<CreatedCall>)> reply) {
@@ -99,8 +120,10 @@ void EngineCore::CreateCall(NewCall request, std::function<void(Result<CreatedCa
   auto owned = std::make_unique<Call>();
   Call* call = owned.get();
   call->call_type = request.call_type;
-  Status status = CheckRoom(request.inputs);
-  if (status.ok()) status = CheckIndexes(*call, request.inputs);
+  Status status = CheckIndexes(request.inputs);
+  if (status.ok() && call->call_type == kCallUnary && request.inputs.size() > 1)
+    status = InvalidArgument("a single call has one input");
+  if (status.ok()) status = CheckRoom(**function, request.inputs);
   if (!status.ok()) return reply(status);
   call->number = next_call_++;
   call->id = NewId("fc");
@@ -124,7 +147,7 @@ void EngineCore::CreateCall(NewCall request, std::function<void(Result<CreatedCa
   std::vector<InputRow> rows;
   std::vector<PutInput> answer;
   for (NewInput& input : request.inputs) {
-    if (input.idx < call->seen.size() && call->seen[input.idx]) {
+    if (call->seen.Contains(input.idx)) {
       answer.push_back({input.idx, InputId(call->id, input.idx)});
       continue;
     }
@@ -178,19 +201,24 @@ void EngineCore::PutInputs(const CallScope& scope, const std::string& call_id, c
   if (!function_id.empty() && call->function->info.function_id != function_id) {
     return reply(NotFound("function call " + call_id + " is not one of function " + function_id));
   }
+  if (Status status = CheckIndexes(inputs); !status.ok()) return reply(status);
   std::vector<NewInput> fresh_inputs;
   std::vector<PutInput> answer;
   std::vector<uint32_t> fresh;
+  answer.reserve(inputs.size());
   for (NewInput& input : inputs) {
     answer.push_back({input.idx, InputId(call_id, input.idx)});
-    bool seen = input.idx < call->seen.size() && call->seen[input.idx];
-    if (seen || std::find(fresh.begin(), fresh.end(), input.idx) != fresh.end()) continue;
+    if (!call->seen.Insert(input.idx)) continue;
     fresh.push_back(input.idx);
     fresh_inputs.push_back(std::move(input));
   }
-  Status status = CheckRoom(fresh_inputs);
-  if (status.ok()) status = CheckIndexes(*call, fresh_inputs);
-  if (!status.ok()) return reply(status);
+  Status status = CheckRoom(*call->function, fresh_inputs);
+  if (status.ok() && call->call_type == kCallUnary && call->total + fresh.size() > 1)
+    status = InvalidArgument("a single call has one input");
+  if (!status.ok()) {
+    for (uint32_t idx : fresh) call->seen.Erase(idx);
+    return reply(status);
+  }
   std::vector<InputRow> rows;
   for (NewInput& input : fresh_inputs) AddInput(call, std::move(input), &rows.emplace_back());
   // Also with nothing new: a repeated put is answered after the commit of the first.
@@ -201,10 +229,9 @@ void EngineCore::PutInputs(const CallScope& scope, const std::string& call_id, c
     InputsCommitted(call_id, fresh, committed);
     auto it = calls_.find(call_id);
     // What a repeated put relied on may have been taken back with the first.
-    bool all_there =
-        it != calls_.end() && std::all_of(answer.begin(), answer.end(), [&](const PutInput& input) {
-          return input.idx < it->second->seen.size() && it->second->seen[input.idx];
-        });
+    bool all_there = it != calls_.end() &&
+                     std::all_of(answer.begin(), answer.end(),
+                                 [&](const PutInput& input) { return it->second->seen.Contains(input.idx); });
     if (committed.ok() && !all_there)
       committed = ResourceExhausted("the inputs could not be stored: try again");
     committed.ok() ? reply(answer) : reply(committed);
@@ -224,7 +251,7 @@ void EngineCore::InputsCommitted(const std::string& call_id, const std::vector<u
     Input* input = it->second.get();
     if (input->state != Input::State::kJournalling) continue;
     if (!status.ok()) {
-      call->seen[idx] = false;
+      call->seen.Erase(idx);
       --call->total;
       Forget(input);
       continue;
@@ -253,7 +280,9 @@ void EngineCore::Unfinished(Call* call, int64_t by) {
   if (!after) call->finished_at = UnixSeconds();
   if (before == after || !call->synchronous() || call->parent_input_id.empty()) return;
   auto parent = inputs_.find(call->parent_input_id);
-  if (parent == inputs_.end()) return;
+  // The caller names it: one of another workspace is as good as none.
+  if (parent == inputs_.end() || parent->second->call->function->workspace != call->function->workspace)
+    return;
   uint32_t& blocking = parent->second->blocking_calls;
   if (after) {
     ++blocking;
@@ -309,8 +338,8 @@ void EngineCore::Detach(Input* input) {
 
 void EngineCore::Forget(Input* input) {
   Call* call = input->call;
-  --queued_inputs_;
-  queued_bytes_ -= input->payload->size();
+  const uint64_t bytes = input->payload->size();
+  for (Held* held : {&held_, &call->function->workspace->held, &call->function->held}) held->Remove(bytes);
   inputs_.erase(input->id);
   call->inputs.erase(input->idx);
 }
@@ -496,7 +525,8 @@ CallGraph EngineCore::GraphOf(Call* root) const {
   constexpr size_t kMost = 2000;
   std::unordered_map<std::string_view, std::vector<Call*>> children;
   for (const auto& [id, call] : calls_) {
-    if (!call->parent_input_id.empty()) children[call->parent_input_id].push_back(call.get());
+    if (!call->parent_input_id.empty() && call->function->workspace == root->function->workspace)
+      children[call->parent_input_id].push_back(call.get());
   }
   CallGraph graph;
   std::deque<Call*> todo = {root};

@@ -82,9 +82,10 @@ class EngineCore : public WorkerEvents {
     double at = 0;
     std::vector<std::function<void(Result<CreatedCall>)>> waiters;
   };
-  Status CheckRoom(const std::vector<NewInput>& inputs) const;
-  Status CheckIndexes(const Call& call, const std::vector<NewInput>& inputs) const;
+  Status CheckRoom(const FunctionState& function, const std::vector<NewInput>& inputs) const;
+  static Status CheckIndexes(const std::vector<NewInput>& inputs);
   Input* AddInput(Call* call, NewInput input, InputRow* row);
+  void Hold(Input* input);  // counts it, until Forget
   void CallCommitted(Call* call, const std::vector<PutInput>& answer, Status status);
   void InputsCommitted(const std::string& call_id, const std::vector<uint32_t>& fresh, Status status);
   void Unfinished(Call* call, int64_t by);
@@ -118,6 +119,8 @@ class EngineCore : public WorkerEvents {
   void WakePolls(Call* call);
   OutputsPage Collect(const Call& call, const Poll& poll) const;
   void ServeChunks(Call* call);
+  static void SetChunk(Call* call, uint64_t index, SharedBytes bytes);  // null: drops it
+  static void DropReadChunks(Call* call, uint64_t last_index);
 
   // leases
   void Dispatch(FunctionState* function);
@@ -160,6 +163,7 @@ class EngineCore : public WorkerEvents {
   void BuilderEnded(TaskState* task, const TaskUpdate* update, const std::string& text);
   void PlaceBuilder(FunctionState* function, std::shared_ptr<Builder> builder);
   AppState* app(const std::string& id);
+  WorkspaceState* workspace(const std::string& id);
   TaskState* FindTask(const std::string& id);
   void SetIdentity(const TaskState& task);
 
@@ -203,9 +207,10 @@ class EngineCore : public WorkerEvents {
   bool drop_timer_ = false;
   uint32_t next_call_ = 1;
   uint64_t next_batch_ = 1;
-  double start_ms_ = 0;                            // of any function's containers, on average
-  uint64_t queued_inputs_ = 0, queued_bytes_ = 0;  // unfinished ones
-  uint64_t waiting_inputs_ = 0;                    // in the queues
+  double start_ms_ = 0;  // of any function's containers, on average
+  Held held_;            // unfinished inputs
+  std::unordered_map<std::string, std::unique_ptr<WorkspaceState>> workspaces_;
+  uint64_t waiting_inputs_ = 0;  // in the queues
   struct Outbox {
     Leases leases;
     OutputAcks acks;

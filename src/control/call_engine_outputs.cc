@@ -13,6 +13,9 @@ constexpr Millis kLastCoalesce{2};  // ... or after this, when no input is unfin
 constexpr size_t kMostOutputs = 1000;
 constexpr size_t kMostBytes = size_t{16} << 20;
 constexpr size_t kChunkBytes = size_t{4} << 20;
+// Of what its reader has, a synchronous generator keeps this much: more than can be on the way, should the
+// connection break.
+constexpr uint64_t kChunksBehind = uint64_t{64} << 20;
 constexpr Millis kLongestPoll{55'000};
 
 uint32_t CursorOf(const std::string& last_entry_id) {
@@ -158,6 +161,13 @@ void EngineCore::PutChunks(Call* call, const std::string& task_id,
   bool holds = task_id.empty();
   for (const auto& [idx, input] : call->inputs) holds |= input->task != nullptr && input->task->id == task_id;
   if (!holds) return reply(PermissionDenied("this container has no input of function call " + call->id));
+  uint64_t more = 0;
+  for (const auto& [index, bytes] : chunks) more += bytes.size();
+  const uint64_t held = call->function->workspace->chunk_bytes;
+  if (held + more > options_.max_chunk_bytes) {
+    return reply(ResourceExhausted("generators of this workspace hold " + std::to_string(held >> 20) +
+                                   " MiB that nobody has read yet: read them, or yield less"));
+  }
   std::vector<ChunkRow> rows;
   for (auto& [index, bytes] : chunks) {
     if (index == 0 || index > UINT32_MAX) return reply(InvalidArgument("data chunks are numbered from 1"));
@@ -169,7 +179,7 @@ void EngineCore::PutChunks(Call* call, const std::string& task_id,
   record.done = [this, call_id = call->id, rows = std::move(copy), reply = std::move(reply)](Status status) {
     auto it = calls_.find(call_id);
     if (status.ok() && it != calls_.end()) {
-      for (const ChunkRow& row : rows) it->second->chunks[row.idx] = row.chunk;
+      for (const ChunkRow& row : rows) SetChunk(it->second.get(), row.idx, row.chunk);
       ServeChunks(it->second.get());
     }
     reply(status);
@@ -177,8 +187,28 @@ void EngineCore::PutChunks(Call* call, const std::string& task_id,
   journal_->Append(std::move(record));
 }
 
+void EngineCore::SetChunk(Call* call, uint64_t index, SharedBytes bytes) {
+  auto it = call->chunks.find(index);
+  const uint64_t before = it == call->chunks.end() ? 0 : it->second->size();
+  const uint64_t after = bytes ? bytes->size() : 0;
+  call->chunk_bytes += after - before;
+  call->function->workspace->chunk_bytes += after - before;
+  if (bytes) {
+    call->chunks[index] = std::move(bytes);
+  } else if (it != call->chunks.end()) {
+    call->chunks.erase(it);
+  }
+}
+
+void EngineCore::DropReadChunks(Call* call, uint64_t last_index) {
+  if (!call->synchronous()) return;  // whoever knows its id may read it from the start
+  while (call->chunk_bytes > kChunksBehind && call->chunks.begin()->first <= last_index)
+    SetChunk(call, call->chunks.begin()->first, nullptr);
+}
+
 void EngineCore::NextChunks(uint64_t handle, Call* call, uint64_t last_index,
                             std::function<void(Result<DataChunks>)> reply) {
+  DropReadChunks(call, last_index);
   call->chunk_waits.push_back({handle, last_index, std::move(reply)});
   ServeChunks(call);
 }

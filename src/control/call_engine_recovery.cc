@@ -38,6 +38,7 @@ Status EngineCore::Recover() {
     auto state = std::make_unique<FunctionState>();
     state->app = app(info.app_id);
     state->app->functions.push_back(state.get());
+    state->workspace = workspace(info.workspace_id);
     state->info = std::move(info);
     std::string id = state->info.function_id;
     functions_[id] = std::move(state);
@@ -72,8 +73,7 @@ Status EngineCore::Recover() {
   }
   if (!orphans.empty()) journal_->Append(Journal::DropCalls(std::move(orphans)));
   auto mark = [](Call* call, uint32_t idx) {
-    if (call->seen.size() <= idx) call->seen.resize(idx + 1);
-    call->seen[idx] = true;
+    call->seen.Insert(idx);
     ++call->total;
   };
   for (OutputRow& row : found.outputs) {
@@ -101,8 +101,7 @@ Status EngineCore::Recover() {
     input->method = row.method;
     input->payload = row.payload;
     input->cancelled = call->cancelled;
-    ++queued_inputs_;
-    queued_bytes_ += row.payload->size();
+    Hold(input.get());
     inputs_[input->id] = input.get();
     recovered.push_back(input.get());
     call->inputs[row.idx] = std::move(input);
@@ -113,7 +112,7 @@ Status EngineCore::Recover() {
   }
   for (ChunkRow& row : found.chunks) {
     auto it = by_number.find(row.call);
-    if (it != by_number.end()) it->second->chunks[row.idx] = row.chunk;
+    if (it != by_number.end()) SetChunk(it->second, row.idx, row.chunk);
   }
   for (TaskRow& row : found.tasks) {
     FunctionState* known = function(row.function_id);

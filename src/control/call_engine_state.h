@@ -13,8 +13,16 @@
 #include <vector>
 
 #include "control/call_engine.h"
+#include "control/index_set.h"
 
 namespace lydian::control {
+
+// What is held for someone: unfinished inputs and their payloads.
+struct Held {
+  uint64_t inputs = 0, bytes = 0;
+  void Add(uint64_t size) { ++inputs, bytes += size; }
+  void Remove(uint64_t size) { --inputs, bytes -= size; }
+};
 
 struct Call;
 struct FunctionState;
@@ -76,12 +84,13 @@ struct Call {
   bool acked = false;  // in the queue to be dropped
   uint32_t total = 0, unfinished = 0;
   uint32_t next_seq = 1;
-  std::vector<bool> seen;                                       // by idx: put already, finished ones too
+  IndexSet seen;                                                // by idx: put already, finished ones too
   std::unordered_map<uint32_t, std::unique_ptr<Input>> inputs;  // unfinished, by idx
   std::vector<OutputView> outputs;                              // journalled, by seq
   uint64_t output_bytes = 0;
   std::list<std::shared_ptr<Poll>> polls;
   std::map<uint64_t, SharedBytes> chunks;
+  uint64_t chunk_bytes = 0;
   std::list<ChunkWait> chunk_waits;
   int64_t chunks_read_nanos = 0;
   double finished_at = 0;
@@ -141,9 +150,18 @@ struct AppState {
   std::vector<std::function<void()>> stop_waiters;
 };
 
+// A budget of its own for each workspace, so that what one does slows itself alone.
+struct WorkspaceState {
+  size_t number = 0;  // in the order in which they were met
+  Held held;
+  uint64_t chunk_bytes = 0;
+};
+
 struct FunctionState {
   FunctionInfo info;
   AppState* app = nullptr;
+  WorkspaceState* workspace = nullptr;
+  Held held;
   std::list<Input*> queue;
   uint64_t delayed = 0, leased = 0;
   std::vector<TaskState*> tasks;  // alive; builders' too

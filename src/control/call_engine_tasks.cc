@@ -31,6 +31,15 @@ AppState* EngineCore::app(const std::string& id) {
   return slot.get();
 }
 
+WorkspaceState* EngineCore::workspace(const std::string& id) {
+  auto& slot = workspaces_[id];
+  if (slot == nullptr) {
+    slot = std::make_unique<WorkspaceState>();
+    slot->number = workspaces_.size() - 1;
+  }
+  return slot.get();
+}
+
 FunctionState* EngineCore::function(const std::string& id) {
   auto it = functions_.find(id);
   return it == functions_.end() ? nullptr : it->second.get();
@@ -47,6 +56,7 @@ void EngineCore::PutFunction(const FunctionInfo& info, bool replace_tasks) {
     slot = std::make_unique<FunctionState>();
     slot->app = app(info.app_id);
     slot->app->functions.push_back(slot.get());
+    slot->workspace = workspace(info.workspace_id);
   }
   FunctionState* function = slot.get();
   function->info = info;

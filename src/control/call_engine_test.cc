@@ -423,7 +423,7 @@ TEST_F(CallEngineTest, BatchesAreOfOneMethodAndStayOpenForMore) {
 TEST_F(CallEngineTest, ABusyDiskRefusesNothingThatWasPromised) {
   // The bound of what may be queued.
   EngineOptions options = Options();
-  options.max_queued_inputs = 2;
+  options.max_queued_inputs = 8;  // a function's share is a quarter
   Begin(Function(), options);
   Map("a");
   Map("b");

@@ -83,6 +83,7 @@ void EngineCore::DropCall(Call* call) {
     Detach(input);
     Forget(input);
   }
+  call->function->workspace->chunk_bytes -= call->chunk_bytes;
   --call->function->calls;
   calls_.erase(call->id);
 }

@@ -1,0 +1,201 @@
+// What one caller, function or workspace may ask of the engine, and that its neighbours don't feel it.
+#include <fstream>
+
+#include "control/engine_test_util.h"
+
+namespace lydian::control {
+namespace {
+
+using namespace std::chrono_literals;
+
+class LimitsTest : public EngineTest {
+ protected:
+  static FunctionInfo FunctionOf(const std::string& id, const std::string& workspace) {
+    FunctionInfo info = Function(id);
+    info.workspace_id = workspace;
+    info.name = id;
+    info.app_id = "ap-of-" + workspace;
+    return info;
+  }
+  void Add(const std::string& id, const std::string& workspace) {
+    engine_->PutFunction(FunctionOf(id, workspace), false);
+    engine_->ActivateApp("ap-of-" + workspace);
+  }
+  Result<CreatedCall> MapOf(const std::string& function, const std::string& workspace) {
+    NewCall map;
+    map.scope = {workspace, ""};
+    map.function_id = function;
+    map.call_type = kCallMap;
+    return Create(map);
+  }
+  Status PutSome(const std::string& function, const std::string& workspace, const std::string& call,
+                 uint32_t from, uint32_t count, size_t bytes = 1) {
+    std::vector<NewInput> inputs;
+    for (uint32_t i = from; i < from + count; ++i) inputs.push_back({i, std::string(bytes, 'x'), ""});
+    std::promise<Status> promise;
+    engine_->PutInputs({workspace, ""}, call, function, std::move(inputs),
+                       [&](Result<std::vector<PutInput>> put) { promise.set_value(put.status()); });
+    return promise.get_future().get();
+  }
+  static uint64_t Resident() {
+    std::ifstream statm("/proc/self/statm");
+    uint64_t pages = 0, resident = 0;
+    statm >> pages >> resident;
+    return resident * 4096;
+  }
+};
+
+TEST_F(LimitsTest, AHugeRequestIsRefusedBeforeItIsSearched) {
+  Begin();
+  std::string call = MapOf("fu-1", "ac-1")->call_id;
+  auto before = std::chrono::steady_clock::now();
+  Status status = PutSome("fu-1", "ac-1", call, 0, 400'000);
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_NE(status.message().find("400000 inputs; it may bring 10000"), std::string::npos) << status;
+  EXPECT_LT(std::chrono::steady_clock::now() - before, 1s);
+  NewCall huge = CallOf("");
+  huge.call_type = kCallMap;
+  huge.inputs.resize(400'000);
+  EXPECT_EQ(Create(huge).status().code(), Code::kInvalidArgument);
+  EXPECT_TRUE(PutSome("fu-1", "ac-1", call, 0, 10'000).ok());
+}
+
+TEST_F(LimitsTest, ARefusedPutLeavesNothingBehind) {
+  EngineOptions options = Options();
+  options.max_queued_inputs = 40;
+  Begin(Function(), options);
+  std::string call = MapOf("fu-1", "ac-1")->call_id;
+  EXPECT_EQ(PutSome("fu-1", "ac-1", call, 0, 11).code(), Code::kResourceExhausted);
+  EXPECT_EQ(PutSome("fu-1", "ac-1", call, 50'000'001, 1).code(), Code::kInvalidArgument);
+  auto worker = Connect();
+  worker->Serve([](const Lease& lease) { return lease.input(); });
+  ASSERT_TRUE(PutSome("fu-1", "ac-1", call, 0, 10).ok());
+  for (int64_t idx : {0, 9}) {  // they are fresh, although they were named before
+    OutputsQuery query = QueryOf(call);
+    query.start_idx = query.end_idx = static_cast<int32_t>(idx);
+    EXPECT_EQ(Outputs(query)->outputs.size(), 1u) << idx;
+  }
+}
+
+TEST_F(LimitsTest, AFarIndexCostsWhatANearOneCosts) {
+  Begin();
+  Status status;
+  uint64_t before = Resident();
+  for (int i = 0; i < 200 && status.ok(); ++i) {
+    NewCall map = CallOf("x");
+    map.call_type = kCallMap;
+    map.inputs[0].idx = 50'000'000;
+    status = Create(map).status();
+  }
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_LT(Resident() - before, uint64_t{64} << 20);
+  Restart();
+  EXPECT_LT(Resident() - before, uint64_t{64} << 20);
+}
+
+TEST_F(LimitsTest, WhatIsFullIsOnlyItsOwnersShare) {
+  EngineOptions options = Options();
+  options.max_queued_inputs = 40;
+  Begin(Function(), options);
+  Add("fu-2", "ac-1");
+  Add("fu-3", "ac-1");
+  Add("fu-other", "ac-2");
+  std::string first = MapOf("fu-1", "ac-1")->call_id, second = MapOf("fu-2", "ac-1")->call_id,
+              third = MapOf("fu-3", "ac-1")->call_id, other = MapOf("fu-other", "ac-2")->call_id;
+  ASSERT_TRUE(PutSome("fu-1", "ac-1", first, 0, 10).ok());
+  Status full = PutSome("fu-1", "ac-1", first, 10, 1);
+  EXPECT_EQ(full.code(), Code::kResourceExhausted);
+  EXPECT_NE(full.message().find("of function f are queued (10, 0 MiB)"), std::string::npos) << full;
+  ASSERT_TRUE(PutSome("fu-2", "ac-1", second, 0, 10).ok()) << "another function of the workspace has room";
+  full = PutSome("fu-3", "ac-1", third, 0, 1);
+  EXPECT_EQ(full.code(), Code::kResourceExhausted);
+  EXPECT_NE(full.message().find("of this workspace"), std::string::npos) << full;
+  EXPECT_TRUE(PutSome("fu-other", "ac-2", other, 0, 10).ok()) << "so has another workspace";
+  Restart();
+  EXPECT_EQ(PutSome("fu-3", "ac-1", third, 0, 1).code(), Code::kResourceExhausted) << "counted again";
+  ASSERT_TRUE(Cancel(first).ok());
+  ASSERT_TRUE(Poll(first).ok());
+  EXPECT_TRUE(PutSome("fu-3", "ac-1", third, 0, 10).ok()) << "what is done makes room";
+}
+
+TEST_F(LimitsTest, BytesCountAsInputsDo) {
+  EngineOptions options = Options();
+  options.max_queued_bytes = 4000;
+  Begin(Function(), options);
+  Add("fu-other", "ac-2");
+  std::string call = MapOf("fu-1", "ac-1")->call_id, other = MapOf("fu-other", "ac-2")->call_id;
+  EXPECT_EQ(PutSome("fu-1", "ac-1", call, 0, 1, 1001).code(), Code::kResourceExhausted);
+  EXPECT_TRUE(PutSome("fu-1", "ac-1", call, 0, 1, 1000).ok());
+  EXPECT_EQ(PutSome("fu-1", "ac-1", call, 1, 1, 1).code(), Code::kResourceExhausted);
+  EXPECT_TRUE(PutSome("fu-other", "ac-2", other, 0, 1, 1000).ok());
+}
+
+TEST_F(LimitsTest, EveryWorkspaceHasALittleOfItsOwn) {
+  EngineOptions options = Options();
+  options.max_queued_inputs = 400;
+  Begin(Function(), options);
+  for (const char* workspace : {"ac-a", "ac-b"}) {
+    for (const char* name : {"1", "2"}) {
+      std::string function = std::string("fu-") + workspace + name;
+      Add(function, workspace);
+      ASSERT_TRUE(PutSome(function, workspace, MapOf(function, workspace)->call_id, 0, 100).ok());
+    }
+  }
+  std::string call = MapOf("fu-1", "ac-1")->call_id;
+  EXPECT_TRUE(PutSome("fu-1", "ac-1", call, 0, 4).ok()) << "all is full, by others";
+  EXPECT_EQ(PutSome("fu-1", "ac-1", call, 4, 1).code(), Code::kResourceExhausted);
+}
+
+TEST_F(LimitsTest, GeneratorDataIsBoundedAndReadingItMakesRoom) {
+  EngineOptions options = Options();
+  options.max_chunk_bytes = uint64_t{80} << 20;
+  Begin(Function(), options);
+  auto worker = Connect();
+  NewCall generator = CallOf("x");
+  generator.invocation_type = kSyncLegacy;
+  std::string call = Create(generator)->call_id;
+  auto task = worker->WaitStart();
+  ASSERT_TRUE(task);
+  worker->Ready(task->task_id());
+  ASSERT_TRUE(worker->WaitLease());
+  const std::string chunk(size_t{8} << 20, 'c');
+  for (uint64_t i = 1; i <= 10; ++i) ASSERT_TRUE(PutChunks(call, task->task_id(), {{i, chunk}}).ok()) << i;
+  Status full = PutChunks(call, task->task_id(), {{11, chunk}});
+  EXPECT_EQ(full.code(), Code::kResourceExhausted);
+  EXPECT_NE(full.message().find("hold 80 MiB that nobody has read"), std::string::npos) << full;
+  // The same chunk once more (a retry of the generator) takes the place of the first.
+  std::promise<Result<DataChunks>> got;
+  auto asked = engine_->NextChunks(Scope(), call, 9,
+                                   [&](Result<DataChunks> chunks) { got.set_value(std::move(chunks)); });
+  auto chunks = got.get_future().get();
+  ASSERT_TRUE(chunks.ok());
+  EXPECT_EQ(chunks->chunks[0].first, 10u);
+  EXPECT_TRUE(PutChunks(call, task->task_id(), {{11, chunk}}).ok()) << "the first ones have been read";
+}
+
+TEST_F(LimitsTest, AParentOfAnotherWorkspaceIsNoParent) {
+  Begin();
+  Add("fu-other", "ac-2");
+  std::string call = Map("x");
+  auto graph = [&](const std::string& workspace, const std::string& of) {
+    std::promise<Result<CallGraph>> promise;
+    engine_->GetCallGraph({workspace, ""}, of, [&](Result<CallGraph> got) { promise.set_value(got); });
+    return promise.get_future().get();
+  };
+  auto own = graph("ac-1", call);
+  ASSERT_TRUE(own.ok());
+  ASSERT_EQ(own->inputs.size(), 1u);
+  NewCall child = CallOf("y");
+  child.scope = {"ac-2", ""};
+  child.function_id = "fu-other";
+  child.parent_input_id = own->inputs[0].input_id;
+  ASSERT_TRUE(Create(child).ok());
+  EXPECT_EQ(graph("ac-1", call)->calls.size(), 1u) << "another workspace's call hangs in the graph";
+  child = CallOf("z");
+  child.parent_input_id = own->inputs[0].input_id;
+  ASSERT_TRUE(Create(child).ok());
+  EXPECT_EQ(graph("ac-1", call)->calls.size(), 2u);
+}
+
+}  // namespace
+}  // namespace lydian::control

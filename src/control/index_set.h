@@ -1,0 +1,51 @@
+// Which inputs of a call were put: a set of indexes that costs what is in it, not what its largest is. A map
+// fills it from 0 on, a bit each; one index of fifty millions alone costs a node.
+// Thread-safety: none. Ownership: a value.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <unordered_map>
+
+namespace lydian::control {
+
+class IndexSet {
+ public:
+  bool Contains(uint32_t index) const {
+    if (index < kFirst) return (first_ & Bit(index)) != 0;
+    auto block = blocks_.find(index / kBlock);
+    return block != blocks_.end() && (block->second[index % kBlock / 64] & Bit(index)) != 0;
+  }
+  // False when it was in already.
+  bool Insert(uint32_t index) {
+    uint64_t& word = index < kFirst ? first_ : blocks_[index / kBlock][index % kBlock / 64];
+    if ((word & Bit(index)) != 0) return false;
+    word |= Bit(index);
+    return true;
+  }
+  void Erase(uint32_t index) {
+    if (index < kFirst) {
+      first_ &= ~Bit(index);
+      return;
+    }
+    auto block = blocks_.find(index / kBlock);
+    if (block == blocks_.end()) return;
+    block->second[index % kBlock / 64] &= ~Bit(index);
+    if (block->second == Block{}) blocks_.erase(block);
+  }
+  // On the heap, about.
+  size_t bytes() const {
+    return blocks_.size() * (sizeof(Block) + 4 * sizeof(void*)) + blocks_.bucket_count() * sizeof(void*);
+  }
+
+ private:
+  static constexpr uint32_t kFirst = 64, kBlock = 512;
+  using Block = std::array<uint64_t, kBlock / 64>;
+  static uint64_t Bit(uint32_t index) { return uint64_t{1} << (index % 64); }
+
+  uint64_t first_ = 0;  // the indexes below kFirst: all that most calls have
+  std::unordered_map<uint32_t, Block> blocks_;
+};
+
+}  // namespace lydian::control
