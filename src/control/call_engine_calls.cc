@@ -462,6 +462,7 @@ void EngineCore::CancelCall(Call* call, bool terminate) {
   }
   std::sort(waiting.begin(), waiting.end(), [](const Input* a, const Input* b) { return a->idx < b->idx; });
   for (Input* input : waiting) FinishWithText(input, ResultStatus::kTerminated, "the call was cancelled");
+  if (terminate && !waiting.empty()) DropStarts(call->function, "the call that it was for was cancelled");
   for (auto& [task, ids] : running) {
     if (terminate) {
       task->cancel_killed = true;

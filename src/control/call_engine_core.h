@@ -170,6 +170,7 @@ class EngineCore : public WorkerEvents {
   // scale
   void PostScale();
   void Scale();
+  void DropStarts(FunctionState* function, const std::string& reason);
 
   // workers
   void OnWorkerHello(const std::string& worker_id, const WorkerHello& hello, Welcome* welcome) override;

@@ -197,5 +197,48 @@ TEST_F(LimitsTest, AParentOfAnotherWorkspaceIsNoParent) {
   EXPECT_EQ(graph("ac-1", call)->calls.size(), 2u);
 }
 
+TEST_F(LimitsTest, StartsOfOneWorkspaceDontHoldUpAnother) {
+  Begin();
+  Add("fu-other", "ac-2");
+  WorkerHello hello = Hello();
+  hello.mutable_capacity()->set_milli_cpu(2000);
+  auto worker = Connect(hello);
+  std::vector<std::string> calls;
+  for (int i = 0; i < 5; ++i) calls.push_back(Map("x"));
+  ASSERT_TRUE(worker->WaitStart());
+  ASSERT_TRUE(worker->WaitStart());
+  EXPECT_FALSE(worker->WaitStart(50ms)) << "as many at once as there are cores";
+  NewCall call = CallOf("y");
+  call.scope = {"ac-2", ""};
+  call.function_id = "fu-other";
+  ASSERT_TRUE(Create(call).ok());
+  auto task = worker->WaitStart();
+  ASSERT_TRUE(task) << "two containers that don't become ready hold up another workspace";
+  EXPECT_EQ(task->function_id(), "fu-other");
+}
+
+TEST_F(LimitsTest, CancelledStartsGiveTheirPlacesBackAtOnce) {
+  Begin();
+  engine_->PutFunction(Function("fu-2"), false);
+  WorkerHello hello = Hello();
+  hello.mutable_capacity()->set_milli_cpu(2000);
+  auto worker = Connect(hello);
+  std::string first = Map("x"), second = Map("x");
+  ASSERT_TRUE(worker->WaitStart());
+  ASSERT_TRUE(worker->WaitStart());
+  NewCall call = CallOf("y");
+  call.function_id = "fu-2";
+  ASSERT_TRUE(Create(call).ok());
+  EXPECT_FALSE(worker->WaitStart(50ms));
+  ASSERT_TRUE(Cancel(first, /*terminate=*/true).ok());
+  auto stop = worker->WaitStop();
+  ASSERT_TRUE(stop) << "nobody needs the second container any more";
+  EXPECT_EQ(stop->mode(), StopTask::KILL);
+  EXPECT_FALSE(worker->WaitStop(50ms)) << "the other one is for the other call";
+  auto task = worker->WaitStart();
+  ASSERT_TRUE(task);
+  EXPECT_EQ(task->function_id(), "fu-2");
+}
+
 }  // namespace
 }  // namespace lydian::control

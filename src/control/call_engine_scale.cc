@@ -6,9 +6,13 @@ namespace {
 // Outputs of a container that has more to do come some at a time: the input that it seems to work on may have
 // ended this long ago. Taken for slow, it would get a second container for work of milliseconds.
 constexpr int64_t kReportLag = 15'000'000;
+// A start that takes longer waits for something else than the CPU: the next need not wait for it.
+constexpr int64_t kStartCounts = int64_t{20} * 1'000'000'000;
 
-sched::Request RequestOf(const FunctionInfo& info) {
+sched::Request RequestOf(const FunctionState& function) {
+  const FunctionInfo& info = function.info;
   sched::Request request;
+  request.workspace = function.workspace->number;
   if (info.limits.milli_cpu_request() > 0) request.milli_cpu = info.limits.milli_cpu_request();
   if (info.limits.memory_request_bytes() > 0) request.memory_bytes = info.limits.memory_request_bytes();
   return request;
@@ -43,6 +47,7 @@ void EngineCore::Scale() {
     view.workers.push_back(std::move(out));
   }
   std::vector<FunctionState*> functions;
+  int64_t starts_age_at = INT64_MAX;
   for (auto& [id, function] : functions_) {
     bool work = !function->queue.empty() || function->leased > 0 || function->info.min_containers > 0;
     if (!work && function->tasks.empty()) continue;
@@ -58,7 +63,7 @@ void EngineCore::Scale() {
     load.buffer_containers = function->info.buffer_containers;
     load.scaledown_window = int64_t{function->info.scaledown_window_secs} * 1'000'000'000;
     load.not_before = function->not_before;
-    load.request = RequestOf(function->info);
+    load.request = RequestOf(*function);
     load.run_time = static_cast<int64_t>(function->run_ms * 1e6);
     double start_ms = function->start_ms > 0 ? function->start_ms : start_ms_;
     if (start_ms > 0) load.start_time = static_cast<int64_t>(start_ms * 1e6);
@@ -70,7 +75,11 @@ void EngineCore::Scale() {
         sched::WorkerView& worker = view.workers[at->second];
         worker.memory_used += load.request.memory_bytes;
         worker.milli_cpu_used += load.request.milli_cpu;
-        worker.starting += starting;
+        const int64_t counts_until = task->begun_nanos + kStartCounts;
+        if (starting && counts_until > view.now) {
+          worker.AddStarting(load.request.workspace);
+          starts_age_at = std::min(starts_age_at, counts_until);
+        }
       }
       if (!task->alive_for_work() || (function->info.single_use && task->used)) {
         view.draining |= task->leases.empty();
@@ -92,6 +101,7 @@ void EngineCore::Scale() {
     functions.push_back(function.get());
   }
   sched::Plan plan = sched::MakePlan(view);
+  if (waiting_inputs_ > 0) plan.again_at = std::min(plan.again_at, starts_age_at);
   for (const std::string& id : plan.drain) {
     if (TaskState* task = FindTask(id)) SendStop(task, StopTask::DRAIN, 0, "idle");
   }
@@ -117,6 +127,24 @@ void EngineCore::Scale() {
                       scale_timer_.reset();
                       Scale();
                     })};
+  }
+}
+
+// Containers on their way to inputs that are no more: they give back their places.
+void EngineCore::DropStarts(FunctionState* function, const std::string& reason) {
+  const size_t slots = std::max<size_t>(function->info.target_slots, 1);
+  const size_t inputs = function->queue.size() + function->leased;
+  const size_t wanted = std::max<size_t>(function->info.min_containers, (inputs + slots - 1) / slots);
+  std::vector<TaskState*> starting;
+  size_t alive = 0;
+  for (TaskState* task : function->tasks) {
+    if (!task->alive_for_work()) continue;
+    ++alive;
+    if (task->state != TaskState::State::kReady) starting.push_back(task);
+  }
+  for (; alive > wanted && !starting.empty(); --alive) {
+    SendStop(starting.back(), StopTask::KILL, 0, reason);
+    starting.pop_back();
   }
 }
 

@@ -42,7 +42,7 @@ View Of(std::vector<FunctionLoad> functions, WorkerView worker = Machine()) {
     for (const TaskLoad& task : function.tasks) {
       view.workers[task.worker].memory_used += function.request.memory_bytes;
       view.workers[task.worker].milli_cpu_used += function.request.milli_cpu;
-      view.workers[task.worker].starting += task.starting;
+      if (task.starting) view.workers[task.worker].AddStarting(function.request.workspace);
     }
   }
   view.functions = std::move(functions);
@@ -197,6 +197,18 @@ TEST(Place, PacksAndNeverUsesAWorkerThatRefuses) {
   EXPECT_EQ(Place(workers, Request()), 1u);
   EXPECT_EQ(Place(workers, {125, 4000 * kMiB}), 0u);
   EXPECT_EQ(Place(workers, {125, 5000 * kMiB}, true), std::nullopt);
+}
+
+TEST(Plan, StartsOfOneWorkspaceDontHoldUpAnother) {
+  TaskLoad never = Task("a1", 0), neither = Task("a2", 0);
+  never.starting = neither.starting = true;
+  FunctionLoad stuck = Function("stuck", 9);
+  stuck.tasks = {never, neither};
+  FunctionLoad same = Function("same", 1), other = Function("other", 9);
+  other.request.workspace = 3;
+  Plan plan = MakePlan(Of({stuck, same, other}, Machine(4096, 2000)));
+  ASSERT_EQ(plan.starts.size(), 2u);
+  for (const Start& start : plan.starts) EXPECT_EQ(start.function, 2u);  // its own two at once, and no more
 }
 
 }  // namespace

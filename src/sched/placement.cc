@@ -8,7 +8,7 @@ bool CouldFit(const WorkerView& worker, const Request& request) {
 }
 
 bool Fits(const WorkerView& worker, const Request& request) {
-  return !worker.refuses && worker.starting < worker.starting_limit() &&
+  return !worker.refuses && worker.starting_of(request.workspace) < worker.starting_limit() &&
          worker.memory_used + request.memory_bytes <= worker.memory_bytes &&
          worker.milli_cpu_used + request.milli_cpu <= uint64_t{worker.milli_cpu} * kCpuOvercommit;
 }
@@ -33,7 +33,7 @@ std::optional<size_t> Place(const std::vector<WorkerView>& workers, const Reques
 void Take(WorkerView& worker, const Request& request) {
   worker.memory_used += request.memory_bytes;
   worker.milli_cpu_used += request.milli_cpu;
-  ++worker.starting;
+  worker.AddStarting(request.workspace);
 }
 
 }  // namespace lydian::sched

@@ -18,6 +18,7 @@ constexpr uint32_t kCpuOvercommit = 4;
 struct Request {
   uint32_t milli_cpu = kDefaultMilliCpu;
   uint64_t memory_bytes = kDefaultMemoryBytes;
+  size_t workspace = 0;  // whose container it is: any small number that stands for it
 };
 
 struct WorkerView {
@@ -26,11 +27,20 @@ struct WorkerView {
   uint64_t memory_bytes = 0;
   uint64_t milli_cpu_used = 0;  // requests of what is on it, starting ones too
   uint64_t memory_used = 0;
-  uint32_t starting = 0;  // containers that are not ready yet
-  bool refuses = false;   // disk low, or its connection is broken
+  // Containers that are not ready yet, by workspace: those of one, which may never become ready, don't keep
+  // another's from starting.
+  std::vector<uint32_t> starting;
+  bool refuses = false;  // disk low, or its connection is broken
 
-  // Starting a container is CPU alone (some 300 ms of it): more at once than there are cores makes each of
-  // them later, and by then the first may have emptied the queue.
+  uint32_t starting_of(size_t workspace) const {
+    return workspace < starting.size() ? starting[workspace] : 0;
+  }
+  void AddStarting(size_t workspace) {
+    if (workspace >= starting.size()) starting.resize(workspace + 1);
+    ++starting[workspace];
+  }
+  // Of one workspace. Starting a container is CPU alone (some 300 ms of it): more at once than there are
+  // cores makes each of them later, and by then the first may have emptied the queue.
   uint32_t starting_limit() const { return milli_cpu / 1000 < 2 ? 2 : milli_cpu / 1000; }
 };
 
