@@ -36,7 +36,8 @@ class Control {
   explicit Control(const DaemonArgs& args) : args_(args) {}
 
   Status Open() {
-    ASSIGN_OR_RETURN(logs_, control::OpenLogStore(args_.state_dir + "/logs.db"));
+    ASSIGN_OR_RETURN(
+        logs_, control::OpenLogStore(args_.state_dir + "/logs.db", {args_.app_log_bytes, args_.log_bytes}));
     ASSIGN_OR_RETURN(blobs_, blob::OpenDirectory({.path = args_.state_dir}));
     control::EngineOptions engine;
     engine.journal_path = args_.state_dir + "/calls.db";

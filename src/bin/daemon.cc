@@ -63,6 +63,10 @@ Result<DaemonArgs> ParseArgs(int argc, char** argv) {
       args.denied_networks.push_back(value);
     } else if (key == "--deny-private") {
       args.deny_private = value == "1";
+    } else if (key == "--app-log-quota") {
+      RETURN_IF_ERROR(ParseNumber(key, value, &args.app_log_bytes));
+    } else if (key == "--log-quota") {
+      RETURN_IF_ERROR(ParseNumber(key, value, &args.log_bytes));
     }  // else: of a newer `up`
   }
   if (args.state_dir.empty() || args.instance.empty())

@@ -31,6 +31,8 @@ struct DaemonArgs {
   uint32_t build_timeout_s = 4 * 3600;
   std::vector<std::string> denied_networks;
   bool deny_private = false;
+  uint64_t app_log_bytes = uint64_t{256} << 20;  // control: of one app or build, and of all
+  uint64_t log_bytes = uint64_t{4} << 30;
 
   // Inherited sockets that listen. control: "api", "link", "admin". worker: "admin". spawner: "spawner", and
   // the others' under other names, only kept. Never to be closed: a later `up` takes them from here.

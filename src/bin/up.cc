@@ -216,6 +216,10 @@ Status Supervise(const UpOptions& options, Announcer& announcer) {
                                     std::to_string(options.step_timeout_s),
                                     "--build-timeout",
                                     std::to_string(options.build_timeout_s),
+                                    "--app-log-quota",
+                                    std::to_string(options.app_log_bytes),
+                                    "--log-quota",
+                                    std::to_string(options.log_bytes),
                                     "--deny-private",
                                     options.deny_private ? "1" : "0"};
   for (const auto& network : options.denied_networks) {

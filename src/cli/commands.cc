@@ -51,6 +51,13 @@ void AddUp(CLI::App& app, Session& session) {
       "IPv4 network that no container may reach, as in 10.1.0.0/16; may be given several times");
   command->add_flag("--deny-private", options->deny_private,
                     "Let containers reach public addresses only: not 10/8, 172.16/12, 192.168/16, 100.64/10");
+  command
+      ->add_option("--app-log-quota", options->app_log_bytes,
+                   "Log that is kept of an app, as in 256MiB; the oldest lines make room")
+      ->transform(CLI::AsSizeValue(false));
+  command
+      ->add_option("--log-quota", options->log_bytes, "Log that is kept of all apps and builds, as in 4GiB")
+      ->transform(CLI::AsSizeValue(false));
   command->callback([options, &session] {
     options->state = session.state;
     session.code = session.wiring.up(*options);

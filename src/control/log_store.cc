@@ -1,5 +1,6 @@
 #include "control/log_store.h"
 
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -18,6 +19,10 @@ constexpr size_t kPageBytes = 1 << 20;
 constexpr auto kRoomRetry = std::chrono::milliseconds(500);
 constexpr int64_t kKeepNanos = int64_t{30} * 24 * 3600 * 1'000'000'000;
 constexpr auto kSweepEvery = std::chrono::hours(6);
+// What is over a quota goes with this part of the quota beside, so that it isn't done for each line.
+constexpr uint64_t kTrimShare = 32;
+constexpr size_t kTrimRows = 5000;
+constexpr int kMostTrimmed = 8;  // streams, in one commit
 
 std::vector<store::Migration> Migrations() {
   return {{1, R"sql(
@@ -27,6 +32,12 @@ CREATE TABLE log (
   function_id TEXT NOT NULL, root_function_id TEXT NOT NULL, input_id TEXT NOT NULL, function_call_id TEXT NOT NULL,
   container_id TEXT NOT NULL, data TEXT NOT NULL);
 CREATE TABLE spool (task_id TEXT PRIMARY KEY, stdout_offset INTEGER NOT NULL, stderr_offset INTEGER NOT NULL, at INTEGER NOT NULL);
+)sql"},
+          {2, R"sql(
+ALTER TABLE stream ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE stream ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0;
+UPDATE stream SET bytes = (SELECT COALESCE(SUM(LENGTH(CAST(data AS BLOB)) + 200), 0) FROM log
+  WHERE id > stream.number * 4294967296 AND id < (stream.number + 1) * 4294967296);
 )sql"}};
 }
 
@@ -34,7 +45,8 @@ int64_t RowId(int64_t stream, uint64_t seq) {
   return (stream << 32) | static_cast<int64_t>(seq & UINT32_MAX);
 }
 
-size_t SizeOf(const LogRecord& record) { return record.data.size() + 200; }
+constexpr uint64_t kRowBytes = 200;  // of a row beside its text, with what SQLite adds
+size_t SizeOf(const LogRecord& record) { return record.data.size() + kRowBytes; }
 
 bool Matches(const LogFilter& filter, const LogRecord& record) {
   return (filter.task_id.empty() || filter.task_id == record.task_id) &&
@@ -61,6 +73,11 @@ LogRecord ReadRecord(store::Row& row) {
   return record;
 }
 
+Result<uint64_t> TotalBytes(store::Session& session) {
+  ASSIGN_OR_RETURN(auto rows, session.Query("SELECT COALESCE(SUM(bytes), 0) FROM stream"));
+  return static_cast<uint64_t>(rows[0].Int(0));
+}
+
 // A page being filled: what matches, up to its bounds.
 struct Filling {
   LogStore::Page page;
@@ -79,8 +96,12 @@ struct Filling {
 // pages are read by a thread of their own.
 class SqliteLogStore : public LogStore {
  public:
-  explicit SqliteLogStore(std::unique_ptr<store::Database> database)
-      : database_(std::move(database)), readers_("logs-read", 1), strand_("logs") {
+  SqliteLogStore(std::unique_ptr<store::Database> database, LogQuota quota, uint64_t total)
+      : database_(std::move(database)),
+        quota_(quota),
+        total_bytes_(total),
+        readers_("logs-read", 1),
+        strand_("logs") {
     strand_.Post([this] { Sweep(); });
   }
   ~SqliteLogStore() override {
@@ -139,6 +160,21 @@ class SqliteLogStore : public LogStore {
     return question;
   }
 
+  std::shared_ptr<void> ReadNewest(const std::string& stream, size_t most,
+                                   std::function<void(Result<Page>)> reply) override {
+    auto asked = std::make_shared<std::function<void(Result<Page>)>>(std::move(reply));
+    strand_.Post([this, stream, most, weak = std::weak_ptr(asked)] {
+      auto found = Find(stream);
+      const int64_t number = found.ok() ? (*found)->number : 0;
+      readers_.Post([this, number, most, weak, status = found.status()] {
+        auto reply = weak.lock();
+        if (reply == nullptr) return;
+        (*reply)(status.ok() ? Newest(number, most) : status);
+      });
+    });
+    return asked;
+  }
+
  private:
   struct Change {
     enum Kind { kAppend, kDone, kReopen } kind;
@@ -162,6 +198,8 @@ class SqliteLogStore : public LogStore {
     int64_t number = 0;  // 0 = nothing stored
     uint64_t last = 0;
     bool done = false;
+    uint64_t bytes = 0, dropped = 0;  // stored; lines that made room
+    uint64_t trimmed = 0;             // the line that says so
     std::deque<LogRecord> tail;
     size_t tail_bytes = 0;
     std::vector<std::weak_ptr<Question>> waiting;
@@ -181,10 +219,14 @@ class SqliteLogStore : public LogStore {
     auto it = streams_.find(name);
     if (it != streams_.end()) return &it->second;
     StreamState state;
-    ASSIGN_OR_RETURN(auto rows, database_->Query("SELECT number, done FROM stream WHERE name = ?", {name}));
+    ASSIGN_OR_RETURN(
+        auto rows,
+        database_->Query("SELECT number, done, bytes, dropped FROM stream WHERE name = ?", {name}));
     if (!rows.empty()) {
       state.number = rows[0].Int(0);
       state.done = rows[0].Int(1) != 0;
+      state.bytes = static_cast<uint64_t>(rows[0].Int(2));
+      state.dropped = static_cast<uint64_t>(rows[0].Int(3));
       ASSIGN_OR_RETURN(
           auto last, database_->Query("SELECT id FROM log WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1",
                                       {RowId(state.number, 0), RowId(state.number, UINT32_MAX)}));
@@ -227,13 +269,80 @@ class SqliteLogStore : public LogStore {
       LogRecord& record = change.records[i];
       record.seq = state.last + i + 1;
       if (record.unix_nanos == 0) record.unix_nanos = now;
+      RETURN_IF_ERROR(Insert(session, state, record));
+    }
+    return {};
+  }
+
+  Status Insert(store::Session& session, StreamState& state, const LogRecord& record) {
+    RETURN_IF_ERROR(session.Execute(
+        "INSERT INTO log (id, unix_nanos, fd, task_state, task_id, function_id, root_function_id, input_id, "
+        "function_call_id, container_id, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        {RowId(state.number, record.seq), record.unix_nanos, record.file_descriptor, record.task_state,
+         record.task_id, record.function_id, record.root_function_id, record.input_id,
+         record.function_call_id, record.container_id, record.data}));
+    state.bytes += SizeOf(record);
+    total_bytes_ += SizeOf(record);
+    return {};
+  }
+
+  // The oldest lines go, at least this much of them but never the newest; one line in their place says so.
+  Status Trim(store::Session& session, StreamState& state, uint64_t excess, const std::string& why) {
+    LogRecord note;
+    uint64_t freed = 0, lines = 0;
+    bool all = false;
+    while (freed < excess && !all) {
+      ASSIGN_OR_RETURN(auto rows, session.Query("SELECT id, LENGTH(CAST(data AS BLOB)), unix_nanos FROM log "
+                                                "WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
+                                                {RowId(state.number, note.seq),
+                                                 RowId(state.number, state.last), kTrimRows}));
+      all = rows.size() < kTrimRows;
+      for (store::Row& row : rows) {
+        if (freed >= excess) break;
+        note.seq = static_cast<uint64_t>(row.Int(0)) & UINT32_MAX;
+        note.unix_nanos = row.Int(2);
+        freed += static_cast<uint64_t>(row.Int(1)) + kRowBytes;
+        ++lines;
+      }
+    }
+    if (lines == 0) return {};
+    RETURN_IF_ERROR(session.Execute("DELETE FROM log WHERE id BETWEEN ? AND ?",
+                                    {RowId(state.number, 0), RowId(state.number, note.seq)}));
+    state.dropped += lines - (state.dropped > 0 ? 1 : 0);  // the line of last time isn't one of theirs
+    state.bytes -= std::min(state.bytes, freed);
+    total_bytes_ -= std::min(total_bytes_, freed);
+    state.trimmed = note.seq;
+    note.file_descriptor = 3;
+    note.data =
+        "[" + std::to_string(state.dropped) + " earlier lines of this log were dropped: " + why + "]\n";
+    return Insert(session, state, note);
+  }
+
+  Status KeepToQuota(store::Session& session, std::map<std::string, StreamState>& touched) {
+    auto over = [](uint64_t bytes, uint64_t quota) {
+      return bytes > quota ? bytes - quota + quota / kTrimShare : 0;
+    };
+    auto mib = [](uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; };
+    auto save = [&](const StreamState& state) {
+      return session.Execute("UPDATE stream SET bytes = ?, dropped = ? WHERE number = ?",
+                             {state.bytes, state.dropped, state.number});
+    };
+    for (auto& [name, before] : touched) {
+      StreamState& state = streams_[name];
+      if (uint64_t excess = over(state.bytes, quota_.stream_bytes); excess > 0) {
+        RETURN_IF_ERROR(Trim(session, state, excess, "it may have " + mib(quota_.stream_bytes)));
+      }
+      if (state.bytes != before.bytes) RETURN_IF_ERROR(save(state));
+    }
+    for (int i = 0; i < kMostTrimmed && total_bytes_ > quota_.total_bytes; ++i) {
+      ASSIGN_OR_RETURN(auto largest, session.Query("SELECT name FROM stream ORDER BY bytes DESC LIMIT 1"));
+      if (largest.empty()) break;
+      ASSIGN_OR_RETURN(StreamState * state, Find(largest[0].Text(0)));
+      touched.emplace(largest[0].Text(0), Scalars(*state));
       RETURN_IF_ERROR(
-          session.Execute("INSERT INTO log (id, unix_nanos, fd, task_state, task_id, function_id, "
-                          "root_function_id, input_id, function_call_id, "
-                          "container_id, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                          {RowId(state.number, record.seq), record.unix_nanos, record.file_descriptor,
-                           record.task_state, record.task_id, record.function_id, record.root_function_id,
-                           record.input_id, record.function_call_id, record.container_id, record.data}));
+          Trim(session, *state, std::min(over(total_bytes_, quota_.total_bytes), state->bytes / 2),
+               "all logs together may have " + mib(quota_.total_bytes) + ", and it was the largest"));
+      RETURN_IF_ERROR(save(*state));
     }
     return {};
   }
@@ -249,6 +358,7 @@ class SqliteLogStore : public LogStore {
     if (waiting_.empty()) return;
     // The state that a failed transaction must not leave behind is set after the commit.
     std::map<std::string, StreamState> before;
+    const uint64_t total_before = total_bytes_;
     std::vector<bool> fresh(waiting_.size(), true);
     Status status = database_->Transaction([&](store::Session& session) -> Status {
       for (size_t i = 0; i < waiting_.size(); ++i) {
@@ -260,13 +370,15 @@ class SqliteLogStore : public LogStore {
         if (is_fresh) state->last += waiting_[i].records.size();
         if (waiting_[i].kind != Change::kAppend) state->done = waiting_[i].kind == Change::kDone;
       }
-      return {};
+      return KeepToQuota(session, before);
     });
     if (!status.ok()) {
       for (auto& [name, old] : before) {
         StreamState& state = streams_[name];
         state.number = old.number, state.last = old.last, state.done = old.done;
+        state.bytes = old.bytes, state.dropped = old.dropped, state.trimmed = old.trimmed;
       }
+      total_bytes_ = total_before;
       LOG_ERROR("logs could not be stored; they are kept and tried again",
                 {{"error", status}, {"changes", waiting_.size()}});
       strand_.PostAfter(kRoomRetry, [this] { Flush(); });
@@ -279,13 +391,25 @@ class SqliteLogStore : public LogStore {
       if (fresh[i]) Remember(state, std::move(written[i].records));
       if (written[i].stored) written[i].stored();
     }
-    for (auto& [name, unused] : before) Wake(name);
+    for (auto& [name, unused] : before) {
+      ForgetTrimmed(streams_[name]);
+      Wake(name);
+    }
   }
 
   static StreamState Scalars(const StreamState& state) {
     StreamState copy;
     copy.number = state.number, copy.last = state.last, copy.done = state.done;
+    copy.bytes = state.bytes, copy.dropped = state.dropped, copy.trimmed = state.trimmed;
     return copy;
+  }
+
+  // Whoever wants these reads the line that stands for them, from the disk.
+  static void ForgetTrimmed(StreamState& state) {
+    while (!state.tail.empty() && state.tail.front().seq <= state.trimmed) {
+      state.tail_bytes -= SizeOf(state.tail.front());
+      state.tail.pop_front();
+    }
   }
 
   void Remember(StreamState& state, std::vector<LogRecord> records) {
@@ -367,6 +491,22 @@ class SqliteLogStore : public LogStore {
     });
   }
 
+  Result<Page> Newest(int64_t number, size_t most) {
+    Filling filling{{}, 0, most};
+    Status end = Cancelled("");  // how the walk is ended at a full page
+    Status status = database_->ForEach(
+        "SELECT id, unix_nanos, fd, task_state, task_id, function_id, root_function_id, input_id, "
+        "function_call_id, container_id, data FROM log WHERE id > ? AND id <= ? ORDER BY id DESC",
+        {RowId(number, 0), RowId(number, UINT32_MAX)}, [&](store::Row& row) -> Status {
+          if (filling.full()) return end;
+          filling.Offer({}, ReadRecord(row));
+          return {};
+        });
+    if (!status.ok() && status.code() != Code::kCancelled) return status;
+    std::reverse(filling.page.records.begin(), filling.page.records.end());
+    return std::move(filling.page);
+  }
+
   void Wait(const std::shared_ptr<Question>& question, StreamState& state) {
     if (question->deadline <= std::chrono::steady_clock::now()) return Answer(*question, Page{});
     std::erase_if(state.waiting, [](const auto& weak) { return weak.expired(); });
@@ -401,11 +541,14 @@ class SqliteLogStore : public LogStore {
       return session.Execute("DELETE FROM spool WHERE at < ?", {before});
     });
     if (!status.ok()) LOG_WARN("old logs could not be removed", {{"error", status}});
+    if (auto left = TotalBytes(*database_); left.ok()) total_bytes_ = *left;
     strand_.PostAfter(kSweepEvery, [this] { Sweep(); });
   }
 
   std::unique_ptr<store::Database> database_;
-  std::mutex mutex_;  // guards the two below
+  const LogQuota quota_;
+  uint64_t total_bytes_;  // on the strand
+  std::mutex mutex_;      // guards the two below
   std::vector<Change> gathered_;
   bool flush_posted_ = false;
   // On the strand.
@@ -417,9 +560,10 @@ class SqliteLogStore : public LogStore {
 
 }  // namespace
 
-Result<std::unique_ptr<LogStore>> OpenLogStore(const std::string& path) {
+Result<std::unique_ptr<LogStore>> OpenLogStore(const std::string& path, LogQuota quota) {
   ASSIGN_OR_RETURN(auto database, store::Database::Open(path, Migrations()));
-  return std::unique_ptr<LogStore>(std::make_unique<SqliteLogStore>(std::move(database)));
+  ASSIGN_OR_RETURN(uint64_t total, TotalBytes(*database));
+  return std::unique_ptr<LogStore>(std::make_unique<SqliteLogStore>(std::move(database), quota, total));
 }
 
 }  // namespace lydian::control

@@ -3,7 +3,9 @@
 // restart.
 //
 // A stream ("ap-..." or "im-...") has entries in order, each with a cursor "<seq>-0" that only grows. `done`
-// closes a stream: it stays readable, and a reader that comes later is told so.
+// closes a stream: it stays readable, and a reader that comes later is told so. A stream, and all of them
+// together, have a quota of bytes: the oldest lines make room, also while they are written, and one line in
+// their place says so.
 //
 // Thread-safety: every method from any thread. Append returns before the entry is on disk; `stored` runs (on
 // the store's thread) once it is written to the kernel.
@@ -52,6 +54,12 @@ class LogStore {
                                      size_t most, int64_t wait_millis,
                                      std::function<void(Result<Page>)> reply) = 0;
 
+  // The newest `most` records, in order, about a page at most; at once.
+  virtual std::shared_ptr<void> ReadNewest(const std::string& stream, size_t most,
+                                           std::function<void(Result<Page>)> reply) {
+    return Read(stream, 0, {}, most, 0, std::move(reply));
+  }
+
   // Of a container, read from its spools up to these offsets: what is already stored up to there is dropped,
   // whole.
   virtual void AppendFromTask(const std::string& stream, std::vector<LogRecord> records,
@@ -68,7 +76,12 @@ class LogStore {
   }
 };
 
+struct LogQuota {
+  uint64_t stream_bytes = uint64_t{256} << 20;  // of an app or a build
+  uint64_t total_bytes = uint64_t{4} << 30;     // the largest ones make room
+};
+
 // Opens or creates the store at `path` (logs.db).
-Result<std::unique_ptr<LogStore>> OpenLogStore(const std::string& path);
+Result<std::unique_ptr<LogStore>> OpenLogStore(const std::string& path, LogQuota quota = {});
 
 }  // namespace lydian::control

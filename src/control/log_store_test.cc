@@ -23,9 +23,9 @@ class LogStoreTest : public testing::Test {
     logs_.reset();
     ASSERT_TRUE(RemoveTree(dir_).ok());
   }
-  void Open() {
+  void Open(LogQuota quota = {}) {
     logs_.reset();
-    auto logs = OpenLogStore(dir_ + "/logs.db");
+    auto logs = OpenLogStore(dir_ + "/logs.db", quota);
     ASSERT_TRUE(logs.ok()) << logs.status();
     logs_ = std::move(logs).value();
   }
@@ -155,6 +155,90 @@ TEST_F(LogStoreTest, AContainersSpoolIsStoredOnce) {
   std::promise<uint64_t> offset;
   logs_->TaskOffsets("ta-1", [&](uint64_t out, uint64_t) { offset.set_value(out); });
   EXPECT_EQ(offset.get_future().get(), 2u);
+}
+
+// A stream's lines up to now, page by page.
+std::vector<LogRecord> AllOf(LogStore& logs, const std::string& stream) {
+  std::vector<LogRecord> all;
+  for (uint64_t after = 0;;) {
+    std::promise<Result<LogStore::Page>> promise;
+    auto asked = logs.Read(stream, after, {}, 1000, 0,
+                           [&](Result<LogStore::Page> page) { promise.set_value(std::move(page)); });
+    auto page = promise.get_future().get();
+    EXPECT_TRUE(page.ok()) << page.status();
+    if (!page.ok() || page->records.empty()) return all;
+    for (LogRecord& record : page->records) {
+      EXPECT_GT(record.seq, after);
+      after = record.seq;
+      all.push_back(std::move(record));
+    }
+  }
+}
+
+TEST_F(LogStoreTest, OldLinesMakeRoomAndALineSaysSo) {
+  const LogQuota quota{.stream_bytes = 100'000, .total_bytes = 1'000'000'000};
+  Open(quota);
+  auto put = [&](const std::string& stream, int from, int count) {
+    for (int i = from; i < from + count; ++i) {
+      std::promise<void> stored;
+      logs_->Append(stream, {Line(std::to_string(i) + " " + std::string(1000, 'x'))},
+                    [&] { stored.set_value(); });
+      stored.get_future().get();
+    }
+  };
+  put("ap-1", 0, 50);
+  EXPECT_EQ(AllOf(*logs_, "ap-1").size(), 50u) << "below the quota all stays";
+  put("ap-1", 50, 350);
+  for (int turn = 0; turn < 2; ++turn) {
+    auto lines = AllOf(*logs_, "ap-1");
+    ASSERT_FALSE(lines.empty());
+    uint64_t bytes = 0;
+    for (const LogRecord& line : lines) bytes += line.data.size() + 200;
+    EXPECT_LE(bytes, quota.stream_bytes);
+    EXPECT_GT(bytes, quota.stream_bytes * 9 / 10);
+    const size_t dropped = 400 - (lines.size() - 1);
+    EXPECT_EQ(lines[0].file_descriptor, 3);
+    EXPECT_EQ(lines[0].data, "[" + std::to_string(dropped) +
+                                 " earlier lines of this log were dropped: it may have 0 MiB]\n");
+    for (size_t i = 1; i < lines.size(); ++i)
+      ASSERT_TRUE(lines[i].data.starts_with(std::to_string(dropped + i - 1) + " ")) << i;
+    Open(quota);  // the same after a restart
+  }
+}
+
+TEST_F(LogStoreTest, TheLargestLogMakesRoomForAll) {
+  Open({.stream_bytes = 1'000'000, .total_bytes = 200'000});
+  for (int i = 0; i < 20; ++i) logs_->Append("ap-small", {Line("small")});
+  for (int i = 0; i < 1000; ++i) {
+    std::promise<void> stored;
+    logs_->Append("ap-large", {Line(std::string(1000, 'x'))}, [&] { stored.set_value(); });
+    stored.get_future().get();
+  }
+  EXPECT_EQ(AllOf(*logs_, "ap-small").size(), 20u);
+  auto lines = AllOf(*logs_, "ap-large");
+  EXPECT_LT(lines.size(), 200'000u / 1200);
+  EXPECT_GT(lines.size(), 200'000u / 1200 / 2);
+  EXPECT_NE(lines[0].data.find("all logs together"), std::string::npos) << lines[0].data;
+}
+
+TEST_F(LogStoreTest, TheNewestLinesAreReadFromTheEnd) {
+  std::vector<LogRecord> lines;
+  for (int i = 0; i < 3000; ++i) lines.push_back(Line(std::to_string(i)));
+  std::promise<void> stored;
+  logs_->Append("ap-1", lines, [&] { stored.set_value(); });
+  stored.get_future().get();
+  auto newest = [&](const std::string& stream) {
+    std::promise<Result<LogStore::Page>> promise;
+    auto asked = logs_->ReadNewest(stream, 10,
+                                   [&](Result<LogStore::Page> page) { promise.set_value(std::move(page)); });
+    return promise.get_future().get();
+  };
+  auto page = newest("ap-1");
+  ASSERT_TRUE(page.ok()) << page.status();
+  ASSERT_EQ(page->records.size(), 10u);
+  EXPECT_EQ(page->records.front().data, "2990");
+  EXPECT_EQ(page->records.back().data, "2999");
+  EXPECT_TRUE(newest("ap-none")->records.empty());
 }
 
 }  // namespace

@@ -7,7 +7,6 @@ namespace lydian::gateway {
 namespace {
 
 constexpr size_t kLogLines = 1000;  // on a page
-constexpr size_t kPageRecords = 5000;
 constexpr auto kPatience = std::chrono::seconds(5);
 
 // Asks `start` with a callback and waits for it. UNAVAILABLE when control doesn't answer, since it stops.
@@ -36,32 +35,23 @@ Result<Told> Tell(control::Objects& objects, const std::string& app_id) {
   return Told{std::move(app), std::move(members)};
 }
 
-// The last lines of the app's log, read forwards page by page: logs of one app fit, and a page is seldom
-// asked for.
+// The last lines of the app's log: the page is asked for again every few seconds.
 Status ReadLogs(control::LogStore& logs, const std::string& app_id, AppPage* page) {
-  uint64_t after = 0;
-  while (true) {
-    std::shared_ptr<void> asked;  // letting go of it takes the question back
-    ASSIGN_OR_RETURN(Result<control::LogStore::Page> read,
-                     (Await<Result<control::LogStore::Page>>(
-                         [&](std::function<void(Result<control::LogStore::Page>)> reply) {
-                           // Answered at once, since nothing is waited for.
-                           asked = logs.Read(app_id, after, {}, kPageRecords, 0, std::move(reply));
-                         })));
-    if (read.status().code() == Code::kNotFound) return OkStatus();  // nothing was written yet
-    RETURN_IF_ERROR(read.status());
-    for (control::LogRecord& record : read->records) {
-      after = record.seq;
-      if (record.file_descriptor == 0 || record.data.empty()) continue;
-      page->logs.push_back({static_cast<double>(record.unix_nanos) / 1e9, record.task_id,
-                            std::move(record.data), record.file_descriptor == 2});
-    }
-    if (page->logs.size() > kLogLines) {
-      page->logs.erase(page->logs.begin(), page->logs.end() - kLogLines);
-      page->logs_cut = true;
-    }
-    if (read->records.empty() || read->done) return OkStatus();
+  std::shared_ptr<void> asked;  // letting go of it takes the question back
+  ASSIGN_OR_RETURN(Result<control::LogStore::Page> read,
+                   (Await<Result<control::LogStore::Page>>(
+                       [&](std::function<void(Result<control::LogStore::Page>)> reply) {
+                         asked = logs.ReadNewest(app_id, kLogLines + 1, std::move(reply));
+                       })));
+  if (read.status().code() == Code::kNotFound) return OkStatus();  // nothing was written yet
+  RETURN_IF_ERROR(read.status());
+  page->logs_cut = !read->records.empty() && read->records.front().seq > 1;
+  for (control::LogRecord& record : read->records) {
+    if (record.file_descriptor == 0 || record.data.empty()) continue;
+    page->logs.push_back({static_cast<double>(record.unix_nanos) / 1e9, record.task_id,
+                          std::move(record.data), record.file_descriptor == 2});
   }
+  return OkStatus();
 }
 
 }  // namespace
