@@ -33,7 +33,26 @@ Status CheckResources(const pb::Resources& resources) {
   return OkStatus();
 }
 
+// Each place of a container costs the worker some bytes of disk, whether it is used or not.
+constexpr uint32_t kMostAtOnce = 10'000;
+
+template <typename Definition>
+Status CheckPlaces(const Definition& definition) {
+  const std::pair<const char*, uint32_t> values[] = {
+      {"max_concurrent_inputs (@modal.concurrent(max_inputs=))", definition.max_concurrent_inputs()},
+      {"target_concurrent_inputs (@modal.concurrent(target_inputs=))", definition.target_concurrent_inputs()},
+      {"batch_max_size (@modal.batched(max_batch_size=))", definition.batch_max_size()}};
+  for (const auto& [name, value] : values) {
+    if (value > kMostAtOnce) {
+      return InvalidArgument(std::string(name) + " is " + std::to_string(value) + "; it may be " +
+                             std::to_string(kMostAtOnce) + " at most");
+    }
+  }
+  return OkStatus();
+}
+
 Status CheckParts(const pb::Function& function) {
+  RETURN_IF_ERROR(CheckPlaces(function));
   RETURN_IF_ERROR(CheckWebhook(function.webhook_config()));
   for (const auto& [name, method] : function.method_definitions())
     RETURN_IF_ERROR(CheckWebhook(method.webhook_config()));
@@ -63,6 +82,7 @@ Status CheckSupported(const pb::Function& function) {
 }
 
 Status CheckSupported(const pb::FunctionOptions& options) {
+  RETURN_IF_ERROR(CheckPlaces(options));
   RETURN_IF_ERROR(CheckResources(options.resources()));
   if (options.volume_mounts_size() > 0) return NotBuilt("a Volume (volumes=)");
   if (options.cloud_bucket_mounts_size() > 0) return NotBuilt("a CloudBucketMount (volumes=)");

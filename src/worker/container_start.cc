@@ -18,8 +18,8 @@ namespace {
 constexpr Millis kSpawnerWait{100};
 
 // Also those whose output control has not acknowledged yet.
-uint32_t TableCapacity(const TaskSpec& spec) {
-  return 256 + 2 * std::max(spec.slots(), spec.batch_max_size());
+uint64_t TableCapacity(const TaskSpec& spec) {
+  return 256 + 2 * uint64_t{std::max(spec.slots(), spec.batch_max_size())};
 }
 
 std::string PythonOf(image::LayerStore* layers, const ImageSpec& image, const std::vector<std::string>& ids) {

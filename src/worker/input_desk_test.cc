@@ -70,6 +70,20 @@ TEST_F(LeaseTableTest, RefusesWhatIsNotOne) {
   EXPECT_EQ(LeaseTable::Open(path_, 4).status().code(), Code::kDataLoss);
 }
 
+TEST_F(LeaseTableTest, TakesNoMoreDiskThanAContainerMayHold) {
+  const std::string path = path_ + "-large";
+  for (uint64_t capacity :
+       {uint64_t{0}, LeaseTable::kMostPlaces + 1, uint64_t{600'000'256}, uint64_t{1} << 33}) {
+    Status status = LeaseTable::Open(path, capacity).status();
+    EXPECT_EQ(status.code(), Code::kInvalidArgument) << capacity;
+  }
+  struct stat info {};
+  ASSERT_EQ(stat(path.c_str(), &info), 0);
+  EXPECT_EQ(info.st_blocks, 0);
+  EXPECT_TRUE(LeaseTable::Open(path, 256 + 2 * 10'000).ok());
+  EXPECT_EQ(unlink(path.c_str()), 0);
+}
+
 class InputDeskTest : public LeaseTableTest {
  protected:
   void TearDown() override {

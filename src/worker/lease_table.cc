@@ -55,7 +55,7 @@ LeaseTable::Record* LeaseTable::records() const {
   return reinterpret_cast<Record*>(static_cast<char*>(memory_) + kHeaderBytes);
 }
 
-Result<std::unique_ptr<LeaseTable>> LeaseTable::Open(const std::string& path, uint32_t capacity) {
+Result<std::unique_ptr<LeaseTable>> LeaseTable::Open(const std::string& path, uint64_t capacity) {
   UniqueFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!fd.valid()) return ErrnoStatus("opening " + path);
   struct stat info {};
@@ -63,6 +63,10 @@ Result<std::unique_ptr<LeaseTable>> LeaseTable::Open(const std::string& path, ui
   const bool fresh = info.st_size == 0;
   size_t bytes = kHeaderBytes + capacity * sizeof(Record);
   if (fresh) {
+    if (capacity == 0 || capacity > kMostPlaces) {
+      return InvalidArgument("a container that holds " + std::to_string(capacity) + " inputs; it may hold " +
+                             std::to_string(kMostPlaces));
+    }
     // Allocated, so that a full disk is an error here and not a SIGBUS at a store.
     if (int error = posix_fallocate(fd.get(), 0, static_cast<off_t>(bytes)); error != 0) {
       return ErrnoStatus("making room for " + path, error);
@@ -76,7 +80,7 @@ Result<std::unique_ptr<LeaseTable>> LeaseTable::Open(const std::string& path, ui
   std::unique_ptr<LeaseTable> table(new LeaseTable(memory, bytes));
   Header& header = table->header();
   if (fresh) {
-    header.capacity = capacity;
+    header.capacity = static_cast<uint32_t>(capacity);
     std::memcpy(header.magic, kMagic, sizeof kMagic);
   } else if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0 ||
              kHeaderBytes + size_t{header.capacity} * sizeof(Record) > bytes ||

@@ -28,8 +28,10 @@ struct HeldLease {
 
 class LeaseTable {
  public:
-  // Makes the file, or opens it if it is there.
-  static Result<std::unique_ptr<LeaseTable>> Open(const std::string& path, uint32_t capacity);
+  // The most records that a new table may have: its disk is taken at once, and every search walks it.
+  static constexpr uint64_t kMostPlaces = 32'768;
+  // Makes the file, or opens it if it is there. INVALID_ARGUMENT beyond kMostPlaces.
+  static Result<std::unique_ptr<LeaseTable>> Open(const std::string& path, uint64_t capacity);
   ~LeaseTable();
   LeaseTable(const LeaseTable&) = delete;
   LeaseTable& operator=(const LeaseTable&) = delete;
