@@ -21,7 +21,9 @@ Result<pb::BlobCreateResponse> Create(const pb::BlobCreateRequest& request, Call
   }
   auto size = static_cast<uint64_t>(request.content_length());
   std::string blob_id = NewId("bl");
-  RETURN_IF_ERROR(call.objects().blobs().Note(call.scope, blob_id, size));
+  RETURN_IF_ERROR(call.objects().blobs().Announce(
+      call.scope, blob_id, size, blob::UploadSeconds(size),
+      [&](const std::string& id) { return call.services.blobs->BlobSize(id).ok(); }));
   auto plan = blob::PlanUpload(*call.services.signer, call.objects().clock(),
                                BaseUrl(call.services, *call.ctx), blob_id, size, request.content_md5());
   pb::BlobCreateResponse response;

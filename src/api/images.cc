@@ -157,7 +157,9 @@ void Join(const ServicesPtr& services, const pb::ImageJoinStreamingRequest& requ
   options.stream = image->id;
   options.after = *cursor;
   options.timeout_secs = request.timeout();
-  options.write = [stream](const std::vector<control::LogRecord>& records) {
+  // Held as long as somebody reads.
+  options.write = [stream, follow = services->objects->images().Follow(image->id)](
+                      const std::vector<control::LogRecord>& records) {
     pb::ImageJoinStreamingResponse part;
     for (const auto& record : records) *part.add_task_logs() = LogItem(record);
     part.set_entry_id(Cursor(records.back().seq));

@@ -6,7 +6,23 @@
 namespace lydian::api {
 namespace {
 
-class ImagesTest : public RunTest {};
+class ImagesTest : public RunTest {
+ protected:
+  static pb::ImageJoinStreamingRequest JoinOf(const std::string& image_id) {
+    pb::ImageJoinStreamingRequest join;
+    join.set_image_id(image_id);
+    join.set_timeout(55);
+    return join;
+  }
+  static BuildUpdate Cancelled() {
+    BuildUpdate update;
+    update.mutable_result()->set_cancelled(true);
+    return update;
+  }
+  Result<pb::ImageGetOrCreateResponse> Ordered(const pb::ImageGetOrCreateRequest& request) {
+    return Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
+  }
+};
 
 TEST_F(ImagesTest, AsksAWorkerOnceForAClientVersion) {
   EXPECT_EQ(ClientMount(), ClientMount());
@@ -78,6 +94,8 @@ TEST_F(ImagesTest, ALostBuildStartsAgainAndARestartAsksForItAgain) {
 }
 
 TEST_F(ImagesTest, AnImageDependsOnEveryInput) {
+  image_options_.builds_at_once = 10;
+  Boot();
   std::string app_id = NewApp();
   auto id = [&](const pb::ImageGetOrCreateRequest& request) {
     auto response = Ask<pb::ImageGetOrCreateResponse>("ImageGetOrCreate", request);
@@ -116,6 +134,100 @@ TEST_F(ImagesTest, AnImageDependsOnEveryInput) {
             Code::kUnimplemented);
 }
 
+TEST_F(ImagesTest, ABuildThatNobodyFollowsAnyMoreIsCancelled) {
+  image_options_.abandoned_after = Millis(50);
+  Boot();
+  auto request = ImageRequest(NewApp());
+  auto image = Ordered(request);
+  ASSERT_TRUE(image.ok());
+  std::shared_ptr<FakeContext> first, second;
+  Open("ImageJoinStreaming", JoinOf(image->image_id()), &first);
+  Open("ImageJoinStreaming", JoinOf(image->image_id()), &second);
+  auto build = workers_.Build(0);
+  EXPECT_FALSE(build.first.workspace_id().empty());
+  OnStrand([] { return 0; });
+  first->Cancel();
+  EXPECT_FALSE(workers_.WaitCancel(build.first.build_id(), Millis(200))) << "one of the two still waits";
+  second->Cancel();
+  ASSERT_TRUE(workers_.WaitCancel(build.first.build_id()));
+  build.second(Cancelled());
+  OnStrand([] { return 0; });
+  auto found = OnStrand([&] { return objects_->images().ById(image->image_id()); });
+  EXPECT_EQ(found->state, control::ImageState::kFailed);
+  EXPECT_EQ(found->error, "the build was cancelled: nobody waited for it any more");
+  EXPECT_FALSE(Ordered(request)->has_result());  // who asks again gets a new build
+  EXPECT_EQ(workers_.count(), 2u);
+}
+
+TEST_F(ImagesTest, ABuildThatNobodyEverFollowsIsCancelled) {
+  image_options_.asked_grace = Millis(50);
+  Boot();
+  ASSERT_TRUE(Ordered(ImageRequest(NewApp())).ok());
+  EXPECT_TRUE(workers_.WaitCancel(workers_.Build(0).first.build_id()));
+}
+
+TEST_F(ImagesTest, WhoComesBackWhileABuildIsCancelledGetsANewOne) {
+  image_options_.abandoned_after = Millis(50);
+  Boot();
+  auto image = Ordered(ImageRequest(NewApp()));
+  std::shared_ptr<FakeContext> context;
+  Open("ImageJoinStreaming", JoinOf(image->image_id()), &context);
+  auto build = workers_.Build(0);
+  OnStrand([] { return 0; });
+  context->Cancel();
+  ASSERT_TRUE(workers_.WaitCancel(build.first.build_id()));
+  auto stream = Open("ImageJoinStreaming", JoinOf(image->image_id()));
+  OnStrand([] { return 0; });
+  build.second(Cancelled());
+  workers_.Build(1).second(Ready("ly-1"));
+  pb::ImageJoinStreamingResponse part;
+  ASSERT_TRUE(part.ParseFromString(stream->WaitEnd().back()));
+  EXPECT_EQ(part.result().status(), pb::GenericResult::GENERIC_STATUS_SUCCESS);
+}
+
+TEST_F(ImagesTest, AWorkspaceHasAFewBuildsAtOnce) {
+  image_options_.builds_at_once = 2;
+  Boot();
+  std::string app_id = NewApp();
+  std::vector<std::string> ids;
+  for (int i = 0; i < 3; ++i) {
+    auto request = ImageRequest(app_id);
+    request.mutable_image()->add_dockerfile_commands("RUN " + std::to_string(i));
+    ids.push_back(Ordered(request)->image_id());
+  }
+  EXPECT_EQ(workers_.count(), 2u);
+  auto stream = Open("ImageJoinStreaming", JoinOf(ids[2]));
+  pb::ImageJoinStreamingResponse part;
+  ASSERT_TRUE(part.ParseFromString(stream->WaitMessage(0)));
+  EXPECT_EQ(
+      part.task_logs(0).data(),
+      "Waiting: 2 images of this workspace are being built; this one begins when one of them is done.\n");
+  // Another workspace doesn't wait.
+  rpc::Caller other = user_;
+  auto token = objects_->tokens().Create("other", "o");
+  ASSERT_TRUE(token.ok());
+  other.token_id = token->token_id;
+  other.workspace_id = objects_->tokens().Get(token->token_id)->workspace_id;
+  auto request = ImageRequest("");
+  ASSERT_TRUE(CallAs<pb::ImageGetOrCreateResponse>(other, "ImageGetOrCreate", request).ok());
+  EXPECT_EQ(workers_.count(), 3u);
+  workers_.Build(0).second(Ready("ly-1"));
+  EXPECT_EQ(workers_.Build(3).first.image_id(), ids[2]);
+}
+
+TEST_F(ImagesTest, ABuildThatWorkersGiveBackIsTriedAFewTimes) {
+  auto image = Ordered(ImageRequest(NewApp()));
+  auto stream = Open("ImageJoinStreaming", JoinOf(image->image_id()));
+  BuildUpdate lost;
+  lost.mutable_result()->set_retryable(true);
+  lost.mutable_result()->set_error("the worker has gone");
+  for (size_t i = 0; i < 3; ++i) workers_.Build(i).second(lost);
+  pb::ImageJoinStreamingResponse part;
+  ASSERT_TRUE(part.ParseFromString(stream->WaitEnd().back()));
+  EXPECT_EQ(part.result().exception(), "the worker has gone");
+  EXPECT_EQ(workers_.count(), 3u);
+}
+
 TEST_F(ImagesTest, ARunFunctionStepAddsItsLayer) {
   std::string app_id = NewApp();
   pb::Function definition = Definition(app_id);
@@ -140,6 +252,30 @@ TEST_F(ImagesTest, ARunFunctionStepAddsItsLayer) {
   EXPECT_EQ(image->state, control::ImageState::kReady) << image->error;
   ASSERT_EQ(image->spec.layer_ids_size(), 2);
   EXPECT_EQ(image->spec.layer_ids(1), "ly-2");
+}
+
+TEST_F(ImagesTest, RefusesContainersThatHoldTooMuchAtOnce) {
+  std::string app_id = NewApp();
+  pb::Function base = Definition(app_id);
+  auto refused = [&](auto change, const std::string& word) {
+    pb::Function function = base;
+    change(function);
+    Status status = Create(app_id, function).status();
+    EXPECT_EQ(status.code(), Code::kInvalidArgument) << word;
+    EXPECT_NE(status.message().find("function 'f': " + word), std::string::npos) << status.message();
+    EXPECT_NE(status.message().find("it may be 10000 at most"), std::string::npos) << status.message();
+  };
+  refused([](pb::Function& f) { f.set_max_concurrent_inputs(300'000'000); }, "max_concurrent_inputs");
+  refused([](pb::Function& f) { f.set_target_concurrent_inputs(10'001); }, "target_concurrent_inputs");
+  refused([](pb::Function& f) { f.set_batch_max_size(0x80000001u); }, "batch_max_size");
+  base.set_max_concurrent_inputs(10'000);
+  auto fine = Create(app_id, base);
+  ASSERT_TRUE(fine.ok()) << fine.status();
+  pb::FunctionBindParamsRequest bind;
+  bind.set_function_id(fine->function_id());
+  bind.mutable_function_options()->set_max_concurrent_inputs(10'001);
+  EXPECT_EQ(Ask<pb::FunctionBindParamsResponse>("FunctionBindParams", bind).status().code(),
+            Code::kInvalidArgument);
 }
 
 TEST_F(ImagesTest, RefusesWhatIsNotBuiltByName) {

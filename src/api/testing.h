@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <future>
 #include <map>
@@ -138,7 +139,7 @@ class FakeEngine : public control::Engine {
     for (const auto& task : tasks) {
       if (task.task_id == task_id) return reply(task);
     }
-    reply(NotFound("no container " + task_id));
+    reply(NotFound("no task " + task_id));  // as the journal says it
   }
   void Stats(const std::string& function_id, std::function<void(control::FunctionStats)> reply) override {
     std::lock_guard lock(mutex);
@@ -167,7 +168,17 @@ class FakeWorkers : public control::Workers {
     builds.emplace_back(spec, std::move(on_update));
     changed.notify_all();
   }
-  void CancelBuild(const std::string&) override {}
+  void CancelBuild(const std::string& build_id) override {
+    std::lock_guard lock(mutex);
+    cancelled.push_back(build_id);
+    changed.notify_all();
+  }
+  bool WaitCancel(const std::string& build_id, std::chrono::milliseconds wait = std::chrono::seconds(5)) {
+    std::unique_lock lock(mutex);
+    return changed.wait_for(lock, wait, [&] {
+      return std::find(cancelled.begin(), cancelled.end(), build_id) != cancelled.end();
+    });
+  }
   void Ensure(EnsureAsset::Kind, const std::string& name, std::function<void(Status)> done) override {
     {
       std::lock_guard lock(mutex);
@@ -189,7 +200,7 @@ class FakeWorkers : public control::Workers {
   std::mutex mutex;
   std::condition_variable changed;
   std::vector<std::pair<BuildSpec, std::function<void(const BuildUpdate&)>>> builds;
-  std::vector<std::string> ensured;
+  std::vector<std::string> ensured, cancelled;
   Status ensure_status;
 };
 
@@ -301,6 +312,8 @@ class ApiTest : public ::testing::Test {
     control::ObjectsOptions options;
     options.state_dir = dir_;
     options.apps.heartbeat_timeout = heartbeat_timeout_;
+    options.images = image_options_;
+    options.uploads = upload_limits_;
     auto objects = control::Objects::Open(options, &SystemClock());
     ASSERT_TRUE(objects.ok()) << objects.status();
     objects_ = std::move(objects).value();
@@ -374,6 +387,8 @@ class ApiTest : public ::testing::Test {
 
   std::string dir_;
   Millis heartbeat_timeout_{45'000};
+  control::ImageOptions image_options_;
+  control::UploadLimits upload_limits_;
   FakeEngine engine_;
   FakeWorkers workers_;
   FakeLogs logs_;

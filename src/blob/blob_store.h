@@ -56,7 +56,8 @@ class BlobStore {
  public:
   virtual ~BlobStore() = default;
 
-  // Replaces a blob of the same id, at Commit. `size_hint` (0: unknown) is reserved on disk at once.
+  // Replaces a blob of the same id, at Commit. `size_hint` (0: unknown): RESOURCE_EXHAUSTED where the disk
+  // has not that much room now; nothing is reserved.
   virtual Result<std::unique_ptr<Writer>> BeginBlob(std::string_view id, uint64_t size_hint = 0,
                                                     Digest digest = Digest::kMd5) = 0;
   virtual Result<Reader> OpenBlob(std::string_view id) = 0;

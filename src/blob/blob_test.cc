@@ -179,6 +179,19 @@ TEST_F(BlobTest, FullDiskSaysSo) {
   EXPECT_EQ(umount(small.c_str()), 0);
 }
 
+TEST_F(BlobTest, WhatIsAnnouncedTakesNoDisk) {
+  auto writer = store_->BeginBlob("bl-announced", uint64_t{256} << 20);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  ASSERT_TRUE((*writer)->Append("x").ok());
+  uint64_t blocks = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(dir_)) {
+    struct stat info {};
+    ASSERT_EQ(stat(entry.path().c_str(), &info), 0);
+    if (S_ISREG(info.st_mode)) blocks += static_cast<uint64_t>(info.st_blocks);
+  }
+  EXPECT_LT(blocks * 512, 1u << 20);
+}
+
 TEST_F(BlobTest, ManyAtOnce) {
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {

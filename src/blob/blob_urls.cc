@@ -10,8 +10,8 @@ namespace lydian::blob {
 namespace {
 
 constexpr uint64_t kPart = uint64_t{64} << 20;
-constexpr uint64_t kMostParts = 1000;          // larger files get longer parts
-constexpr int64_t kUploadSeconds = 24 * 3600;  // a slow line may need long; each part is checked as it begins
+constexpr uint64_t kMostParts = 1000;     // larger files get longer parts
+constexpr int64_t kUploadSeconds = 3600;  // and a second for each MiB; each part is checked as it begins
 constexpr int64_t kDownloadSeconds = 3600;
 // What the client announces for a file that it didn't read for an MD5: the bytes BA AD, eight times.
 constexpr std::string_view kPlaceholderMd5 = "uq26rbqtuq26rbqtuq26rQ==";
@@ -52,10 +52,12 @@ std::string Md5HexOfBase64(std::string_view text) {
   return HexEncode(raw);
 }
 
+int64_t UploadSeconds(uint64_t size) { return kUploadSeconds + static_cast<int64_t>(size >> 20); }
+
 UploadPlan PlanUpload(const UrlSigner& signer, const Clock& clock, const std::string& base_url,
                       std::string_view blob_id, uint64_t size, std::string_view md5_base64) {
   const std::string base = WithoutSlash(base_url), id(blob_id);
-  const int64_t expires = Now(clock) + kUploadSeconds;
+  const int64_t expires = Now(clock) + UploadSeconds(size);
   UploadPlan plan;
   const bool is_file = md5_base64 == kPlaceholderMd5;
   if (!is_file && TakesSinglePut(base)) {

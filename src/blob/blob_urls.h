@@ -21,6 +21,9 @@ struct UploadPlan {
   std::string completion_url;
 };
 
+// How long the URLs for an upload of this size hold.
+int64_t UploadSeconds(uint64_t size);
+
 // `base_url` as the caller reaches us: "http://127.0.0.1:7070", in containers "http://169.254.77.1".
 // `md5_base64` as announced.
 UploadPlan PlanUpload(const UrlSigner& signer, const Clock& clock, const std::string& base_url,

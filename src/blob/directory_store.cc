@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,7 +24,7 @@
 namespace lydian::blob {
 namespace {
 
-constexpr uint64_t kReserveFrom = 1 << 20;
+constexpr uint64_t kAskFrom = 1 << 20;
 constexpr size_t kCopyBuffer = 1 << 20;
 constexpr int64_t kPartsKeptSeconds = 24 * 3600;
 
@@ -314,13 +315,13 @@ Result<std::unique_ptr<Writer>> DirectoryStore::Begin(const std::string& space, 
   std::string temporary = space + "/.tmp/" + RandomHex(16);
   UniqueFd fd(open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
   if (!fd.valid()) return DiskStatus(target);
-  // A disk that is too full says so before the bytes travel. File systems that can't reserve say EOPNOTSUPP.
-  if (size_hint >= kReserveFrom &&
-      fallocate(fd.get(), FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(size_hint)) != 0 &&
-      (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)) {
-    const int error = errno;
+  // A disk that is too full says so before the bytes travel. Nothing is reserved: what is announced may never
+  // come.
+  struct statvfs disk {};
+  if (size_hint >= kAskFrom && fstatvfs(fd.get(), &disk) == 0 &&
+      size_hint / disk.f_frsize >= uint64_t{disk.f_bavail}) {
     unlink(temporary.c_str());
-    return DiskStatus(target, error == EFBIG ? ENOSPC : error);
+    return DiskStatus(target, ENOSPC);
   }
   return std::unique_ptr<Writer>(
       std::make_unique<FileWriter>(std::move(fd), std::move(temporary), std::move(target), std::move(sha256),

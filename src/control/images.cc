@@ -12,6 +12,7 @@ namespace {
 
 constexpr Millis kMaxRetryDelay{5000};
 constexpr auto kRetryFor = std::chrono::minutes(3);  // builds that no worker has finished
+constexpr Millis kCancelAgain{5000};                 // its worker may not have been there
 constexpr char kBuilderVersion[] = "2025.06";
 
 // A part of a digest's text, so that no two lists of parts give the same text.
@@ -112,7 +113,7 @@ Result<Image> Images::GetOrBuild(const Scope& scope, const ImageRequest& request
     if (known.ok()) logs_->Reopen(image_id);
   }
   RETURN_IF_ERROR(Insert(scope, image_id, recipe, request));
-  Start(image_id);
+  Start(image_id, options_.asked_grace);
   return ById(image_id);
 }
 
@@ -148,31 +149,114 @@ Status Images::Resume() {
   ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT id FROM image WHERE state = ?", {ImageState::kBuilding}));
   for (auto& row : rows) {
     LOG_INFO("asking for a build again", {{"image_id", row.Text(0)}});
-    Start(row.Text(0));
+    Start(row.Text(0), options_.resumed_grace);
   }
   return OkStatus();
 }
 
 // A build whose end could not be stored (a full disk) is left without anybody who works on it.
 void Images::Ensure(const Image& image) {
-  if (image.state != ImageState::kBuilding || builds_.count(image.id) > 0) return;
+  if (image.state != ImageState::kBuilding) return;
+  auto known = builds_.find(image.id);
+  if (known != builds_.end()) {
+    known->second.wanted = true;
+    if (known->second.followers == 0) Watch(image.id, known->second, options_.asked_grace);
+    return;
+  }
   logs_->Reopen(image.id);
-  Start(image.id);
+  Start(image.id, options_.asked_grace);
 }
 
-void Images::Start(const std::string& image_id) {
+Images::Build* Images::Find(const std::string& image_id, uint64_t serial) {
+  auto it = builds_.find(image_id);
+  return it == builds_.end() || it->second.serial != serial ? nullptr : &it->second;
+}
+
+void Images::Start(const std::string& image_id, Millis grace) {
   Build& build = builds_[image_id];
   build = {};
+  build.serial = next_serial_++;
   build.began = std::chrono::steady_clock::now();
-  Run(image_id);
+  auto rows = db_->Query("SELECT workspace_id, function_id FROM image WHERE id = ?", {image_id});
+  if (rows.ok() && !rows->empty()) {  // else RunOnce says what is wrong
+    build.by_function = !(*rows)[0].Text(1).empty();
+    build.place = (*rows)[0].Text(0) + (build.by_function ? "/functions" : "");
+  }
+  Watch(image_id, build, grace);
+  Run(image_id, build.serial);
 }
 
-void Images::Run(const std::string& image_id) {
+std::shared_ptr<void> Images::Follow(const std::string& image_id) {
   auto it = builds_.find(image_id);
-  if (it == builds_.end()) return;
-  it->second.build_id = NewId("bu");
-  ++it->second.attempts;
-  if (Status started = RunOnce(image_id, it->second.build_id); !started.ok()) {
+  if (it == builds_.end()) return nullptr;
+  Build& build = it->second;
+  ++build.followers;
+  ++build.watch;
+  build.wanted = true;
+  return {nullptr, [this, strand = strand_, image_id, serial = build.serial](void*) {
+            strand->Post([this, image_id, serial] {
+              Build* left = Find(image_id, serial);
+              if (left != nullptr && --left->followers == 0) Watch(image_id, *left, options_.abandoned_after);
+            });
+          }};
+}
+
+void Images::Watch(const std::string& image_id, Build& build, Millis grace) {
+  strand_->PostAfter(grace, [this, image_id, serial = build.serial, watch = ++build.watch] {
+    Build* late = Find(image_id, serial);
+    if (late != nullptr && late->watch == watch && late->followers == 0) Abandon(image_id, *late);
+  });
+}
+
+void Images::Abandon(const std::string& image_id, Build& build) {
+  if (build.by_function && build.placed) return;  // its container ends with the app
+  LOG_INFO("nobody waits for a build any more", {{"image_id", image_id}, {"build_id", build.build_id}});
+  build.wanted = false;
+  if (build.build_id.empty()) {  // waits for its turn
+    BuildResult result;
+    result.set_cancelled(true);
+    return Finish(image_id, result);
+  }
+  build.cancelling = true;
+  workers_->CancelBuild(build.build_id);
+  Watch(image_id, build, kCancelAgain);
+}
+
+bool Images::TakePlace(const std::string& image_id, Build& build) {
+  if (build.placed) return true;
+  Place& place = places_[build.place];
+  if (place.running >= options_.builds_at_once) {
+    place.waiting.emplace_back(image_id, build.serial);
+    Say(image_id,
+        "Waiting: " + std::to_string(place.running) +
+            " images of this workspace are being built; this one begins when one of them is done.\n");
+    return false;
+  }
+  ++place.running;
+  return build.placed = true;
+}
+
+void Images::LeavePlace(const Build& build) {
+  if (!build.placed) return;
+  auto it = places_.find(build.place);
+  Place& place = it->second;
+  --place.running;
+  while (!place.waiting.empty()) {
+    auto [image_id, serial] = place.waiting.front();
+    place.waiting.pop_front();
+    if (Find(image_id, serial) == nullptr) continue;
+    strand_->Post([this, id = image_id, of = serial] { Run(id, of); });
+    return;
+  }
+  if (place.running == 0) places_.erase(it);
+}
+
+void Images::Run(const std::string& image_id, uint64_t serial) {
+  Build* build = Find(image_id, serial);
+  if (build == nullptr || !TakePlace(image_id, *build)) return;
+  build->build_id = NewId("bu");
+  ++build->attempts;
+  if (Status started = RunOnce(image_id, build->build_id); !started.ok()) {
     BuildResult failed;
     failed.set_error(started.message());
     Finish(image_id, failed);
@@ -235,14 +319,20 @@ void Images::OnUpdate(const std::string& image_id, const std::string& build_id, 
 
 void Images::OnResult(const std::string& image_id, const BuildResult& result) {
   Build& build = builds_[image_id];
-  bool again =
-      !result.ok() && result.retryable() && std::chrono::steady_clock::now() - build.began < kRetryFor;
+  if (result.cancelled() && build.cancelling && build.wanted) {  // somebody came back meanwhile
+    build.cancelling = false;
+    --build.attempts;
+    return Run(image_id, build.serial);
+  }
+  bool again = !result.ok() && result.retryable() && build.wanted &&
+               build.attempts < options_.most_attempts &&
+               std::chrono::steady_clock::now() - build.began < kRetryFor;
   if (!again) return Finish(image_id, result);
   if (build.attempts == 1)
     Say(image_id, "The build was interrupted (" + result.error() + "); it starts again.\n");
   build.build_id.clear();
   build.delay = std::min(build.delay * 2, kMaxRetryDelay);
-  strand_->PostAfter(build.delay, [this, image_id] { Run(image_id); });
+  strand_->PostAfter(build.delay, [this, image_id, serial = build.serial] { Run(image_id, serial); });
 }
 
 void Images::OnBuilder(const std::string& image_id, const std::string& parent_id,
@@ -261,11 +351,13 @@ void Images::OnBuilder(const std::string& image_id, const std::string& parent_id
 }
 
 void Images::Finish(const std::string& image_id, const BuildResult& result) {
-  builds_.erase(image_id);
+  if (auto build = builds_.extract(image_id)) LeavePlace(build.mapped());
   ImageSpec spec = result.image();
   spec.set_image_id(image_id);
   std::string bytes = result.ok() ? spec.SerializeAsString() : std::string();
-  std::string error = result.ok() ? "" : result.cancelled() ? "the build was cancelled" : result.error();
+  std::string error = result.ok()          ? ""
+                      : result.cancelled() ? "the build was cancelled: nobody waited for it any more"
+                                           : result.error();
   if (!result.ok() && error.empty()) error = "the build failed";
   Status stored = db_->Transaction([&](store::Session& session) -> Status {
     RETURN_IF_ERROR(session.Execute(

@@ -23,8 +23,8 @@ Objects::Objects(ObjectsOptions options, Clock* clock, Key key, std::unique_ptr<
   functions_ = std::make_unique<Functions>(db_.get(), clock_);
   mounts_ = std::make_unique<Mounts>(db_.get(), clock_, &strand_);
   secrets_ = std::make_unique<Secrets>(db_.get(), clock_, &key_);
-  images_ = std::make_unique<Images>(db_.get(), clock_, &strand_, secrets_.get());
-  blobs_ = std::make_unique<Blobs>(db_.get(), clock_);
+  images_ = std::make_unique<Images>(db_.get(), clock_, &strand_, secrets_.get(), options_.images);
+  blobs_ = std::make_unique<Blobs>(db_.get(), clock_, options_.uploads);
   answers_ = std::make_unique<Answers>(db_.get(), clock_);
   apps_->OnStopped([this](const std::string& app_id) { secrets_->DropOfApp(app_id); });
 }

@@ -31,6 +31,8 @@ namespace lydian::control {
 struct ObjectsOptions {
   std::string state_dir;  // of control: state.db, key, first-token.json
   AppOptions apps;
+  ImageOptions images;
+  UploadLimits uploads;
 };
 
 class Objects {
