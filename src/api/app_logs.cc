@@ -17,6 +17,7 @@ using control::LogRecord;
 namespace {
 
 constexpr uint32_t kMostFetched = 20'000;
+constexpr size_t kMostFetchedBytes = size_t{16} << 20;
 constexpr int64_t kMostBuckets = 100'000;
 
 template <typename Request>
@@ -73,16 +74,20 @@ void GetLogs(const ServicesPtr& services, const pb::AppGetLogsRequest& request, 
     return stream.Finish(NotFound("no sandbox " + request.sandbox_id().substr(0, 80)));
   auto with_app = [services, request, ctx, stream, scope = *scope](const std::string& app_id) {
     auto app = services->objects->apps().Get(scope, app_id);
-    if (!app.ok()) return stream.Finish(app.status());
+    if (!app.ok()) {
+      bool by_task = request.app_id().empty() && !request.task_id().empty();
+      return stream.Finish(by_task ? NoSuchTask(app.status(), request.task_id()) : app.status());
+    }
     Follow(services, request, ctx, stream, *app);
   };
   if (!request.app_id().empty() || request.task_id().empty()) return with_app(request.app_id());
-  services->engine->TaskById(request.task_id(), [services, stream, with_app](Result<control::TaskView> task) {
-    services->objects->strand().Post([stream, with_app, task = std::move(task)] {
-      if (!task.ok()) return stream.Finish(task.status());
-      with_app(task->app_id);
-    });
-  });
+  services->engine->TaskById(
+      request.task_id(), [services, request, stream, with_app](Result<control::TaskView> task) {
+        services->objects->strand().Post([request, stream, with_app, task = std::move(task)] {
+          if (!task.ok()) return stream.Finish(NoSuchTask(task.status(), request.task_id()));
+          with_app(task->app_id);
+        });
+      });
 }
 
 // Reads a whole stretch of log, page by page, and gives each record to `each`.
@@ -135,9 +140,13 @@ void Fetch(const ServicesPtr& services, const pb::AppFetchLogsRequest& request, 
   if (!scan.ok()) return reply(scan.status());
   size_t limit = request.limit() == 0 ? kMostFetched : std::min(request.limit(), kMostFetched);
   auto last = std::make_shared<std::deque<LogRecord>>();
-  (*scan)->each = [last, limit](const LogRecord& record) {
+  (*scan)->each = [last, limit, bytes = size_t{0}](const LogRecord& record) mutable {
     last->push_back(record);
-    if (last->size() > limit) last->pop_front();
+    bytes += record.data.size();
+    while (last->size() > limit || (bytes > kMostFetchedBytes && last->size() > 1)) {
+      bytes -= last->front().data.size();
+      last->pop_front();
+    }
   };
   (*scan)->end = [last, reply](Status status) {
     if (!status.ok()) return reply(status);

@@ -23,6 +23,13 @@ Status CheckReferences(const pb::Function& function, Call& call) {
     RETURN_IF_ERROR(call.objects().mounts().Get(call.scope, id).status());
   for (const auto& id : function.secret_ids())
     RETURN_IF_ERROR(call.objects().secrets().Get(call.scope, id).status());
+  for (const auto& dependency : function.object_dependencies()) {
+    const std::string& id = dependency.object_id();
+    std::string_view prefix = IdPrefix(id);
+    if (prefix == "mo") RETURN_IF_ERROR(call.objects().mounts().Get(call.scope, id).status());
+    if (prefix == "fu") RETURN_IF_ERROR(call.objects().functions().Get(call.scope, id).status());
+    if (prefix == "cs") RETURN_IF_ERROR(call.objects().functions().GetClass(call.scope, id).status());
+  }
   return OkStatus();
 }
 

@@ -82,6 +82,9 @@ void OnObjects(rpc::Router& router, ServicesPtr services, std::string_view metho
       options);
 }
 
+// What a look-up of a task says, in the words that every object's has.
+Status NoSuchTask(const Status& status, const std::string& task_id);
+
 // The feature areas, one a file.
 void RegisterEnvironments(rpc::Router& router, ServicesPtr services);
 void RegisterApps(rpc::Router& router, ServicesPtr services);

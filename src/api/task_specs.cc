@@ -15,7 +15,10 @@ namespace pb = modal::client;
 
 namespace {
 
-Status AddDependencies(control::Objects& objects, const pb::Function& definition, pb::AppLayout* layout) {
+// Those of the app's workspace: FunctionCreate has checked them, of an older version it may not have.
+Status AddDependencies(control::Objects& objects, const control::App& app, const pb::Function& definition,
+                       pb::AppLayout* layout) {
+  const control::Scope scope{app.workspace_id, "", ""};
   std::set<std::string> known;
   for (const auto& object : layout->objects()) known.insert(object.object_id());
   for (const auto& dependency : definition.object_dependencies()) {
@@ -24,10 +27,10 @@ Status AddDependencies(control::Objects& objects, const pb::Function& definition
     object.set_object_id(dependency.object_id());
     std::string_view prefix = IdPrefix(dependency.object_id());
     if (prefix == "mo") {
-      ASSIGN_OR_RETURN(auto mount, objects.mounts().ById(dependency.object_id()));
+      ASSIGN_OR_RETURN(auto mount, objects.mounts().Get(scope, dependency.object_id()));
       object.mutable_mount_handle_metadata()->set_content_checksum_sha256_hex(mount.checksum);
     } else if (prefix == "fu") {  // of another app
-      ASSIGN_OR_RETURN(auto function, objects.functions().ById(dependency.object_id()));
+      ASSIGN_OR_RETURN(auto function, objects.functions().Get(scope, dependency.object_id()));
       if (!object.mutable_function_handle_metadata()->ParseFromString(function.handle)) {
         return DataLoss("the handle of " + function.id + " is damaged");
       }
@@ -60,7 +63,7 @@ Result<pb::AppLayout> LayoutOf(control::Objects& objects, const control::App& ap
     }
     (*layout.mutable_function_ids())[member.tag] = member.id;
   }
-  if (definition != nullptr) RETURN_IF_ERROR(AddDependencies(objects, *definition, &layout));
+  if (definition != nullptr) RETURN_IF_ERROR(AddDependencies(objects, app, *definition, &layout));
   return layout;
 }
 

@@ -8,6 +8,10 @@ namespace lydian::api {
 
 namespace pb = modal::client;
 
+Status NoSuchTask(const Status& status, const std::string& task_id) {
+  return status.code() == Code::kNotFound ? control::NoSuch("container", "ta", task_id) : status;
+}
+
 namespace {
 
 // A task is seen by who sees its app.
@@ -19,12 +23,13 @@ Result<control::App> AppOf(const control::TaskView& task, Services& services, co
 
 using Then = std::function<void(const control::TaskView&)>;
 
-// Looks a task up and goes on on the strand; `fail` gets NOT_FOUND.
+// Looks a task up and goes on on the strand; `fail` gets NOT_FOUND, the same for one that isn't there and for
+// another workspace's.
 void WithTask(const ServicesPtr& services, const std::string& task_id, const control::Scope& scope,
               std::function<void(Status)> fail, Then then) {
-  services->engine->TaskById(task_id, [services, scope, fail, then](Result<control::TaskView> task) {
-    services->objects->strand().Post([services, scope, fail, then, task = std::move(task)] {
-      if (!task.ok()) return fail(task.status());
+  services->engine->TaskById(task_id, [services, task_id, scope, fail, then](Result<control::TaskView> task) {
+    services->objects->strand().Post([services, task_id, scope, fail, then, task = std::move(task)] {
+      if (!task.ok()) return fail(NoSuchTask(task.status(), task_id));
       if (auto app = AppOf(*task, *services, scope); !app.ok()) return fail(app.status());
       then(*task);
     });
