@@ -154,7 +154,7 @@ TEST_F(ScopeTest, ForeignObjectsAreAsUnknownOnes) {
                                                         });
   auto secret_id = [](auto& request, const std::string& id) { request.set_secret_id(id); };
   Same<pb::SecretDeleteRequest, Empty>("SecretDelete", secret, secret_id);
-  Same<pb::SecretUpdateRequest, pb::SecretUpdateResponse>("SecretUpdate", secret, secret_id);
+  Same<pb::SecretUpdateRequest, Empty>("SecretUpdate", secret, secret_id);
   auto image_id = [](auto& request, const std::string& id) { request.set_image_id(id); };
   Same<pb::ImageFromIdRequest, pb::ImageFromIdResponse>("ImageFromId", definition.image_id(), image_id);
   SameStream<pb::ImageJoinStreamingRequest>("ImageJoinStreaming", definition.image_id(), image_id);
