@@ -245,7 +245,8 @@ Result<UniqueFd> RuntimeImpl::TakeWritable(const StartPlan& plan, Container* con
 Result<UniqueFd> RuntimeImpl::MakeRoot(const StartPlan& plan, UniqueFd writable, const Pair& pair) {
   const int user_ns = pair.user_ns.get();
   if (plan.bare) return CloneLayer(plan.lowers[0], user_ns);
-  // What is handed over is read where it lies, at once: only what becomes a layer as it stands must be synced.
+  // What is handed over is read where it lies, at once: only what becomes a layer as it stands must be
+  // synced.
   return overlays_->Make(plan.lowers, std::move(writable), !plan.writable_dir.empty(), user_ns, pair.base);
 }
 
