@@ -20,7 +20,8 @@ void Connection::BufferedLocked(H2Stream& stream, size_t now) {
   if (options_.memory) options_.memory->Change(stream.buffered_, now);
   stream.buffered_ = now;
   if (unsent_ > options_.most_unread && server() && !watched_) WatchReaderLocked();
-  if (backed_up_.empty() || unsent_ > options_.most_unread / 2) return;
+  // When all is over, what waits is not begun any more.
+  if (backed_up_.empty() || closed_ || unsent_ > options_.most_unread / 2) return;
   for (const auto& waiting : std::exchange(backed_up_, {})) {
     waiting->backed_up_ = false;
     ListLocked(*waiting);
