@@ -17,10 +17,9 @@
 namespace lydian::worker {
 namespace {
 constexpr size_t kMostBuffered = 256 << 10;
-constexpr size_t kMostConnections = 1024;
-constexpr size_t kMostOfOne = 64;
 constexpr std::chrono::seconds kHeadTime{15}, kIdleTime{300}, kLingerTime{2}, kConnectTime{10};
 constexpr Millis kConnectPause{50};
+constexpr Millis kTurnPause{500};
 
 const char* Reason(int status) {
   switch (status) {
@@ -42,7 +41,7 @@ struct GuestHttp::Entry {
   std::string task_id;
   uint64_t id;
   UniqueFd listener;
-  size_t connections = 0;
+  size_t connections = 0, exchanges = 0;
 };
 
 struct GuestHttp::Connection {
@@ -54,13 +53,19 @@ struct GuestHttp::Connection {
   bool head_done = false, answered = false;
   bool upstream_ended = false;  // it sends no more
   bool lingering = false;       // all is said; what still comes is thrown away
+  bool waits = false;           // for its turn
+  bool has_turn = false;        // counts as an exchange
+  bool expects_continue = false;
   uint64_t body_left = 0;
   uint32_t client_events = 0, upstream_events = 0;
   bool client_added = false, upstream_added = false;
   SteadyTime deadline, connect_until = SteadyTime::max();
+  SteadyTime begun;    // since when it has its turn
+  uint64_t moved = 0;  // bytes since then, either way
 };
 
-GuestHttp::GuestHttp(std::string upstream_path) : upstream_path_(std::move(upstream_path)) {
+GuestHttp::GuestHttp(std::string upstream_path, Limits limits)
+    : upstream_path_(std::move(upstream_path)), limits_(limits) {
   epoll_.reset(epoll_create1(EPOLL_CLOEXEC));
   wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   CHECK(epoll_.valid() && wake_.valid());
@@ -126,8 +131,8 @@ void GuestHttp::Remove(const std::string& task_id) {
 void GuestHttp::Run() {
   std::array<epoll_event, 64> events;
   while (true) {
-    const int count =
-        epoll_wait(epoll_.get(), events.data(), events.size(), Sweep(std::chrono::steady_clock::now()));
+    const int most_wait = Sweep(std::chrono::steady_clock::now());
+    const int count = epoll_wait(epoll_.get(), events.data(), events.size(), most_wait);
     for (int i = 0; i < count; ++i) {
       const uint64_t key = events[i].data.u64;
       if (key == 0) {
@@ -153,7 +158,8 @@ void GuestHttp::Accept(Entry& entry) {
   UniqueFd fd(accept4(entry.listener.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
   if (!fd.valid()) return;
   // Closed, not queued: a container that opens more than that is not at work.
-  if (entry.connections >= kMostOfOne || connections_.size() >= kMostConnections) return;
+  if (entry.connections >= limits_.connections_of_one) return;
+  if (connections_.size() >= limits_.connections && !MakeRoom(entry)) return;
   auto connection = std::make_unique<Connection>();
   connection->id = next_id_++;
   connection->entry_id = entry.id;
@@ -163,6 +169,23 @@ void GuestHttp::Accept(Entry& entry) {
   Connection& added = *connection;
   connections_[added.id] = std::move(connection);
   Watch(added);
+}
+
+// When there are too many: the container that has most loses one that control does not know of yet, the
+// oldest.
+bool GuestHttp::MakeRoom(const Entry& entry) {
+  const Entry* most = &entry;
+  for (const auto& [id, other] : by_id_) {
+    if (other->connections > most->connections) most = other;
+  }
+  if (most->connections <= entry.connections + 1) return false;
+  for (const auto& [id, c] : connections_) {
+    if (c->entry_id != most->id || c->has_turn) continue;
+    LOG_WARN("a container's HTTP connection is closed: it has most of all", {{"task_id", most->task_id}});
+    Close(id);
+    return true;
+  }
+  return false;
 }
 
 // Reads up to what the other side's buffer has room for. False at the end or an error.
@@ -199,7 +222,7 @@ static bool WriteFrom(int fd, std::string* buffer) {
 
 void GuestHttp::Serve(Connection& c, bool from_client, uint32_t events) {
   const SteadyTime now = std::chrono::steady_clock::now();
-  if (c.head_done && !c.lingering) c.deadline = now + kIdleTime;
+  if (c.head_done && !c.lingering && !c.waits) c.deadline = now + kIdleTime;
   if (from_client) {
     if ((events & (EPOLLERR | EPOLLHUP)) != 0) return Close(c.id);
     if ((events & EPOLLIN) != 0) {
@@ -213,6 +236,7 @@ void GuestHttp::Serve(Connection& c, bool from_client, uint32_t events) {
         const size_t room = std::min<uint64_t>(c.body_left, kMostBuffered - std::min(before, kMostBuffered));
         if (!ReadInto(c.client.get(), &c.up, room)) return Close(c.id);
         c.body_left -= c.up.size() - before;
+        c.moved += c.up.size() - before;
       }
     }
   } else if (c.upstream.valid()) {
@@ -231,9 +255,12 @@ void GuestHttp::Drive(Connection& c) {
   if (c.upstream.valid() && !c.up.empty() && !c.upstream_ended && !WriteFrom(c.upstream.get(), &c.up)) {
     c.up.clear();  // it has answered early, or died: what it said is passed on
   }
-  if (!c.down.empty() && !WriteFrom(c.client.get(), &c.down)) return Close(c.id);
+  const size_t before = c.down.size();
+  if (before > 0 && !WriteFrom(c.client.get(), &c.down)) return Close(c.id);
+  c.moved += before - c.down.size();
   if (c.upstream_ended && c.upstream.valid()) {
     c.upstream.reset();
+    EndTurn(c);
     c.upstream_added = false;
     if (!c.answered) return Fail(c, 503, "The server went away before it answered; try again.");
     c.lingering = true;
@@ -272,11 +299,82 @@ bool GuestHttp::TakeHead(Connection& c) {
   c.body_left -= first;
   c.in.clear();
   c.in.shrink_to_fit();
+  c.expects_continue = head.expects_continue;
+  if (TakeTurn(c)) return Begin(c);
+  c.waits = true;
+  c.deadline = std::chrono::steady_clock::now() + limits_.turn_within;
+  waiting_.push_back(c.id);
+  look_at_ = std::min(look_at_, std::chrono::steady_clock::now() + kTurnPause);
+  return true;
+}
+
+bool GuestHttp::TakeTurn(Connection& c) {
+  Entry& entry = *by_id_.at(c.entry_id);
   const SteadyTime now = std::chrono::steady_clock::now();
+  if (entry.exchanges >= limits_.exchanges_of_one) return false;
+  if (exchanges_ >= limits_.exchanges && !TurnOutSlow(entry, now)) return false;
+  ++entry.exchanges;
+  ++exchanges_;
+  c.has_turn = true;
+  c.begun = now;
+  return true;
+}
+
+// For a container that has fewer exchanges than others: ends the slowest of who has most.
+bool GuestHttp::TurnOutSlow(const Entry& newcomer, SteadyTime now) {
+  const Entry* most = &newcomer;
+  Connection* slowest = nullptr;
+  for (const auto& [id, c] : connections_) {
+    if (!c->has_turn || now - c->begun < limits_.slow_after) continue;
+    const auto millis = static_cast<uint64_t>(std::chrono::duration_cast<Millis>(now - c->begun).count());
+    if (c->moved >= limits_.slow_rate * millis / 1000) continue;
+    const Entry* const owner = by_id_.at(c->entry_id);
+    if (owner->exchanges <= newcomer.exchanges + 1 || owner->exchanges < most->exchanges) continue;
+    if (owner == most && slowest != nullptr && slowest->moved <= c->moved) continue;
+    most = owner;
+    slowest = c.get();
+  }
+  if (slowest == nullptr) return false;
+  LOG_WARN("a container's slow HTTP exchange is ended: others wait", {{"task_id", most->task_id}});
+  Close(slowest->id);
+  return true;
+}
+
+// With its turn. False when the connection is gone.
+bool GuestHttp::Begin(Connection& c) {
+  const SteadyTime now = std::chrono::steady_clock::now();
+  c.waits = false;
   c.deadline = now + kIdleTime;
-  if (head.expects_continue) c.down += "HTTP/1.1 100 Continue\r\n\r\n";
+  if (c.expects_continue) c.down += "HTTP/1.1 100 Continue\r\n\r\n";
   c.connect_until = now + kConnectTime;
   return ConnectUpstream(c);
+}
+
+void GuestHttp::EndTurn(Connection& c) {
+  if (!std::exchange(c.has_turn, false)) return;
+  --by_id_.at(c.entry_id)->exchanges;
+  --exchanges_;
+  if (!waiting_.empty()) look_at_ = SteadyTime::min();
+}
+
+// Those whose turn has come, in the order in which they came.
+void GuestHttp::BeginWaiting() {
+  std::deque<uint64_t> still;
+  size_t refused = SIZE_MAX;  // to containers with so many there is no room, nor to any with more
+  for (const uint64_t id : std::exchange(waiting_, {})) {
+    auto it = connections_.find(id);
+    if (it == connections_.end() || !it->second->waits) continue;
+    const size_t has = by_id_.at(it->second->entry_id)->exchanges;
+    if (has >= refused || !TakeTurn(*it->second)) {
+      still.push_back(id);
+      refused = std::min(refused, has);
+    } else if (Begin(*it->second)) {
+      Drive(*it->second);
+    }
+  }
+  waiting_ = std::move(still);
+  // That an exchange has become slow is no event.
+  look_at_ = waiting_.empty() ? SteadyTime::max() : std::chrono::steady_clock::now() + kTurnPause;
 }
 
 // False when the connection is gone. While control is away it is tried again by Sweep.
@@ -302,6 +400,8 @@ bool GuestHttp::ConnectUpstream(Connection& c) {
 void GuestHttp::Fail(Connection& c, int status, const std::string& sentence) {
   c.head_done = true;
   c.lingering = true;
+  c.waits = false;
+  EndTurn(c);
   c.connect_until = SteadyTime::max();
   c.body_left = std::max<uint64_t>(c.body_left, c.in.empty() ? 0 : 1);
   const std::string body = sentence + "\n";
@@ -333,14 +433,16 @@ void GuestHttp::Watch(Connection& c) {
 void GuestHttp::Close(uint64_t id) {
   auto it = connections_.find(id);
   if (it == connections_.end()) return;
-  if (auto entry = by_id_.find(it->second->entry_id); entry != by_id_.end()) --entry->second->connections;
+  EndTurn(*it->second);
+  --by_id_.at(it->second->entry_id)->connections;
   connections_.erase(it);
 }
 
 int GuestHttp::Sweep(SteadyTime now) {
+  if (now >= look_at_) BeginWaiting();
   if (connections_.empty()) return -1;
   std::vector<uint64_t> late, unconnected;
-  SteadyTime next = SteadyTime::max();
+  SteadyTime next = look_at_;
   for (const auto& [id, c] : connections_) {
     if (now >= c->deadline) {
       late.push_back(id);
@@ -350,7 +452,11 @@ int GuestHttp::Sweep(SteadyTime now) {
       next = std::min(next, c->deadline);
     }
   }
-  for (uint64_t id : late) Close(id);
+  for (uint64_t id : late) {
+    Connection& c = *connections_[id];
+    c.waits ? Fail(c, 503, "Too many transfers of this container are at work; try again.") : Close(id);
+  }
+  next = std::min(next, look_at_);  // some have freed their place
   for (uint64_t id : unconnected) {
     Connection& c = *connections_[id];
     if (!ConnectUpstream(c)) continue;
