@@ -19,6 +19,7 @@ namespace {
 
 constexpr Millis kFirstBytes = Millis(10'000);  // from accept to a whole request header
 constexpr Millis kKeepAlive = Millis(75'000);   // from an answer to the next request's header
+constexpr Millis kLinger = Millis(2'000);       // for a client that still sends when it has been refused
 constexpr int kAcceptsAtOnce = 64;              // then other events get their turn
 constexpr uint64_t kIsListener = uint64_t{1} << 63;
 constexpr uint64_t kIsMailbox = ~uint64_t{0};
@@ -91,7 +92,15 @@ Result<uint64_t> Acceptor::Listen(int listener, Handlers handlers) {
 void Acceptor::Park(uint64_t id, UniqueFd fd) {
   auto shared = std::make_shared<UniqueFd>(std::move(fd));
   mailbox_.Post([this, id, shared] {
-    if (listeners_.contains(id)) Wait(id, std::move(*shared), true, kKeepAlive);
+    if (listeners_.contains(id)) Wait(id, std::move(*shared), For::kHeader, kKeepAlive);
+  });
+}
+
+void Acceptor::Linger(uint64_t id, UniqueFd fd) {
+  shutdown(fd.get(), SHUT_WR);
+  auto shared = std::make_shared<UniqueFd>(std::move(fd));
+  mailbox_.Post([this, id, shared] {
+    if (listeners_.contains(id)) Wait(id, std::move(*shared), For::kEnd, kLinger);
   });
 }
 
@@ -160,7 +169,7 @@ void Acceptor::AcceptFrom(uint64_t id) {
     const int on = 1;
     setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);  // fails on unix sockets, which need none
     KeepAlive(fd.get());
-    Wait(id, std::move(fd), false, kFirstBytes);
+    Wait(id, std::move(fd), For::kFirstBytes, kFirstBytes);
   }
 }
 
@@ -175,32 +184,35 @@ void Acceptor::ShedOne(int listener) {
   errno = EMFILE;
 }
 
-void Acceptor::Wait(uint64_t id, UniqueFd fd, bool http, Millis most) {
+void Acceptor::Wait(uint64_t id, UniqueFd fd, For what, Millis most) {
   const int number = fd.get();
   auto deadline = deadlines_.emplace(std::chrono::steady_clock::now() + most, number);
-  waiting_[number] = Waiting{std::move(fd), id, http, deadline};
-  // Edge-triggered: the bytes stay in the socket, and only new ones are news.
-  Watch(epoll_.get(), number, static_cast<uint64_t>(number), EPOLLIN | EPOLLRDHUP | EPOLLET);
+  waiting_[number] = Waiting{std::move(fd), id, what, deadline};
+  // Edge-triggered: the bytes stay in the socket, and only new ones are news. At the end they are taken.
+  const uint32_t edge = what == For::kEnd ? 0U : uint32_t{EPOLLET};
+  Watch(epoll_.get(), number, static_cast<uint64_t>(number), EPOLLIN | EPOLLRDHUP | edge);
 }
 
 void Acceptor::Look(int fd, bool peer_closed) {
   auto it = waiting_.find(fd);
   if (it == waiting_.end()) return;
+  const int take = it->second.what == For::kEnd ? 0 : MSG_PEEK;
   ssize_t count = 0;
   do {
-    count = recv(fd, peeked_.data(), peeked_.size(), MSG_PEEK | MSG_DONTWAIT);
+    count = recv(fd, peeked_.data(), peeked_.size(), take | MSG_DONTWAIT);
   } while (count < 0 && errno == EINTR);
   if (count < 0 && errno == EAGAIN) return;
   if (count <= 0) return Drop(it);
+  if (it->second.what == For::kEnd) return;
   const std::string_view bytes(peeked_.data(), static_cast<size_t>(count));
-  if (!it->second.http) {
+  if (it->second.what == For::kFirstBytes) {
     // Three bytes tell: HTTP/1.1 has no method that begins with "PRI".
     if (kPreface.starts_with(bytes.substr(0, 3))) {
       const Opening opening = OpeningOf(bytes);
       if (opening == Opening::kComplete) return HandOver(it, false);
       if (opening == Opening::kWrong) return Drop(it);
     } else {
-      it->second.http = true;
+      it->second.what = For::kHeader;
       return Look(fd, peer_closed);
     }
   } else if (bytes.find("\r\n\r\n") != bytes.npos || bytes.size() == peeked_.size()) {

@@ -44,6 +44,9 @@ class Acceptor {
   Result<uint64_t> Listen(int listener, Handlers handlers);
   // Takes an HTTP connection back until its next request's header is there.
   void Park(uint64_t id, UniqueFd fd);
+  // Takes a connection on which all is said: throws away for a moment what the client still sends, since
+  // closing with unread bytes would reset the connection, and the answer with it. Closes it then.
+  void Linger(uint64_t id, UniqueFd fd);
   // Stops accepting for `id` and closes what waits. No handler of it runs when this returns. Not from a
   // handler.
   void Remove(uint64_t id);
@@ -53,10 +56,11 @@ class Acceptor {
     UniqueFd fd;
     Handlers handlers;
   };
+  enum class For { kFirstBytes, kHeader, kEnd };
   struct Waiting {
     UniqueFd fd;
     uint64_t listener = 0;
-    bool http = false;
+    For what = For::kFirstBytes;
     std::multimap<SteadyTime, int>::iterator deadline;
   };
 
@@ -66,7 +70,7 @@ class Acceptor {
   void CloseLate();
   void AcceptFrom(uint64_t id);
   void ShedOne(int listener);
-  void Wait(uint64_t id, UniqueFd fd, bool http, Millis most);
+  void Wait(uint64_t id, UniqueFd fd, For what, Millis most);
   void Look(int fd, bool peer_closed);
   void HandOver(std::map<int, Waiting>::iterator waiting, bool http);
   void Drop(std::map<int, Waiting>::iterator waiting);

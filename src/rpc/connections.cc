@@ -10,13 +10,12 @@
 #include "rpc/loop.h"
 
 namespace lydian::rpc {
-namespace {
 
-// The address without its port; of IPv6 the network, as one host has all of it.
 std::string PeerOf(int fd) {
   sockaddr_storage address{};
   socklen_t size = sizeof address;
   if (getpeername(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0) return "";
+  if (address.ss_family == AF_UNIX) return "unix";
   if (address.ss_family == AF_INET) {
     const auto& in = reinterpret_cast<const sockaddr_in&>(address).sin_addr;
     return {reinterpret_cast<const char*>(&in), sizeof in};
@@ -28,37 +27,47 @@ std::string PeerOf(int fd) {
   return {bytes, kNetwork};
 }
 
-}  // namespace
-
 bool Connections::Admit(int fd, bool tcp) {
   const std::string peer = tcp ? PeerOf(fd) : "";
   std::lock_guard lock(mutex_);
-  if (tcp) {
-    auto of_peer = by_peer_.find(peer);
-    if (of_peer != by_peer_.end() && of_peer->second.size() >= limits_.most_of_stranger)
-      TurnOutLocked(*of_peer->second.begin(), "its address has too many without an authenticated call");
-  }
+  if (tcp) MakeRoomLocked(peer);
   if (count_ >= limits_.most) {
     if (strangers_.empty()) return false;
     TurnOutLocked(strangers_.begin()->first, "there are too many");
   }
   ++count_;
-  if (!tcp) return true;
+  if (tcp) WelcomeLocked(fd, peer);
+  return true;
+}
+
+void Connections::MakeRoomLocked(const std::string& peer) {
+  auto of_peer = by_peer_.find(peer);
+  if (of_peer != by_peer_.end() && of_peer->second.size() >= limits_.most_of_stranger)
+    TurnOutLocked(*of_peer->second.begin(), "its address has too many without an authenticated call");
+}
+
+void Connections::WelcomeLocked(int fd, const std::string& peer) {
   const uint64_t number = next_++;
   strangers_[number] = {peer, std::chrono::steady_clock::now(), fd, {}};
   by_peer_[peer].insert(number);
   waiting_[fd] = number;
   WatchLocked();
-  return true;
 }
 
-void Connections::HandedOver(int fd) {
+void Connections::Begun(int fd) {
   std::lock_guard lock(mutex_);
   auto it = waiting_.find(fd);
   if (it == waiting_.end()) return;
   if (it->second == 0) ++count_;  // Closed will be said of it
   ForgetLocked(it->second);
   waiting_.erase(fd);
+}
+
+void Connections::Parked(int fd) {
+  const std::string peer = PeerOf(fd);
+  std::lock_guard lock(mutex_);
+  MakeRoomLocked(peer);
+  WelcomeLocked(fd, peer);
 }
 
 void Connections::Dropped(int fd) {

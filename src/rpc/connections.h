@@ -1,9 +1,10 @@
 // The connections of one server, from accept to close. Those over TCP of which no call was authenticated yet
-// are strangers: they may be so for a while only, so many of one address, and go first when there are too
-// many in all. So whoever has a token gets in, however many come without.
+// are strangers, and those of HTTP/1.1 are while no exchange of theirs runs: they may be so for a while only,
+// so many of one address, and go first when there are too many in all. So whoever has a token gets in,
+// however many come without.
 //
 // Thread-safety: all methods. Ownership: it owns the gRPC connections; a socket that waits elsewhere is only
-// known by its number, from Admit to Add, HandedOver or Dropped. Private to the module.
+// known by its number, from Admit or Parked to Add, Begun or Dropped. Private to the module.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +22,10 @@
 
 namespace lydian::rpc {
 
+// Who is at the other end: an address without its port, of IPv6 the network, as one host has all of it;
+// "unix".
+std::string PeerOf(int fd);
+
 class Connections : public std::enable_shared_from_this<Connections> {
  public:
   struct Limits {
@@ -32,9 +37,10 @@ class Connections : public std::enable_shared_from_this<Connections> {
 
   // A socket that was accepted; `tcp`: as a stranger. False when there are too many.
   bool Admit(int fd, bool tcp);
-  void HandedOver(int fd);  // to whoever says Closed: it is no stranger any more
-  void Dropped(int fd);     // about to be closed while it waited
-  void Closed();            // one that was handed over
+  void Begun(int fd);    // its exchange runs, by whoever says Parked or Closed: it is no stranger meanwhile
+  void Parked(int fd);   // a stranger again, from now
+  void Dropped(int fd);  // about to be closed while it waited
+  void Closed();         // one that had begun
   // Makes a connection of `fd`. `make` is run under the lock: the connection may end before it returns.
   void Add(int fd, const std::function<std::shared_ptr<Connection>()>& make);
   void Authenticated(const Connection* connection);
@@ -54,6 +60,8 @@ class Connections : public std::enable_shared_from_this<Connections> {
     bool counted = true;
   };
 
+  void MakeRoomLocked(const std::string& peer);
+  void WelcomeLocked(int fd, const std::string& peer);
   void ForgetLocked(uint64_t number);
   void TurnOutLocked(uint64_t number, const char* why);
   void WatchLocked();

@@ -15,6 +15,7 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
 #include <deque>
+#include <map>
 #include <optional>
 #include <thread>
 
@@ -22,6 +23,7 @@
 #include "base/executor.h"
 #include "base/log.h"
 #include "rpc/acceptor.h"
+#include "rpc/connections.h"
 
 namespace lydian::rpc {
 namespace {
@@ -29,13 +31,21 @@ namespace {
 namespace beast = boost::beast;
 using boost::system::error_code;
 
-constexpr Millis kHeadTime(10'000);    // for the whole head, from its first byte
-constexpr Millis kLinger(500);         // for a client that still sends when it has been refused
+// For the head that begins behind another request; a first one is whole when it comes here.
+constexpr Millis kHeadTime(1'000);
 constexpr Millis kRateWindow(30'000);  // a body must move kLeastMoved in it, either way, or its rest
 constexpr uint64_t kLeastMoved = 30 << 10;
-constexpr size_t kMostThreads = 64;
+constexpr size_t kMostThreads = 256;
+// Of one address; of this host, where a proxy may bring everybody's; of unix sockets, by which a worker
+// brings its containers' (worker/guest_http.h).
+constexpr size_t kMostOfAddress = 32, kMostOfHost = 64, kMostOfUnix = 144;
 constexpr Millis kIdleThread(30'000);
 constexpr uint64_t kMostDrained = 1 << 20;  // of a body nobody read, to keep the connection
+
+size_t MostOf(const std::string& peer) {
+  if (peer == "unix") return kMostOfUnix;
+  return peer.starts_with('\x7F') ? kMostOfHost : kMostOfAddress;
+}
 
 // Threads that come when work waits and none is free, and go when they have been idle.
 class ElasticPool {
@@ -45,9 +55,25 @@ class ElasticPool {
     return *pool;
   }
 
-  void Post(Task task) {
+  // Of each peer's tasks only so many run at once, or are next.
+  void Post(const std::string& peer, Task task) {
     std::lock_guard lock(mutex_);
-    tasks_.push_back(std::move(task));
+    Peer& of = peers_[peer];
+    of.waiting.push_back(std::move(task));
+    AdmitLocked(peer, of);
+  }
+
+ private:
+  struct Peer {
+    size_t admitted = 0;
+    std::deque<Task> waiting;
+  };
+
+  void AdmitLocked(const std::string& peer, Peer& of) {
+    if (of.waiting.empty() || of.admitted >= MostOf(peer)) return;
+    ++of.admitted;
+    tasks_.emplace_back(peer, std::move(of.waiting.front()));
+    of.waiting.pop_front();
     if (tasks_.size() > idle_ && threads_ < kMostThreads) {
       ++threads_;
       std::thread([this] { Loop(); }).detach();
@@ -56,7 +82,13 @@ class ElasticPool {
     }
   }
 
- private:
+  void DoneLocked(const std::string& peer) {
+    auto it = peers_.find(peer);
+    --it->second.admitted;
+    AdmitLocked(peer, it->second);
+    if (it->second.admitted == 0) peers_.erase(it);
+  }
+
   void Loop() {
     pthread_setname_np(pthread_self(), "http");
     sigset_t pipe;  // sendfile to a closed connection must be an error, not a signal
@@ -71,19 +103,21 @@ class ElasticPool {
         --idle_;
         if (!work) break;
       }
-      Task task = std::move(tasks_.front());
+      auto [peer, task] = std::move(tasks_.front());
       tasks_.pop_front();
       lock.unlock();
       task();
       task = nullptr;
       lock.lock();
+      DoneLocked(peer);
     }
     --threads_;
   }
 
   std::mutex mutex_;  // guards all below
   std::condition_variable changed_;
-  std::deque<Task> tasks_;
+  std::deque<std::pair<std::string, Task>> tasks_;  // to be run next
+  std::map<std::string, Peer> peers_;
   size_t idle_ = 0, threads_ = 0;
 };
 
@@ -214,16 +248,19 @@ void ParseTarget(http::Request& request) {
   }
 }
 
-class Connection : public http::Exchange {
+class HttpConnection : public http::Exchange {
  public:
-  Connection(int fd, http::Handler& handler) : fd_(fd), handler_(handler), stream_(fd), peer_(PeerName(fd)) {}
+  HttpConnection(int fd, http::Handler& handler)
+      : fd_(fd), handler_(handler), stream_(fd), peer_(PeerName(fd)) {}
 
-  // Exchanges until the next request isn't there yet. True when the connection lives on.
-  bool Run() {
+  enum class Fate { kWaits, kLingers, kEnds };
+
+  // Exchanges until the next request isn't there yet.
+  Fate Run() {
     do {
-      if (!One()) return false;
+      if (!One()) return lingers_ ? Fate::kLingers : Fate::kEnds;
     } while (buffer_.size() > 0);
-    return true;
+    return Fate::kWaits;
   }
 
   const http::Request& request() const override { return request_; }
@@ -312,7 +349,7 @@ class Connection : public http::Exchange {
     if (response.status >= 400 && !BodyDone()) keep = false;
     if (keep && !BodyDone()) keep = Drain();
     if (!Answer(response, file.get(), keep)) return false;
-    if (!keep) Linger();
+    lingers_ = !keep;
     return keep;
   }
 
@@ -352,21 +389,7 @@ class Connection : public http::Exchange {
     response.status = ec == beast::http::error::header_limit ? 431 : 400;
     response.body = "this is not an HTTP/1.1 request that can be answered: " + ec.message() + "\n";
     request_.method.clear();
-    if (Answer(response, -1, false)) Linger();
-  }
-
-  // Keeps reading for a moment: closing with unread bytes would reset the connection, and the answer with it.
-  void Linger() {
-    shutdown(fd_, SHUT_WR);
-    stream_.Limit(kLinger);
-    const SteadyTime until = std::chrono::steady_clock::now() + kLinger;
-    std::vector<char> sink(1 << 16);
-    for (;;) {
-      const ssize_t count = recv(fd_, sink.data(), sink.size(), MSG_DONTWAIT);
-      if (count == 0) return;
-      error_code ec;
-      if (count < 0 ? !stream_.Again(POLLIN, ec) : std::chrono::steady_clock::now() >= until) return;
-    }
+    lingers_ = Answer(response, -1, false);
   }
 
   bool Answer(const http::Response& response, int file, bool keep) {
@@ -421,6 +444,7 @@ class Connection : public http::Exchange {
   http::Request request_;
   uint64_t left_ = 0;
   bool expects_continue_ = false;
+  bool lingers_ = false;  // answered, and to be closed
   Status body_error_;
 };
 
@@ -433,21 +457,28 @@ void HttpServer::Serve(UniqueFd fd) {
     ++queued_;
     active_.insert(fd.get());
   }
+  const std::string peer = PeerOf(fd.get());
   auto shared = std::make_shared<UniqueFd>(std::move(fd));
-  ElasticPool::Get().Post([self = shared_from_this(), shared] { self->Run(std::move(*shared)); });
+  ElasticPool::Get().Post(peer, [self = shared_from_this(), shared] { self->Run(std::move(*shared)); });
 }
 
 void HttpServer::Run(UniqueFd fd) {
-  const bool lives = Connection(fd.get(), *handler_).Run();
+  ways_.begin(fd.get());
+  const HttpConnection::Fate fate = HttpConnection(fd.get(), *handler_).Run();
   {
     std::lock_guard lock(mutex_);
     active_.erase(fd.get());
   }
-  if (lives) {
-    park_(std::move(fd));
-  } else {
-    fd.reset();
-    on_close_();
+  switch (fate) {
+    case HttpConnection::Fate::kWaits:
+      ways_.park(std::move(fd));
+      break;
+    case HttpConnection::Fate::kLingers:
+      ways_.linger(std::move(fd));
+      break;
+    case HttpConnection::Fate::kEnds:
+      fd.reset();
+      ways_.on_close();
   }
   std::lock_guard lock(mutex_);
   --queued_;

@@ -1,8 +1,9 @@
 // Serves HTTP/1.1 on connections that are handed to it. An exchange runs on a thread of a pool that the
-// process shares and that grows as needed; between exchanges a connection waits elsewhere (`park`) and costs
-// no thread.
+// process shares and that grows as needed, and of which one address has a part; between exchanges and at its
+// end a connection waits elsewhere (`park`, `linger`) and costs no thread.
 //
-// Thread-safety: all methods. Ownership: a connection is the server's from Serve to `park` or `on_close`.
+// Thread-safety: all methods. Ownership: a connection is the server's from Serve to `park`, `linger` or
+// `on_close`.
 #pragma once
 
 #include <condition_variable>
@@ -18,9 +19,14 @@ namespace lydian::rpc {
 
 class HttpServer : public std::enable_shared_from_this<HttpServer> {
  public:
-  HttpServer(std::shared_ptr<http::Handler> handler, std::function<void(UniqueFd)> park,
-             std::function<void()> on_close)
-      : handler_(std::move(handler)), park_(std::move(park)), on_close_(std::move(on_close)) {}
+  struct Ways {
+    std::function<void(int)> begin;        // an exchange of it
+    std::function<void(UniqueFd)> park;    // until its next request is there
+    std::function<void(UniqueFd)> linger;  // all is said, but the client may still send
+    std::function<void()> on_close;        // it was closed
+  };
+  HttpServer(std::shared_ptr<http::Handler> handler, Ways ways)
+      : handler_(std::move(handler)), ways_(std::move(ways)) {}
 
   void Serve(UniqueFd fd);
   // Cuts the connections and returns when no handler runs any more.
@@ -30,8 +36,7 @@ class HttpServer : public std::enable_shared_from_this<HttpServer> {
   void Run(UniqueFd fd);
 
   const std::shared_ptr<http::Handler> handler_;
-  const std::function<void(UniqueFd)> park_;
-  const std::function<void()> on_close_;
+  const Ways ways_;
   std::mutex mutex_;  // guards all below
   std::condition_variable changed_;
   std::set<int> active_;

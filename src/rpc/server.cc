@@ -50,16 +50,25 @@ class ServerImpl final : public Server {
 
   Status Begin(int listener) {
     if (options_.http) {
-      http_ = std::make_shared<HttpServer>(
-          options_.http, [this](UniqueFd fd) { Acceptor::Get().Park(listener_id_, std::move(fd)); },
-          [connections = connections_] { connections->Closed(); });
+      HttpServer::Ways ways;
+      ways.begin = [connections = connections_](int fd) { connections->Begun(fd); };
+      ways.park = [this](UniqueFd fd) {
+        if (!host_->unix_socket) connections_->Parked(fd.get());
+        Acceptor::Get().Park(listener_id_, std::move(fd));
+      };
+      ways.linger = [this](UniqueFd fd) {
+        if (!host_->unix_socket) connections_->Parked(fd.get());
+        Acceptor::Get().Linger(listener_id_, std::move(fd));
+      };
+      ways.on_close = [connections = connections_] { connections->Closed(); };
+      http_ = std::make_shared<HttpServer>(options_.http, std::move(ways));
     }
     Acceptor::Handlers handlers;
     handlers.admit = [this](int fd) { return Admit(fd); };
     handlers.on_grpc = [this](UniqueFd fd) { Connect(std::move(fd)); };
     handlers.on_http = [this](UniqueFd fd) {
-      connections_->HandedOver(fd.get());
       if (http_) return http_->Serve(std::move(fd));
+      connections_->Begun(fd.get());
       fd.reset();
       connections_->Closed();
     };
