@@ -4,6 +4,7 @@
 // Thread-safety: all methods. Ownership: shared; a budget outlives whatever is counted in it.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <memory>
@@ -25,6 +26,10 @@ class MemoryBudget {
     if (whole_) whole_->Change(before, now);
   }
   bool exceeded() const { return held() > most_ || (whole_ && whole_->exceeded()); }
+  size_t left() const {
+    const size_t held = this->held(), here = held < most_ ? most_ - held : 0;
+    return whole_ ? std::min(here, whole_->left()) : here;
+  }
   size_t held() const { return held_.load(std::memory_order_relaxed); }
 
  private:

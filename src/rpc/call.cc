@@ -285,9 +285,7 @@ class Call final : public Context,
   // Once, by whoever set finished_.
   void Finish(const Status& status, Fields custom, bool drop_unsent,
               std::optional<std::string> message = {}) {
-    Fields trailers;
-    trailers.Set("grpc-status", std::to_string(static_cast<int>(status.code())));
-    if (!status.ok()) trailers.Set("grpc-message", EncodeStatusText(SafeStatusText(status.message())));
+    Fields trailers = StatusFields(status);
     trailers.Append(std::move(custom));
     if (drop_unsent) stream_->DropUnsent();
     stream_->Finish(std::move(trailers), std::move(message));

@@ -435,19 +435,21 @@ bool Connection::HeaderLocked(H2Stream* stream, std::string_view name, std::stri
   }
   if (stream == nullptr || stream->refused_ || stream->incoming_.size() > kMostHeaders) return true;
   stream->incoming_.Add(name, value);
-  if (server() && stream->incoming_.size() > kMostHeaders) {
+  if (server() && !stream->told_request_ && stream->incoming_.size() > kMostHeaders) {
     ++refused_;
-    RefuseLocked(*stream, ResourceExhausted("the headers of a call may have 64 KiB"));
+    stream->refused_ = true;  // answered when the last of its fields is here
+    stream->incoming_ = {};
   }
   return true;
 }
 
-// A call that is not to be heard.
-void Connection::RefuseLocked(H2Stream& stream, Status why) {
-  stream.refused_ = true;
-  stream.incoming_ = {};
-  nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, stream.id_, NGHTTP2_ENHANCE_YOUR_CALM);
-  OverLocked(stream, std::move(why));
+// Answers a call that is not to be heard, and that nobody has been told of.
+void Connection::RefuseLocked(H2Stream& stream, const Status& why) {
+  stream.finishing_ = stream.told_last_ = stream.deaf_ = true;
+  stream.header_bytes_ = 0;
+  AccountLocked(stream);
+  stream.trailers_ = StatusFields(why);
+  AnswerLocked(stream);
 }
 
 // False when the request is none of gRPC's: it has been answered as HTTP has it.
@@ -464,12 +466,13 @@ bool Connection::SpeaksGrpcLocked(H2Stream& stream, const Headers& request) {
 }
 
 void Connection::HeadersLocked(H2Stream& stream, bool end) {
-  if (stream.refused_) return;
   Headers headers = std::exchange(stream.incoming_, {});
-  const bool too_large = headers.size() > kMostHeaders;
+  const bool too_large = stream.refused_ || headers.size() > kMostHeaders;
+  Status too_much = ResourceExhausted("the headers of a call may have 64 KiB");
   if (server()) {
     if (!stream.told_request_) {
       stream.told_request_ = true;
+      if (too_large) return RefuseLocked(stream, too_much);
       if (!SpeaksGrpcLocked(stream, headers)) return;
       const std::string_view encoding = headers.Get("grpc-encoding");
       stream.encoded_ = !encoding.empty() && encoding != "identity";
@@ -485,7 +488,7 @@ void Connection::HeadersLocked(H2Stream& stream, bool end) {
              !status.starts_with('1') && status != "200") {
     BadMessageLocked(stream, Unavailable("the other side answers with HTTP status " + std::string(status)));
   }
-  if (too_large) BadMessageLocked(stream, ResourceExhausted("the headers of a call may have 64 KiB"));
+  if (too_large) BadMessageLocked(stream, std::move(too_much));
   if (end) EndedLocked(stream, {});
 }
 

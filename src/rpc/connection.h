@@ -99,7 +99,7 @@ class H2Stream : public std::enable_shared_from_this<H2Stream> {
   bool told_request_ = false;  // a server's: what comes behind are trailers
   bool held_ = false;          // by HoldReading
   bool deaf_ = false;          // after a bad message
-  bool refused_ = false;       // a server's: for its headers
+  bool refused_ = false;       // a server's: its headers are too large
   bool backed_up_ = false;     // a server's: waits in the connection's backed_up_
   bool encoded_ = false;       // a server's: grpc-encoding says that messages may be compressed
   bool answering_ = false;     // a server's: the answer's headers are on their way
@@ -121,8 +121,9 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
     std::function<void(const Connection* closed)> on_closed;  // once, on the loop's thread
     std::shared_ptr<MemoryBudget> memory;  // of a server: what its calls hold is counted there
     uint32_t most_streams = kFewStreams;   // of a server: calls at once
-    // Of a server: while its client has left more answers unread, its further calls wait. Reading goes on,
-    // since what opens the windows of its streams comes that way.
+    // Of a server: while its client has left more answers unread (or more than its part of `memory`), its
+    // further calls wait, and those that have begun are answered with an error once it is several times as
+    // much. Reading goes on, since what opens the windows of its streams comes that way.
     size_t most_unread = SIZE_MAX;
     Millis unread_for = Millis(60'000);  // of a server: then one that doesn't read its answers is closed
   };
@@ -161,7 +162,7 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
   void ResumeLocked(const H2Stream& stream);
   void AnswerLocked(H2Stream& stream);
   bool HeaderLocked(H2Stream* stream, std::string_view name, std::string_view value);
-  void RefuseLocked(H2Stream& stream, Status why);
+  void RefuseLocked(H2Stream& stream, const Status& why);
   bool SpeaksGrpcLocked(H2Stream& stream, const Headers& request);
   void HeadersLocked(H2Stream& stream, bool end);
   void DataLocked(H2Stream& stream, std::string_view bytes);
@@ -172,6 +173,7 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
   void AccountLocked(H2Stream& stream);
   void ListLocked(H2Stream& stream);
   void BufferedLocked(H2Stream& stream, size_t now);
+  size_t MostUnreadLocked() const;
   void WatchReaderLocked();
   void CheckReader(uint64_t taken_before);
   ssize_t TakeLocked(H2Stream& stream, uint8_t* buffer, size_t length, uint32_t* flags);

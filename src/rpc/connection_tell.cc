@@ -10,8 +10,16 @@ namespace lydian::rpc {
 namespace {
 
 constexpr size_t kLeastRead = size_t{256} << 10;  // of unread answers, in the time that a client has for it
+constexpr size_t kFewUnread = size_t{64} << 10;   // that each may have, whatever others have
+constexpr size_t kPartOfLeft = 16;
 
 }  // namespace
+
+// A part of what is left, so that something is, however many connections take all that they may.
+size_t Connection::MostUnreadLocked() const {
+  if (options_.memory == nullptr || options_.most_unread == SIZE_MAX) return options_.most_unread;
+  return std::min(options_.most_unread, std::max(kFewUnread, options_.memory->left() / kPartOfLeft));
+}
 
 // How much of a stream waits to be sent.
 void Connection::BufferedLocked(H2Stream& stream, size_t now) {
@@ -19,9 +27,9 @@ void Connection::BufferedLocked(H2Stream& stream, size_t now) {
   most_unsent_ = std::max(most_unsent_, unsent_);
   if (options_.memory) options_.memory->Change(stream.buffered_, now);
   stream.buffered_ = now;
-  if (unsent_ > options_.most_unread && server() && !watched_) WatchReaderLocked();
+  if (server() && !watched_ && unsent_ > MostUnreadLocked()) WatchReaderLocked();
   // When all is over, what waits is not begun any more.
-  if (backed_up_.empty() || closed_ || unsent_ > options_.most_unread / 2) return;
+  if (backed_up_.empty() || closed_ || unsent_ > MostUnreadLocked() / 2) return;
   for (const auto& waiting : std::exchange(backed_up_, {})) {
     waiting->backed_up_ = false;
     ListLocked(*waiting);
@@ -42,7 +50,7 @@ void Connection::CheckReader(uint64_t taken_before) {
   {
     std::lock_guard lock(mutex_);
     watched_ = false;
-    if (closed_ || unsent_ <= options_.most_unread) return;
+    if (closed_ || unsent_ <= MostUnreadLocked()) return;
     if (taken_ - taken_before >= kLeastRead) return WatchReaderLocked();
     unread = unsent_;
   }
@@ -77,8 +85,8 @@ void Connection::TellOf(const std::shared_ptr<H2Stream>& stream) {
       continue;
     }
     if (stream->told_last_) return;
-    if (unsent_ > options_.most_unread && !stream->closed_ && server() && !stream->inbox_.empty() &&
-        stream->inbox_.front().kind == H2Stream::Item::Kind::kRequest) {
+    if (server() && !stream->closed_ && !stream->inbox_.empty() &&
+        stream->inbox_.front().kind == H2Stream::Item::Kind::kRequest && unsent_ > MostUnreadLocked()) {
       if (!std::exchange(stream->backed_up_, true)) backed_up_.push_back(stream);
       return;
     }

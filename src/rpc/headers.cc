@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <iterator>
 
+#include "rpc/wire.h"
+
 namespace lydian::rpc {
 
 void Fields::Add(std::string_view name, std::string_view value) {
@@ -26,6 +28,13 @@ std::vector<nghttp2_nv> Fields::ForSession() const {
     all.push_back({bytes(name), bytes(value), name.size(), value.size(), NGHTTP2_NV_FLAG_NONE});
   }
   return all;
+}
+
+Fields StatusFields(const Status& status) {
+  Fields fields;
+  fields.Set("grpc-status", std::to_string(static_cast<int>(status.code())));
+  if (!status.ok()) fields.Set("grpc-message", EncodeStatusText(SafeStatusText(status.message())));
+  return fields;
 }
 
 }  // namespace lydian::rpc

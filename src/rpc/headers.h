@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/status.h"
+
 namespace lydian::rpc {
 
 // What came with a message, copied: handlers may outlive its connection.
@@ -60,5 +62,8 @@ class Fields {
  private:
   std::vector<std::pair<std::string, std::string>> fields_;
 };
+
+// How a call ends: "grpc-status", and the text of an error.
+Fields StatusFields(const Status& status);
 
 }  // namespace lydian::rpc

@@ -7,11 +7,14 @@
 #include <atomic>
 #include <chrono>
 #include <future>
+#include <list>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "rpc/budget.h"
@@ -240,9 +243,9 @@ TEST_F(Hostile, TooManyHeadersEndTheirCallAlone) {
   client.Send(HeaderBlock(
       1, Request() + Literal("x-a", std::string(35'000, 'a')) + Literal("x-b", std::string(35'000, 'b')),
       /*end=*/true));
-  const auto reset = client.Next(kResetFrame);
-  ASSERT_TRUE(reset);
-  EXPECT_EQ(NumberOf(reset->payload), 11u);
+  const Status status = StatusOf(client);
+  EXPECT_EQ(status.code(), Code::kResourceExhausted);
+  EXPECT_EQ(status.message(), "the headers of a call may have 64 KiB");
   client.Send(HeaderBlock(3, Request() + Literal("x-token", "1")) +
               Frame(kDataFrame, kEndStream, 3, std::string(5, '\0')));
   const auto answer = client.Next(kDataFrame);
@@ -272,10 +275,15 @@ TEST_F(Hostile, HeadersOfCallsAreCounted) {
                          Request() + Literal("x-token", "1") + Literal("x-a", std::string(50'000, 'a')));
   }
   std::thread sender([&] { client.Send(bytes); });
+  const auto refusal = client.Next(kHeadersFrame);
+  ASSERT_TRUE(refusal);
+  EXPECT_EQ(Decoder().Fields(refusal->payload).at("grpc-status"),
+            std::to_string(static_cast<int>(Code::kResourceExhausted)));
+  EXPECT_GE(refusal->stream, 30u);
   const auto reset = client.Next(kResetFrame);
-  ASSERT_TRUE(reset);
-  EXPECT_EQ(NumberOf(reset->payload), 11u);
-  EXPECT_GE(reset->stream, 30u);
+  ASSERT_TRUE(reset);  // nothing more of it is wanted
+  EXPECT_EQ(NumberOf(reset->payload), 0u);
+  EXPECT_EQ(reset->stream, refusal->stream);
   sender.join();
   EXPECT_LT(memory->held(), size_t{2} << 20);
   server_->Stop(0);
@@ -349,7 +357,7 @@ TEST_F(Hostile, OneAddressHasFewStrangers) {
 }
 
 TEST_F(Hostile, CallsWaitForAnswersThatAreNotRead) {
-  auto memory = std::make_shared<MemoryBudget>(size_t{1} << 30);
+  auto memory = std::make_shared<MemoryBudget>(size_t{4} << 30);
   Serve({.unread_for = 500ms, .memory = memory});
   Client client(port());
   std::string bytes;
@@ -363,6 +371,48 @@ TEST_F(Hostile, CallsWaitForAnswersThatAreNotRead) {
   EXPECT_LE(echoes_, 70);
   server_->Stop(0);
   EXPECT_EQ(memory->held(), 0u);
+}
+
+TEST_F(Hostile, ManyWhoDoNotReadLeaveRoomForOthers) {
+  auto memory = std::make_shared<MemoryBudget>(size_t{64} << 20);
+  Serve({.memory = memory});
+  std::string bytes;
+  for (uint32_t i = 0; i < 100; ++i) {
+    bytes += HeaderBlock(1 + 2 * i, Request("POST", "/t.S/Large") + Literal("x-token", "1")) +
+             Frame(kDataFrame, kEndStream, 1 + 2 * i, std::string(5, '\0'));
+  }
+  std::list<Client> greedy;
+  for (int i = 0; i < 30; ++i) greedy.emplace_back(port()).Send(bytes);
+  for (Client& client : greedy) EXPECT_TRUE(client.Next(kDataFrame));
+  EXPECT_GT(memory->held(), size_t{20} << 20);
+  EXPECT_FALSE(memory->exceeded());
+  auto channel = Channel::Create("127.0.0.1:" + std::to_string(port()));
+  EXPECT_EQ(channel->CallBlocking("/t.S/Large", "", kToken, 10s).value().size(), size_t{1} << 20);
+}
+
+TEST_F(Hostile, AnswersThatComeAllAtOnceAndAreNotReadAreBounded) {
+  constexpr int kCalls = 500;
+  auto memory = std::make_shared<MemoryBudget>(size_t{64} << 20);
+  std::mutex mutex;
+  std::vector<RawReply> begun;
+  std::promise<void> all;
+  router_->AddUnary("t.S", "Later", [&](std::string_view, Ctx, RawReply reply) {
+    std::lock_guard lock(mutex);
+    begun.push_back(std::move(reply));
+    if (begun.size() == kCalls) all.set_value();
+  });
+  Serve({.memory = memory});
+  Client client(port());
+  std::string bytes;
+  for (uint32_t i = 0; i < kCalls; ++i) {
+    bytes += HeaderBlock(1 + 2 * i, Request("POST", "/t.S/Later") + Literal("x-token", "1")) +
+             Frame(kDataFrame, kEndStream, 1 + 2 * i, std::string(5, '\0'));
+  }
+  client.Send(bytes);
+  ASSERT_EQ(all.get_future().wait_for(20s), std::future_status::ready);
+  for (RawReply& reply : begun) std::exchange(reply, {})(std::string(size_t{1} << 20, 'x'));
+  EXPECT_FALSE(memory->exceeded());
+  EXPECT_EQ(Echo("others go on").value(), "others go on");
 }
 
 TEST_F(Hostile, CallsGoOnWhenAnswersWereRead) {

@@ -55,8 +55,6 @@ struct Router::Impl {
 
 // "AppCreate" of "/modal.client.ModalClient/AppCreate".
 std::string_view MethodName(std::string_view full_method);
-// At most 4 KiB, cut between characters; bytes that are not UTF-8 become U+FFFD.
-std::string SafeStatusText(std::string_view text);
 // The key under which the caller's answer to this call is kept.
 std::string IdempotencyKey(const Caller& caller, std::string_view full_method, std::string_view key);
 // Whether this caller may use this method at all.

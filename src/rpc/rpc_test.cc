@@ -13,6 +13,7 @@
 #include "rpc/router_impl.h"
 #include "rpc/server.h"
 #include "rpc/test_util.h"
+#include "rpc/wire.h"
 
 namespace lydian::rpc {
 namespace {

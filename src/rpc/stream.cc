@@ -2,6 +2,12 @@
 #include "rpc/connection.h"
 
 namespace lydian::rpc {
+namespace {
+
+constexpr size_t kSmallAnswer = size_t{4} << 10;
+constexpr size_t kTimesUnread = 4;  // so much more than makes further calls wait
+
+}  // namespace
 
 H2Stream::H2Stream(std::shared_ptr<Connection> connection, size_t most_bytes)
     : connection_(std::move(connection)), parser_(most_bytes) {}
@@ -61,6 +67,11 @@ void H2Stream::Finish(Fields trailers, std::optional<std::string> message) {
   std::unique_lock lock(c.mutex_);
   if (closed_ || std::exchange(finishing_, true)) return;
   trailers_ = std::move(trailers);
+  // Calls that began before their client was seen not to read.
+  if (message && message->size() > kSmallAnswer && c.unsent_ / kTimesUnread > c.MostUnreadLocked()) {
+    message.reset();
+    trailers_ = StatusFields(ResourceExhausted("too many answers on this connection were not read"));
+  }
   if (message) {
     c.BufferedLocked(*this, buffered_ + message->size());
     queue_.push_back(std::move(*message));

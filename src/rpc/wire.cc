@@ -8,6 +8,7 @@ namespace lydian::rpc {
 namespace {
 
 constexpr size_t kFirstReserve = size_t{1} << 20;  // more is taken as it comes, not as it is announced
+constexpr size_t kMostStatusText = 4096;
 constexpr size_t kTimeoutDigits = 8;
 constexpr int64_t kLongestTimeout = int64_t{100} * 365 * 86'400 * 1'000'000'000;  // a century: no overflow
 
@@ -16,6 +17,26 @@ int HexDigit(char c) {
   if (c >= 'a' && c <= 'f') return c - 'a' + 10;
   if (c >= 'A' && c <= 'F') return c - 'A' + 10;
   return -1;
+}
+
+// The length of the UTF-8 character at the start of `text`, 0 when there is none.
+size_t Utf8Length(std::string_view text) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const auto tail = [&](size_t i, unsigned low = 0x80, unsigned high = 0xBF) {
+    return i < text.size() && byte(i) >= low && byte(i) <= high;
+  };
+  const unsigned lead = byte(0);
+  if (lead < 0x80) return 1;
+  if (lead >= 0xC2 && lead <= 0xDF) return tail(1) ? 2 : 0;
+  if (lead >= 0xE0 && lead <= 0xEF) {
+    const unsigned low = lead == 0xE0 ? 0xA0 : 0x80, high = lead == 0xED ? 0x9F : 0xBF;
+    return tail(1, low, high) && tail(2) ? 3 : 0;
+  }
+  if (lead >= 0xF0 && lead <= 0xF4) {
+    const unsigned low = lead == 0xF0 ? 0x90 : 0x80, high = lead == 0xF4 ? 0x8F : 0xBF;
+    return tail(1, low, high) && tail(2) && tail(3) ? 4 : 0;
+  }
+  return 0;
 }
 
 }  // namespace
@@ -60,6 +81,19 @@ Status MessageParser::Feed(std::string_view bytes, std::vector<std::string>* mes
     have_prefix_ = 0;
   }
   return {};
+}
+
+std::string SafeStatusText(std::string_view text) {
+  std::string safe;
+  safe.reserve(std::min(text.size(), kMostStatusText));
+  while (!text.empty()) {
+    const size_t length = Utf8Length(text);
+    const std::string_view next = length > 0 ? text.substr(0, length) : std::string_view("\xEF\xBF\xBD");
+    if (safe.size() + next.size() > kMostStatusText) break;
+    safe += next;
+    text.remove_prefix(std::max<size_t>(length, 1));
+  }
+  return safe;
 }
 
 std::string EncodeStatusText(std::string_view text) {

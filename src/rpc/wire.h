@@ -34,6 +34,8 @@ class MessageParser {
   std::string message_;
 };
 
+// What may be sent as one: at most 4 KiB, cut between characters; bytes that are not UTF-8 become U+FFFD.
+std::string SafeStatusText(std::string_view text);
 // "grpc-message": percent-encoded.
 std::string EncodeStatusText(std::string_view text);
 std::string DecodeStatusText(std::string_view text);
