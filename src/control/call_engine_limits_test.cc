@@ -177,6 +177,30 @@ TEST_F(LimitsTest, GeneratorDataIsBoundedAndReadingItMakesRoom) {
   EXPECT_TRUE(PutChunks(call, task->task_id(), {{11, chunk}}).ok()) << "the first ones have been read";
 }
 
+TEST_F(LimitsTest, GeneratorDataCountsBeforeItIsInTheJournal) {
+  EngineOptions options = Options();
+  options.max_chunk_bytes = uint64_t{80} << 20;
+  Begin(Function(), options);
+  auto worker = Connect();
+  NewCall generator = CallOf("x");
+  generator.invocation_type = kSyncLegacy;
+  std::string call = Create(generator)->call_id;
+  auto task = worker->WaitStart();
+  ASSERT_TRUE(task);
+  worker->Ready(task->task_id());
+  ASSERT_TRUE(worker->WaitLease());
+  std::vector<std::future<Status>> put;
+  for (uint64_t i = 1; i <= 40; ++i) {
+    auto answered = std::make_shared<std::promise<Status>>();
+    put.push_back(answered->get_future());
+    engine_->PutChunks(Scope(), call, task->task_id(), {{i, std::string(size_t{8} << 20, 'c')}},
+                       [answered](Status status) { answered->set_value(std::move(status)); });
+  }
+  size_t taken = 0;
+  for (auto& answer : put) taken += answer.get().ok();
+  EXPECT_EQ(taken, 10u);
+}
+
 TEST_F(LimitsTest, AParentOfAnotherWorkspaceIsNoParent) {
   Begin();
   Add("fu-other", "ac-2");

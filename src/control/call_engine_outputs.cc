@@ -159,16 +159,20 @@ void EngineCore::PutChunks(Call* call, const std::string& task_id,
                            std::vector<std::pair<uint64_t, std::string>> chunks,
                            std::function<void(Status)> reply) {
   bool holds = task_id.empty();
-  for (const auto& [idx, input] : call->inputs) holds |= input->task != nullptr && input->task->id == task_id;
+  if (const TaskState* task = FindTask(task_id))
+    holds |= std::any_of(task->leases.begin(), task->leases.end(),
+                         [&](const Input* input) { return input->call == call; });
   if (!holds) return reply(PermissionDenied("this container has no input of function call " + call->id));
   uint64_t more = 0;
   for (const auto& [index, bytes] : chunks) more += bytes.size();
-  const uint64_t held = call->function->workspace->chunk_bytes;
+  WorkspaceState* workspace = call->function->workspace;
+  const uint64_t held = workspace->chunk_bytes + workspace->chunk_bytes_written;
   if (held + more > options_.max_chunk_bytes) {
     return reply(ResourceExhausted("generators of this workspace hold " + std::to_string(held >> 20) +
                                    " MiB that nobody has read yet: read them, or yield less"));
   }
   std::vector<ChunkRow> rows;
+  rows.reserve(chunks.size());
   for (auto& [index, bytes] : chunks) {
     if (index == 0 || index > UINT32_MAX) return reply(InvalidArgument("data chunks are numbered from 1"));
     rows.push_back(
@@ -176,7 +180,10 @@ void EngineCore::PutChunks(Call* call, const std::string& task_id,
   }
   std::vector<ChunkRow> copy = rows;
   Journal::Record record = Journal::PutChunks(std::move(rows));
-  record.done = [this, call_id = call->id, rows = std::move(copy), reply = std::move(reply)](Status status) {
+  workspace->chunk_bytes_written += more;
+  record.done = [this, workspace, more, call_id = call->id, rows = std::move(copy),
+                 reply = std::move(reply)](Status status) {
+    workspace->chunk_bytes_written -= more;
     auto it = calls_.find(call_id);
     if (status.ok() && it != calls_.end()) {
       for (const ChunkRow& row : rows) SetChunk(it->second.get(), row.idx, row.chunk);

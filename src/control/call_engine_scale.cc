@@ -72,14 +72,10 @@ void EngineCore::Scale() {
       bool placed = at != worker_at.end();
       bool starting = task->state == TaskState::State::kMaking || task->state == TaskState::State::kStarting;
       if (placed) {
-        sched::WorkerView& worker = view.workers[at->second];
-        worker.memory_used += load.request.memory_bytes;
-        worker.milli_cpu_used += load.request.milli_cpu;
         const int64_t counts_until = task->begun_nanos + kStartCounts;
-        if (starting && counts_until > view.now) {
-          worker.AddStarting(load.request.workspace);
-          starts_age_at = std::min(starts_age_at, counts_until);
-        }
+        const bool counts = starting && counts_until > view.now;
+        sched::Count(view.workers[at->second], load.request, counts);
+        if (counts) starts_age_at = std::min(starts_age_at, counts_until);
       }
       if (!task->alive_for_work() || (function->info.single_use && task->used)) {
         view.draining |= task->leases.empty();

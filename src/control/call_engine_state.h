@@ -84,9 +84,9 @@ struct Call {
   bool acked = false;  // in the queue to be dropped
   uint32_t total = 0, unfinished = 0;
   uint32_t next_seq = 1;
-  IndexSet seen;                                                // by idx: put already, finished ones too
-  std::unordered_map<uint32_t, std::unique_ptr<Input>> inputs;  // unfinished, by idx
-  std::vector<OutputView> outputs;                              // journalled, by seq
+  IndexSet seen;  // by idx: put already, finished ones too
+  std::unordered_map<uint32_t, std::unique_ptr<Input>, IndexHash> inputs;  // unfinished, by idx
+  std::vector<OutputView> outputs;                                         // journalled, by seq
   uint64_t output_bytes = 0;
   std::list<std::shared_ptr<Poll>> polls;
   std::map<uint64_t, SharedBytes> chunks;
@@ -155,6 +155,7 @@ struct WorkspaceState {
   size_t number = 0;  // in the order in which they were met
   Held held;
   uint64_t chunk_bytes = 0;
+  uint64_t chunk_bytes_written = 0;  // on their way into the journal
 };
 
 struct FunctionState {

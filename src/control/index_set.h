@@ -10,6 +10,19 @@
 
 namespace lydian::control {
 
+// Callers choose indexes: without a secret in it, a hash table's places could be chosen with them, all the
+// same one.
+struct IndexHash {
+  size_t operator()(uint32_t index) const {
+    uint64_t mixed = (index ^ kSecret) * 0x9E3779B97F4A7C15;
+    mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93;
+    return mixed ^ mixed >> 32;
+  }
+
+ private:
+  static const uint64_t kSecret;  // of the process
+};
+
 class IndexSet {
  public:
   bool Contains(uint32_t index) const {
@@ -45,7 +58,7 @@ class IndexSet {
   static uint64_t Bit(uint32_t index) { return uint64_t{1} << (index % 64); }
 
   uint64_t first_ = 0;  // the indexes below kFirst: all that most calls have
-  std::unordered_map<uint32_t, Block> blocks_;
+  std::unordered_map<uint32_t, Block, IndexHash> blocks_;
 };
 
 }  // namespace lydian::control

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <random>
 #include <set>
+#include <unordered_map>
 
 namespace lydian::control {
 namespace {
@@ -35,6 +36,19 @@ TEST(IndexSetTest, CostsWhatIsInIt) {
   EXPECT_LT(far.bytes(), 500u);
   for (uint32_t index = 0; index < 1'000'000; ++index) full.Insert(index);
   EXPECT_LT(full.bytes(), 1'000'000u);
+}
+
+// Multiples of the number of places that a table of the standard library has: with the hash that it has for
+// numbers all of them would lie in one.
+TEST(IndexHashTest, ChosenIndexesLieApart) {
+  std::unordered_map<uint32_t, int, IndexHash> table;
+  table.reserve(1000);
+  const uint32_t step = static_cast<uint32_t>(table.bucket_count());
+  for (uint32_t i = 0; i < 1000; ++i) table[i * step] = 1;
+  ASSERT_EQ(table.bucket_count(), step);
+  size_t fullest = 0;
+  for (size_t i = 0; i < step; ++i) fullest = std::max(fullest, table.bucket_size(i));
+  EXPECT_LT(fullest, 20u);
 }
 
 }  // namespace

@@ -101,9 +101,7 @@ bool MakeRoom(View& view, size_t for_function, Plan& plan) {
   std::vector<std::string> taken;
   for (const Candidate& candidate : candidates) {
     WorkerView& worker = trial[candidate.task->worker];
-    const Request& freed = view.functions[candidate.function].request;
-    worker.memory_used -= std::min(worker.memory_used, freed.memory_bytes);
-    worker.milli_cpu_used -= std::min<uint64_t>(worker.milli_cpu_used, freed.milli_cpu);
+    Uncount(worker, view.functions[candidate.function].request);
     taken.push_back(candidate.task->id);
     if (!Fits(worker, request)) continue;
     plan.drain.insert(plan.drain.end(), taken.begin(), taken.end());
@@ -175,7 +173,7 @@ Plan MakePlan(View view) {
         }
       }
       if (!worker) break;
-      Take(view.workers[*worker], function.request);
+      Count(view.workers[*worker], function.request, /*starting=*/true);
       plan.starts.push_back({f, *worker});
       ++started;
     }

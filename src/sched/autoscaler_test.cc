@@ -39,11 +39,8 @@ View Of(std::vector<FunctionLoad> functions, WorkerView worker = Machine()) {
   view.now = 1000 * kSecond;
   view.workers = {worker};
   for (const FunctionLoad& function : functions) {
-    for (const TaskLoad& task : function.tasks) {
-      view.workers[task.worker].memory_used += function.request.memory_bytes;
-      view.workers[task.worker].milli_cpu_used += function.request.milli_cpu;
-      if (task.starting) view.workers[task.worker].AddStarting(function.request.workspace);
-    }
+    for (const TaskLoad& task : function.tasks)
+      Count(view.workers[task.worker], function.request, task.starting);
   }
   view.functions = std::move(functions);
   return view;
@@ -209,6 +206,20 @@ TEST(Plan, StartsOfOneWorkspaceDontHoldUpAnother) {
   Plan plan = MakePlan(Of({stuck, same, other}, Machine(4096, 2000)));
   ASSERT_EQ(plan.starts.size(), 2u);
   for (const Start& start : plan.starts) EXPECT_EQ(start.function, 2u);  // its own two at once, and no more
+}
+
+TEST(Place, LeavesRangesOfIdsToOthersHoweverLittleItsContainersAskFor) {
+  std::vector<WorkerView> workers = {Machine(1'000'000, 1'000'000)};
+  const Request tiny = {1, uint64_t{1} << 20, 0}, others = {1, uint64_t{1} << 20, 1};
+  uint32_t count = 0;
+  for (; Place(workers, tiny) && count < 2000; ++count) Count(workers[0], tiny, false);
+  EXPECT_EQ(count, kMostContainersOfWorkspace);
+  EXPECT_TRUE(Place(workers, others));
+  EXPECT_TRUE(Place(workers, tiny, true)) << "others wait for it";
+  for (; Place(workers, others, true) && count < 2000; ++count) Count(workers[0], others, false);
+  EXPECT_EQ(count, kMostContainers);
+  Uncount(workers[0], tiny);
+  EXPECT_TRUE(Place(workers, others));
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "sched/placement.h"
 
+#include <algorithm>
+
 namespace lydian::sched {
 
 bool CouldFit(const WorkerView& worker, const Request& request) {
@@ -8,7 +10,9 @@ bool CouldFit(const WorkerView& worker, const Request& request) {
 }
 
 bool Fits(const WorkerView& worker, const Request& request) {
-  return !worker.refuses && worker.starting_of(request.workspace) < worker.starting_limit() &&
+  const WorkerView::OfWorkspace own = worker.of(request.workspace);
+  return !worker.refuses && worker.containers < kMostContainers &&
+         own.containers < kMostContainersOfWorkspace && own.starting < worker.starting_limit() &&
          worker.memory_used + request.memory_bytes <= worker.memory_bytes &&
          worker.milli_cpu_used + request.milli_cpu <= uint64_t{worker.milli_cpu} * kCpuOvercommit;
 }
@@ -24,16 +28,28 @@ std::optional<size_t> Place(const std::vector<WorkerView>& workers, const Reques
   }
   if (best || !beyond) return best;
   for (size_t i = 0; i < workers.size(); ++i) {
-    if (workers[i].refuses || !CouldFit(workers[i], request)) continue;
+    if (workers[i].refuses || workers[i].containers >= kMostContainers || !CouldFit(workers[i], request))
+      continue;
     if (!best || free_memory(i) > free_memory(*best)) best = i;
   }
   return best;
 }
 
-void Take(WorkerView& worker, const Request& request) {
+void Count(WorkerView& worker, const Request& request, bool starting) {
   worker.memory_used += request.memory_bytes;
   worker.milli_cpu_used += request.milli_cpu;
-  worker.AddStarting(request.workspace);
+  ++worker.containers;
+  if (request.workspace >= worker.workspaces.size()) worker.workspaces.resize(request.workspace + 1);
+  ++worker.workspaces[request.workspace].containers;
+  if (starting) ++worker.workspaces[request.workspace].starting;
+}
+
+void Uncount(WorkerView& worker, const Request& request) {
+  const auto take = [](auto& from, uint64_t amount) { from -= std::min<uint64_t>(from, amount); };
+  take(worker.memory_used, request.memory_bytes);
+  take(worker.milli_cpu_used, request.milli_cpu);
+  take(worker.containers, 1);
+  if (request.workspace < worker.workspaces.size()) take(worker.workspaces[request.workspace].containers, 1);
 }
 
 }  // namespace lydian::sched

@@ -14,6 +14,10 @@ constexpr uint64_t kDefaultMemoryBytes = uint64_t{128} << 20;
 // Requests of CPU may add up to this many times of what a machine has: most containers wait most of the time,
 // and CPU, unlike memory, is shared without harm.
 constexpr uint32_t kCpuOvercommit = 4;
+// Containers of a worker, however little they ask for: each takes one of its 1,024 ranges of user ids, and
+// builds and those that are going take some too. Of these a workspace has a part.
+constexpr uint32_t kMostContainers = 900;
+constexpr uint32_t kMostContainersOfWorkspace = 675;
 
 struct Request {
   uint32_t milli_cpu = kDefaultMilliCpu;
@@ -27,17 +31,18 @@ struct WorkerView {
   uint64_t memory_bytes = 0;
   uint64_t milli_cpu_used = 0;  // requests of what is on it, starting ones too
   uint64_t memory_used = 0;
-  // Containers that are not ready yet, by workspace: those of one, which may never become ready, don't keep
-  // another's from starting.
-  std::vector<uint32_t> starting;
-  bool refuses = false;  // disk low, or its connection is broken
+  uint32_t containers = 0;
+  struct OfWorkspace {
+    uint32_t containers = 0;
+    // Not ready yet. Those of one workspace, which may never become ready, don't keep another's from
+    // starting.
+    uint32_t starting = 0;
+  };
+  std::vector<OfWorkspace> workspaces;  // by number
+  bool refuses = false;                 // disk low, or its connection is broken
 
-  uint32_t starting_of(size_t workspace) const {
-    return workspace < starting.size() ? starting[workspace] : 0;
-  }
-  void AddStarting(size_t workspace) {
-    if (workspace >= starting.size()) starting.resize(workspace + 1);
-    ++starting[workspace];
+  OfWorkspace of(size_t workspace) const {
+    return workspace < workspaces.size() ? workspaces[workspace] : OfWorkspace{};
   }
   // Of one workspace. Starting a container is CPU alone (some 300 ms of it): more at once than there are
   // cores makes each of them later, and by then the first may have emptied the queue.
@@ -53,6 +58,9 @@ bool CouldFit(const WorkerView& worker, const Request& request);
 // on; never where it could not fit at all.
 std::optional<size_t> Place(const std::vector<WorkerView>& workers, const Request& request,
                             bool beyond = false);
-void Take(WorkerView& worker, const Request& request);
+// There is such a container on the worker; `starting`: it is not ready, and may yet become so.
+void Count(WorkerView& worker, const Request& request, bool starting);
+// It has gone, and was ready.
+void Uncount(WorkerView& worker, const Request& request);
 
 }  // namespace lydian::sched
