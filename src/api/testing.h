@@ -299,6 +299,7 @@ class ApiTest : public ::testing::Test {
   void TearDown() override {
     services_->files->Stop();
     objects_->Stop();
+    objects_.reset();  // or its database would make files meanwhile
     ASSERT_TRUE(RemoveTree(dir_).ok());
   }
 
@@ -332,10 +333,12 @@ class ApiTest : public ::testing::Test {
     RegisterObjects(router_, services_);
     ASSERT_TRUE(Start(services_).ok());
     auto tokens = objects_->tokens().List();
-    ASSERT_FALSE(tokens.empty());
+    auto first = std::find_if(tokens.begin(), tokens.end(),
+                              [](const control::TokenInfo& token) { return token.workspace == "main"; });
+    ASSERT_NE(first, tokens.end());
     user_.kind = rpc::Caller::Kind::kUser;
-    user_.workspace_id = tokens[0].workspace_id;
-    user_.token_id = tokens[0].token_id;
+    user_.workspace_id = first->workspace_id;
+    user_.token_id = first->token_id;
     task_ = user_;
     task_.kind = rpc::Caller::Kind::kTask;
     task_.task_id = "ta-00000000000000000000000000";
