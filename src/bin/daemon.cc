@@ -11,6 +11,8 @@
 #include "base/log.h"
 #include "bin/daemons.h"
 #include "cli/lock_file.h"
+#include "rpc/budget.h"
+#include "runtime/plan.h"
 
 namespace lydian::bin {
 namespace {
@@ -133,6 +135,9 @@ int RunDaemon(int argc, char** argv) {
     return 1;
   }
   LOG_INFO("starting", {{"pid", ::getpid()}, {"instance", args->instance}});
+  // Others' bytes, as calls hold them, leave room for what is made of them; and control and worker share.
+  rpc::MemoryBudget::OfProcess()->Limit(
+      runtime::DaemonMemory(args->memory_reserve_bytes, runtime::TotalMemory()) / 4);
   if (args->role == "control") return ControlMain(*args);
   if (args->role == "worker") return WorkerMain(*args);
   if (args->role == "spawner") return SpawnerMain(*args);

@@ -24,7 +24,7 @@ constexpr size_t kMostHeadersDecoded = size_t{256} << 10;
 constexpr int kMostRefused = 64;  // calls of a connection, for their headers
 constexpr size_t kFieldOverhead = 32;
 constexpr size_t kFewHeaders = size_t{4} << 10;   // so many are taken whatever others hold
-constexpr size_t kMuchMemory = size_t{64} << 20;  // to be given back at once
+constexpr size_t kMuchMemory = size_t{64} << 20;  // to be given back once it is free
 constexpr size_t kAlwaysHeld = size_t{64} << 10;  // a message so small is taken whatever others hold
 constexpr std::string_view kGrpcType = "application/grpc";
 constexpr uint32_t kStreamWindow = uint32_t{1} << 20;
@@ -44,10 +44,12 @@ nghttp2_nv Field(std::string_view name, std::string_view value) {
 const std::array kAnswerFields = {Field(":status", "200"), Field("content-type", "application/grpc"),
                                   Field("grpc-accept-encoding", "identity")};
 
-// The allocator keeps what it is given back.
-void ReleaseMemory() {
+// So much is free again. The allocator keeps what it is given back.
+void ReleaseMemory(size_t bytes) {
   static std::atomic<bool> pending{false};
-  if (pending.exchange(true)) return;
+  static std::atomic<size_t> kept{0};
+  if (kept.fetch_add(bytes) + bytes < kMuchMemory || pending.exchange(true)) return;
+  kept = 0;
   Deadlines().Post([] {
     pending = false;
     malloc_trim(0);
@@ -257,7 +259,7 @@ void Connection::Close(Status why) {
     fd_.reset();
   }
   Tell();
-  if (most_unsent_ > kMuchMemory) ReleaseMemory();
+  ReleaseMemory(most_unsent_);
   if (options_.on_closed) options_.on_closed(this);
 }
 

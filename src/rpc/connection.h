@@ -174,6 +174,8 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
   void ListLocked(H2Stream& stream);
   void BufferedLocked(H2Stream& stream, size_t now);
   size_t MostUnreadLocked() const;
+  bool FullLocked() const;
+  bool DrainedLocked(const H2Stream& stream, size_t limit);
   void WatchReaderLocked();
   void CheckReader(uint64_t taken_before);
   ssize_t TakeLocked(H2Stream& stream, uint8_t* buffer, size_t length, uint32_t* flags);
@@ -194,6 +196,7 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
   std::string out_;
   size_t out_sent_ = 0;
   std::vector<std::shared_ptr<H2Stream>> backed_up_;  // requests that wait until answers were read
+  bool held_up_ = false;                              // streams wait for the others to be read
   size_t unsent_ = 0;                                 // bytes of all streams
   size_t most_unsent_ = 0;                            // ... that there ever were
   uint64_t taken_ = 0;                                // bytes that left the streams for the socket

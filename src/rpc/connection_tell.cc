@@ -21,19 +21,34 @@ size_t Connection::MostUnreadLocked() const {
   return std::min(options_.most_unread, std::max(kFewUnread, options_.memory->left() / kPartOfLeft));
 }
 
+bool Connection::FullLocked() const { return server() && unsent_ > MostUnreadLocked(); }
+
 // How much of a stream waits to be sent.
 void Connection::BufferedLocked(H2Stream& stream, size_t now) {
   unsent_ += now - stream.buffered_;
   most_unsent_ = std::max(most_unsent_, unsent_);
   if (options_.memory) options_.memory->Change(stream.buffered_, now);
   stream.buffered_ = now;
-  if (server() && !watched_ && unsent_ > MostUnreadLocked()) WatchReaderLocked();
+  if (!watched_ && FullLocked()) WatchReaderLocked();
   // When all is over, what waits is not begun any more.
-  if (backed_up_.empty() || closed_ || unsent_ > MostUnreadLocked() / 2) return;
+  if ((backed_up_.empty() && !held_up_) || closed_ || unsent_ > MostUnreadLocked() / 2) return;
+  if (std::exchange(held_up_, false)) {
+    for (const auto& [id, waiting] : streams_) {
+      if (waiting->on_drained_) ListLocked(*waiting);
+    }
+  }
   for (const auto& waiting : std::exchange(backed_up_, {})) {
     waiting->backed_up_ = false;
     ListLocked(*waiting);
   }
+}
+
+// Whether more of the stream may be written.
+bool Connection::DrainedLocked(const H2Stream& stream, size_t limit) {
+  if (stream.closed_) return true;
+  if (stream.buffered_ >= limit) return false;
+  held_up_ |= FullLocked();
+  return !FullLocked();
 }
 
 void Connection::WatchReaderLocked() {
@@ -50,7 +65,7 @@ void Connection::CheckReader(uint64_t taken_before) {
   {
     std::lock_guard lock(mutex_);
     watched_ = false;
-    if (closed_ || unsent_ <= MostUnreadLocked()) return;
+    if (closed_ || !FullLocked()) return;
     if (taken_ - taken_before >= kLeastRead) return WatchReaderLocked();
     unread = unsent_;
   }
@@ -77,7 +92,7 @@ void Connection::Tell() {
 void Connection::TellOf(const std::shared_ptr<H2Stream>& stream) {
   for (;;) {
     std::unique_lock lock(mutex_);
-    if (stream->on_drained_ && (stream->closed_ || stream->buffered_ < stream->drain_limit_)) {
+    if (stream->on_drained_ && DrainedLocked(*stream, stream->drain_limit_)) {
       Task drained;
       drained.swap(stream->on_drained_);
       lock.unlock();
@@ -85,8 +100,8 @@ void Connection::TellOf(const std::shared_ptr<H2Stream>& stream) {
       continue;
     }
     if (stream->told_last_) return;
-    if (server() && !stream->closed_ && !stream->inbox_.empty() &&
-        stream->inbox_.front().kind == H2Stream::Item::Kind::kRequest && unsent_ > MostUnreadLocked()) {
+    if (!stream->closed_ && !stream->inbox_.empty() &&
+        stream->inbox_.front().kind == H2Stream::Item::Kind::kRequest && FullLocked()) {
       if (!std::exchange(stream->backed_up_, true)) backed_up_.push_back(stream);
       return;
     }

@@ -33,6 +33,7 @@ constexpr char kDataFrame = 0, kHeadersFrame = 1, kResetFrame = 3, kSettingsFram
                kContinuationFrame = 9;
 constexpr char kEndStream = 1, kEndHeaders = 4;
 constexpr size_t kMostFrame = 16'384;
+constexpr size_t kHigh = size_t{2} << 20, kLow = size_t{1} << 20;
 
 std::string Number(uint32_t number, int bytes) {
   std::string text;
@@ -205,8 +206,21 @@ class Hostile : public testing::Test {
       ++echoes_;
       reply(std::string(size_t{1} << 20, 'x'));
     });
+    router_->AddServerStream("t.S", "Lots", [this](std::string_view, Ctx, std::shared_ptr<RawStream> stream) {
+      Write(std::move(stream), 8);
+    });
     listener_ = Listen("127.0.0.1:0").value();
     Serve({});
+  }
+  // So many MiB, as whoever has much to write does it.
+  static void Write(std::shared_ptr<RawStream> stream, int left) {
+    for (; left > 0; --left) {
+      if (stream->buffered() > kHigh) {
+        return stream->OnDrained(kLow, [stream, left] { Write(stream, left); });
+      }
+      if (!stream->Write(std::string(size_t{1} << 20, 'x'))) return;
+    }
+    stream->Finish(OkStatus());
   }
   void Serve(ServerOptions options) {
     server_.reset();
@@ -413,6 +427,43 @@ TEST_F(Hostile, AnswersThatComeAllAtOnceAndAreNotReadAreBounded) {
   for (RawReply& reply : begun) std::exchange(reply, {})(std::string(size_t{1} << 20, 'x'));
   EXPECT_FALSE(memory->exceeded());
   EXPECT_EQ(Echo("others go on").value(), "others go on");
+}
+
+TEST_F(Hostile, StreamsThatAreNotReadWaitForEachOther) {
+  auto memory = std::make_shared<MemoryBudget>(size_t{256} << 20);
+  Serve({.memory = memory});
+  Client client(port());
+  std::string bytes;
+  for (uint32_t i = 0; i < 400; ++i) {
+    bytes += HeaderBlock(1 + 2 * i, Request("POST", "/t.S/Lots") + Literal("x-token", "1")) +
+             Frame(kDataFrame, kEndStream, 1 + 2 * i, std::string(5, '\0'));
+  }
+  client.Send(bytes);
+  ASSERT_TRUE(client.Next(kDataFrame));
+  EXPECT_EQ(Echo("others go on").value(), "others go on");
+  EXPECT_LT(memory->held(), size_t{24} << 20);  // a sixteenth, and what the streams were about to write
+}
+
+TEST_F(Hostile, StreamsGoOnWhenTheOthersWereRead) {
+  auto memory = std::make_shared<MemoryBudget>(size_t{256} << 20);
+  Serve({.memory = memory});
+  auto channel = Channel::Create("127.0.0.1:" + std::to_string(port()));
+  constexpr int kStreams = 60;
+  std::atomic<size_t> came{0};
+  std::atomic<int> left{kStreams};
+  std::promise<void> done;
+  for (int i = 0; i < kStreams; ++i) {
+    auto call = channel->Start("/t.S/Lots", kToken,
+                               {.on_message = [&](std::string message) { came += message.size(); },
+                                .on_done =
+                                    [&](const Status&, const Metadata&) {
+                                      if (--left == 0) done.set_value();
+                                    }});
+    call->Write("");
+    call->WritesDone();
+  }
+  ASSERT_EQ(done.get_future().wait_for(20s), std::future_status::ready);
+  EXPECT_EQ(came, size_t{kStreams} * 8 << 20);
 }
 
 TEST_F(Hostile, CallsGoOnWhenAnswersWereRead) {

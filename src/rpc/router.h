@@ -93,7 +93,7 @@ class RawStream {
   // False when the stream is over (nothing more needs to be written).
   virtual bool Write(std::string message) = 0;
   // Bytes written and not taken by the transport yet; a producer of much data waits for OnDrained below some
-  // limit.
+  // limit. While all streams of a connection have left more unread than it may, those of all of them.
   virtual size_t buffered() const = 0;
   // Runs once when buffered() has fallen below `limit`; at once if it is. Also when the stream is over: Write
   // says so. A stream whose client takes nothing ends with RESOURCE_EXHAUSTED at 256 MiB.

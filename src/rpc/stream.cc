@@ -26,13 +26,13 @@ std::optional<size_t> H2Stream::Write(std::string message) {
 
 size_t H2Stream::buffered() const {
   std::lock_guard lock(connection_->mutex_);
-  return buffered_;
+  return connection_->FullLocked() ? connection_->unsent_ : buffered_;
 }
 
 void H2Stream::OnDrained(size_t limit, Task fn) {
   {
     std::lock_guard lock(connection_->mutex_);
-    if (buffered_ >= limit && !closed_) {
+    if (!connection_->DrainedLocked(*this, limit)) {
       on_drained_.swap(fn);
       drain_limit_ = limit;
       return;

@@ -28,7 +28,7 @@ namespace lydian::worker {
 namespace {
 
 // Of unfinished calls: one container is not to take what there is for all.
-constexpr size_t kMostMemoryOfContainer = size_t{1} << 30;
+constexpr size_t kPartOfContainer = 4;  // of the memory for calls
 
 constexpr size_t kPoolThreads = 4;
 
@@ -114,8 +114,8 @@ class WorkerImpl : public Worker {
       server.router = guest_router_;
       server.authenticator = MakeGuestAuthenticator(spec);
       server.max_connections = 64;
-      server.memory =
-          std::make_shared<rpc::MemoryBudget>(kMostMemoryOfContainer, rpc::MemoryBudget::OfProcess());
+      server.memory = std::make_shared<rpc::MemoryBudget>(
+          rpc::MemoryBudget::OfProcess()->most() / kPartOfContainer, rpc::MemoryBudget::OfProcess());
       return rpc::Server::Start(std::move(server), listener);
     };
     if (admin_listener.valid()) {
