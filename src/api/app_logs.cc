@@ -7,6 +7,7 @@
 #include "api/handlers.h"
 #include "api/log_pump.h"
 #include "api/log_records.h"
+#include "api/turns.h"
 #include "base/ids.h"
 
 namespace lydian::api {
@@ -43,6 +44,7 @@ void Follow(const ServicesPtr& services, const pb::AppGetLogsRequest& request, r
   if (app.state == control::AppState::kStopped) services->logs->MarkDone(app.id);
   LogPump::Options options;
   options.stream = app.id;
+  options.workspace = ctx->caller().workspace_id;
   options.after = *cursor;
   options.filter = FilterOf(request, request.file_descriptor());
   options.timeout_secs = request.timeout();
@@ -59,8 +61,8 @@ void Follow(const ServicesPtr& services, const pb::AppGetLogsRequest& request, r
     }
     stream.Finish();
   };
-  auto pump = LogPump::Start(&services->objects->strand(), services->logs, std::move(ctx), stream.raw(),
-                             std::move(options));
+  auto pump = LogPump::Start(&services->objects->strand(), services->logs, services->log_pages,
+                             std::move(ctx), stream.raw(), std::move(options));
   // Those of the app's own client: the others asked for a part of the log.
   if (request.timeout() > 0 && request.task_id().empty() && request.function_id().empty())
     services->log_streams->Add(app.id, pump);
@@ -99,8 +101,16 @@ struct Scan : std::enable_shared_from_this<Scan> {
   uint64_t after = 0;
   std::function<void(const LogRecord&)> each;
   std::function<void(Status)> end;
-  std::shared_ptr<void> question;
+  std::shared_ptr<void> question, turn;
 
+  // When it is its workspace's turn.
+  void Begin(const std::string& workspace) {
+    services->log_scans->Take(workspace, [self = shared_from_this()](std::shared_ptr<void> turn) {
+      self->turn = std::move(turn);
+      if (self->ctx->cancelled()) return self->end(Cancelled("the client has gone"));
+      self->Next();
+    });
+  }
   void Next() {
     auto self = shared_from_this();
     question =
@@ -154,7 +164,7 @@ void Fetch(const ServicesPtr& services, const pb::AppFetchLogsRequest& request, 
     for (auto& batch : Batches({last->begin(), last->end()})) *response.add_batches() = std::move(batch);
     reply(response);
   };
-  (*scan)->Next();
+  (*scan)->Begin(call.scope.workspace_id);
 }
 
 void Count(const ServicesPtr& services, const pb::AppCountLogsRequest& request, Call& call,
@@ -187,7 +197,7 @@ void Count(const ServicesPtr& services, const pb::AppCountLogsRequest& request, 
     }
     reply(response);
   };
-  (*scan)->Next();
+  (*scan)->Begin(call.scope.workspace_id);
 }
 
 }  // namespace

@@ -1,9 +1,18 @@
 #include "api/handlers.h"
 
 #include "api/log_pump.h"
+#include "api/turns.h"
 #include "base/log.h"
 
 namespace lydian::api {
+namespace {
+
+// A page is 1 MiB; what a scan finds may be 16, and exists three times while it is made an answer.
+constexpr struct {
+  size_t at_once, of_workspace;
+} kLogPages{16, 8}, kLogScans{4, 2};
+
+}  // namespace
 
 Result<control::Scope> ScopeOf(Services& services, const rpc::Context& ctx, Who who) {
   const rpc::Caller& caller = ctx.caller();
@@ -52,6 +61,9 @@ void RegisterObjects(rpc::Router& router, ServicesPtr services) {
   if (services->objects != nullptr) {  // null where only the table of methods is wanted
     services->objects->apps().SetPresence(
         [streams = services->log_streams](const std::string& app_id) { return streams->Followed(app_id); });
+    Strand* strand = &services->objects->strand();
+    services->log_pages = std::make_shared<Turns>(strand, kLogPages.at_once, kLogPages.of_workspace);
+    services->log_scans = std::make_shared<Turns>(strand, kLogScans.at_once, kLogScans.of_workspace);
   }
   services->files = std::make_shared<Pool>("files", 2);
   RegisterEnvironments(router, services);

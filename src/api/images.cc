@@ -170,8 +170,9 @@ void Join(const ServicesPtr& services, const pb::ImageJoinStreamingRequest& requ
     if (!*done) return stream.Finish();
     SendEnd(services, stream, image_id);
   };
-  LogPump::Start(&services->objects->strand(), services->logs, std::move(ctx), stream.raw(),
-                 std::move(options));
+  options.workspace = ctx->caller().workspace_id;
+  LogPump::Start(&services->objects->strand(), services->logs, services->log_pages, std::move(ctx),
+                 stream.raw(), std::move(options));
 }
 
 Result<pb::ImageFromIdResponse> FromId(const pb::ImageFromIdRequest& request, Call& call) {

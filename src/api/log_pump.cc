@@ -3,33 +3,40 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <utility>
 
 namespace lydian::api {
 
 namespace {
 
-constexpr size_t kPage = 1000;
-constexpr size_t kHigh = 4 << 20, kLow = 1 << 20;  // bytes that a slow client may leave unread
+constexpr size_t kPage = 1000, kFirstLines = 4;
+constexpr size_t kHigh = 1 << 20, kLow = 256 << 10;  // bytes that a slow client may leave unread
 constexpr std::chrono::seconds kKeepAlive{15};
 constexpr double kLongest = 600;
 
 }  // namespace
 
-LogPump::LogPump(Strand* strand, control::LogStore* logs, std::shared_ptr<rpc::RawStream> out,
-                 Options options)
-    : strand_(strand), logs_(logs), out_(std::move(out)), options_(std::move(options)) {
+LogPump::LogPump(Strand* strand, control::LogStore* logs, std::shared_ptr<Turns> turns,
+                 std::shared_ptr<rpc::RawStream> out, Options options)
+    : strand_(strand),
+      logs_(logs),
+      turns_(std::move(turns)),
+      out_(std::move(out)),
+      options_(std::move(options)) {
   double timeout = std::clamp(options_.timeout_secs, 0.0, kLongest);
   until_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(static_cast<int64_t>(timeout * 1000));
 }
 
-std::shared_ptr<LogPump> LogPump::Start(Strand* strand, control::LogStore* logs, rpc::Ctx ctx,
-                                        std::shared_ptr<rpc::RawStream> out, Options options) {
-  std::shared_ptr<LogPump> pump(new LogPump(strand, logs, std::move(out), std::move(options)));
+std::shared_ptr<LogPump> LogPump::Start(Strand* strand, control::LogStore* logs, std::shared_ptr<Turns> turns,
+                                        rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out, Options options) {
+  std::shared_ptr<LogPump> pump(
+      new LogPump(strand, logs, std::move(turns), std::move(out), std::move(options)));
   ctx->OnCancel([pump] { pump->strand_->Post([pump] { pump->Stop(false, false); }); });
   pump->Next();
   return pump;
 }
 
+// What there is comes in pages, in turn; when nothing is left, it waits for the first lines of what comes.
 void LogPump::Next() {
   if (over_) return;
   auto self = shared_from_this();
@@ -37,23 +44,32 @@ void LogPump::Next() {
     out_->OnDrained(kLow, [self] { self->strand_->Post([self] { self->Next(); }); });
     return;
   }
-  auto now = std::chrono::steady_clock::now();
-  int64_t wait = 0;
-  if (until_ > now && !end_soon_) {
-    wait =
-        std::chrono::duration_cast<Millis>(std::min<SteadyTime::duration>(until_ - now, kKeepAlive)).count() +
-        1;
+  const auto left = until_ - std::chrono::steady_clock::now();
+  if (caught_up_ && left > left.zero() && !end_soon_) {
+    return Read(
+        kFirstLines,
+        std::chrono::duration_cast<Millis>(std::min<SteadyTime::duration>(left, kKeepAlive)).count() + 1);
   }
-  uint64_t turn = ++turn_;
+  turns_->Take(options_.workspace, [self, asked = ++asked_](std::shared_ptr<void> turn) {
+    if (self->over_ || asked != self->asked_) return;
+    if (self->out_->buffered() > kHigh) return self->Next();  // since it asked for its turn
+    self->Read(kPage, 0);
+    self->turn_ = std::move(turn);
+  });
+}
+
+void LogPump::Read(size_t most, int64_t wait_ms) {
   question_ =
-      logs_->Read(options_.stream, options_.after, options_.filter, kPage, wait,
-                  [self, turn](Result<control::LogStore::Page> page) {
-                    self->strand_->Post([self, turn, page = std::move(page)] { self->OnPage(turn, page); });
+      logs_->Read(options_.stream, options_.after, options_.filter, most, wait_ms,
+                  [self = shared_from_this(), asked = ++asked_](Result<control::LogStore::Page> page) {
+                    self->strand_->Post([self, asked, page = std::move(page)] { self->OnPage(asked, page); });
                   });
 }
 
-void LogPump::OnPage(uint64_t turn, Result<control::LogStore::Page> page) {
-  if (over_ || turn != turn_) return;
+void LogPump::OnPage(uint64_t asked, Result<control::LogStore::Page> page) {
+  if (over_ || asked != asked_) return;
+  const bool waited = std::exchange(caught_up_, page.ok() && page->records.empty());
+  const auto turn = std::exchange(turn_, nullptr);  // until this page is written
   if (!page.ok()) return Stop(true, page.status());
   if (!page->records.empty()) {
     options_.after = page->records.back().seq;
@@ -63,7 +79,7 @@ void LogPump::OnPage(uint64_t turn, Result<control::LogStore::Page> page) {
   if (page->records.empty()) {
     if (end_soon_) return Stop(true, true);
     if (std::chrono::steady_clock::now() >= until_) return Stop(true, false);
-    if (options_.keep_alive) options_.keep_alive();
+    if (waited && options_.keep_alive) options_.keep_alive();
   }
   Next();
 }
@@ -78,6 +94,7 @@ void LogPump::Stop(bool tell, Result<bool> how) {
   if (over_) return;
   over_ = true;
   question_.reset();
+  turn_.reset();
   if (tell) options_.end(std::move(how));
   options_.write = nullptr, options_.keep_alive = nullptr, options_.end = nullptr;  // what they hold goes now
 }

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "api/turns.h"
 #include "base/executor.h"
 #include "control/log_store.h"
 #include "rpc/router.h"
@@ -19,6 +20,7 @@ class LogPump : public std::enable_shared_from_this<LogPump> {
  public:
   struct Options {
     std::string stream;
+    std::string workspace;  // whose turn it is to read
     uint64_t after = 0;
     control::LogFilter filter;
     double timeout_secs = 0;  // 0: what there is, then the end
@@ -27,26 +29,31 @@ class LogPump : public std::enable_shared_from_this<LogPump> {
     // Last: `done` when the stream is closed and all of it was written; else the time is over.
     std::function<void(Result<bool> done)> end;
   };
-  static std::shared_ptr<LogPump> Start(Strand* strand, control::LogStore* logs, rpc::Ctx ctx,
-                                        std::shared_ptr<rpc::RawStream> out, Options options);
+  // `turns`: for whole pages, so that many who follow long logs don't have a page each in memory.
+  static std::shared_ptr<LogPump> Start(Strand* strand, control::LogStore* logs, std::shared_ptr<Turns> turns,
+                                        rpc::Ctx ctx, std::shared_ptr<rpc::RawStream> out, Options options);
   // Writes what there is, then ends as if the stream were done.
   void EndSoon();
   bool over() const { return over_; }
 
  private:
-  LogPump(Strand* strand, control::LogStore* logs, std::shared_ptr<rpc::RawStream> out, Options options);
+  LogPump(Strand* strand, control::LogStore* logs, std::shared_ptr<Turns> turns,
+          std::shared_ptr<rpc::RawStream> out, Options options);
   void Next();
-  void OnPage(uint64_t turn, Result<control::LogStore::Page> page);
+  void Read(size_t most, int64_t wait_ms);
+  void OnPage(uint64_t asked, Result<control::LogStore::Page> page);
   void Stop(bool tell, Result<bool> how);
 
   Strand* strand_;
   control::LogStore* logs_;
+  std::shared_ptr<Turns> turns_;
   std::shared_ptr<rpc::RawStream> out_;
   Options options_;
   SteadyTime until_;
-  uint64_t turn_ = 0;  // answers of an earlier question are ignored
+  uint64_t asked_ = 0;  // answers of an earlier question are ignored
   bool over_ = false, end_soon_ = false;
-  std::shared_ptr<void> question_;
+  bool caught_up_ = false;  // nothing was there when it asked last
+  std::shared_ptr<void> question_, turn_;
 };
 
 // Which pumps follow an app's log.

@@ -16,6 +16,7 @@
 namespace lydian::api {
 
 class LogStreams;
+class Turns;
 
 struct Services {
   control::Objects* objects = nullptr;
@@ -29,7 +30,8 @@ struct Services {
   std::string version = "0.1.0";
   // Made by RegisterObjects.
   std::shared_ptr<LogStreams> log_streams;
-  std::shared_ptr<Pool> files;  // reads, writes and hashes contents
+  std::shared_ptr<Turns> log_pages, log_scans;  // at reading for who follows, and for who asks
+  std::shared_ptr<Pool> files;                  // reads, writes and hashes contents
 };
 using ServicesPtr = std::shared_ptr<Services>;
 
