@@ -1,4 +1,5 @@
 // Puts control together: stores, domain, API, and the three listeners that `up` has given it.
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -22,6 +23,7 @@
 #include "gateway/pages.h"
 #include "gateway/root_handler.h"
 #include "rpc/server.h"
+#include "runtime/plan.h"
 #include "worker/guest_api.h"
 
 namespace lydian::bin {
@@ -43,6 +45,11 @@ class Control {
     engine.journal_path = args_.state_dir + "/calls.db";
     engine.logs = logs_.get();
     engine.result_text = api::ResultText;
+    // With what calls hold (daemon.cc) these are less than all.
+    const uint64_t memory = runtime::DaemonMemory(args_.memory_reserve_bytes, runtime::TotalMemory());
+    engine.max_queued_bytes = std::min(engine.max_queued_bytes, memory / 3);
+    engine.max_chunk_bytes = std::min(engine.max_chunk_bytes, memory / 8);
+    engine.max_result_bytes = std::min(engine.max_result_bytes, memory / 8);
     ASSIGN_OR_RETURN(engine_, control::CallEngine::Open(std::move(engine)));
     ASSIGN_OR_RETURN(objects_, control::Objects::Open({.state_dir = args_.state_dir}, &SystemClock()));
     objects_->Attach(engine_.get(), &engine_->registry(), logs_.get());

@@ -49,8 +49,9 @@ struct EngineOptions {
   // every workspace's own, however full it is.
   uint64_t max_queued_inputs = 1'000'000;
   uint64_t max_queued_bytes = uint64_t{1} << 30;
-  uint64_t max_chunk_bytes = uint64_t{1} << 30;  // of generators' data, a workspace
-  Millis worker_grace{15'000};                   // a worker's broken connection
+  uint64_t max_chunk_bytes = uint64_t{1} << 30;   // of generators' data, shared in the same way
+  uint64_t max_result_bytes = uint64_t{1} << 30;  // kept in memory; all others are read from the journal
+  Millis worker_grace{15'000};                    // a worker's broken connection
   Millis missing_grace{2'000};     // a task that a returned worker doesn't name: its exit may be on the way
   Millis map_coalesce{20};         // how long a map's poll gathers outputs
   Millis start_backoff{500};       // after a container that died before it was ready; doubles
@@ -112,6 +113,8 @@ struct OutputView {
   SharedBytes result;  // modal.client.GenericResult; null when `text` says it all
   std::string text;
   double started_at = 0, created_at = 0;
+  uint64_t shelved_bytes = 0;  // of a result that is in the journal alone; the engine's own
+  bool journalled = true;
 };
 
 struct OutputsPage {

@@ -9,7 +9,7 @@ namespace {
 
 constexpr uint32_t kMaxIndex = 50'000'000;
 // Of what may be queued in all: one function's, one workspace's part of it, and what is each workspace's own.
-constexpr uint64_t kFunctionShare = 4, kWorkspaceShare = 2, kOwnShare = 100;
+constexpr uint64_t kFunctionShare = 4, kWorkspaceShare = 2;
 
 // The same for the same place in the same call, so that an answer can be given again without having been
 // kept.
@@ -366,7 +366,8 @@ void EngineCore::Finish(Input* input, OutputView output, OutputDone committed) {
   rows.push_back(std::move(row));
   Journal::Record record = Journal::Finish(std::move(rows));
   record.done = [this, call_id = call->id, output = std::move(output),
-                 committed = std::move(committed)](Status status) {
+                 committed = std::move(committed)](Status status) mutable {
+    output.journalled = status.ok();
     if (!status.ok()) LOG_ERROR("an output is in memory alone", {{"call_id", call_id}, {"error", status}});
     if (committed) committed();
     Finished(call_id, output.idx, output);
@@ -385,7 +386,8 @@ void EngineCore::Finished(const std::string& call_id, uint32_t idx, OutputView o
   if (call->acked) acked_bytes_ += bytes;
   call->outputs.push_back(std::move(output));
   Unfinished(call, -1);
-  WakePolls(call);
+  WakePolls(call);  // perhaps there is somebody for it
+  KeepResult(call);
 }
 
 void EngineCore::FinishWithText(Input* input, ResultStatus status, const std::string& text) {

@@ -117,10 +117,14 @@ class EngineCore : public WorkerEvents {
   void ServePoll(const std::shared_ptr<Poll>& poll);
   void AnswerPoll(const std::shared_ptr<Poll>& poll, Result<OutputsPage> page);
   void WakePolls(Call* call);
+  void KeepResult(Call* call);
+  void ForgetResults(Call* call);
+  void ReplyWithResults(Call* call, OutputsPage page, std::function<void(Result<OutputsPage>)> reply);
   OutputsPage Collect(const Call& call, const Poll& poll) const;
   void ServeChunks(Call* call);
-  static void SetChunk(Call* call, uint64_t index, SharedBytes bytes);  // null: drops it
-  static void DropReadChunks(Call* call, uint64_t last_index);
+  Status CheckChunkRoom(const WorkspaceState& workspace, uint64_t more) const;
+  void SetChunk(Call* call, uint64_t index, SharedBytes bytes);  // null: drops it
+  void DropReadChunks(Call* call, uint64_t last_index);
 
   // leases
   void Dispatch(FunctionState* function);
@@ -205,11 +209,14 @@ class EngineCore : public WorkerEvents {
   };
   std::deque<Acked> acked_;
   uint64_t acked_bytes_ = 0;
+  std::list<Call*> with_results_;  // in memory, by the last of them
+  uint64_t result_bytes_ = 0;
   bool drop_timer_ = false;
   uint32_t next_call_ = 1;
   uint64_t next_batch_ = 1;
-  double start_ms_ = 0;  // of any function's containers, on average
-  Held held_;            // unfinished inputs
+  double start_ms_ = 0;       // of any function's containers, on average
+  Held held_;                 // unfinished inputs
+  uint64_t chunk_bytes_ = 0;  // of generators, those on their way into the journal too
   std::unordered_map<std::string, std::unique_ptr<WorkspaceState>> workspaces_;
   uint64_t waiting_inputs_ = 0;  // in the queues
   struct Outbox {

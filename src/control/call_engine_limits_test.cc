@@ -37,6 +37,24 @@ class LimitsTest : public EngineTest {
                        [&](Result<std::vector<PutInput>> put) { promise.set_value(put.status()); });
     return promise.get_future().get();
   }
+  // A generator's call, and the task that works on it.
+  std::pair<std::string, std::string> Generator() {
+    auto worker = Connect();
+    NewCall generator = CallOf("x");
+    generator.invocation_type = kSyncLegacy;
+    std::string call = Create(generator)->call_id;
+    auto task = worker->WaitStart();
+    EXPECT_TRUE(task);
+    worker->Ready(task->task_id());
+    EXPECT_TRUE(worker->WaitLease());
+    return {call, task->task_id()};
+  }
+  Result<DataChunks> Next(const std::string& call, uint64_t behind) {
+    std::promise<Result<DataChunks>> got;
+    auto asked = engine_->NextChunks(Scope(), call, behind,
+                                     [&](Result<DataChunks> chunks) { got.set_value(std::move(chunks)); });
+    return got.get_future().get();
+  }
   static uint64_t Resident() {
     std::ifstream statm("/proc/self/statm");
     uint64_t pages = 0, resident = 0;
@@ -152,53 +170,101 @@ TEST_F(LimitsTest, EveryWorkspaceHasALittleOfItsOwn) {
 
 TEST_F(LimitsTest, GeneratorDataIsBoundedAndReadingItMakesRoom) {
   EngineOptions options = Options();
-  options.max_chunk_bytes = uint64_t{80} << 20;
+  options.max_chunk_bytes = (uint64_t{160} << 20) + 8192;  // half of it a workspace's
   Begin(Function(), options);
-  auto worker = Connect();
-  NewCall generator = CallOf("x");
-  generator.invocation_type = kSyncLegacy;
-  std::string call = Create(generator)->call_id;
-  auto task = worker->WaitStart();
-  ASSERT_TRUE(task);
-  worker->Ready(task->task_id());
-  ASSERT_TRUE(worker->WaitLease());
+  const auto [call, task] = Generator();
   const std::string chunk(size_t{8} << 20, 'c');
-  for (uint64_t i = 1; i <= 10; ++i) ASSERT_TRUE(PutChunks(call, task->task_id(), {{i, chunk}}).ok()) << i;
-  Status full = PutChunks(call, task->task_id(), {{11, chunk}});
+  for (uint64_t i = 1; i <= 10; ++i) ASSERT_TRUE(PutChunks(call, task, {{i, chunk}}).ok()) << i;
+  Status full = PutChunks(call, task, {{11, chunk}});
   EXPECT_EQ(full.code(), Code::kResourceExhausted);
   EXPECT_NE(full.message().find("hold 80 MiB that nobody has read"), std::string::npos) << full;
   // The same chunk once more (a retry of the generator) takes the place of the first.
-  std::promise<Result<DataChunks>> got;
-  auto asked = engine_->NextChunks(Scope(), call, 9,
-                                   [&](Result<DataChunks> chunks) { got.set_value(std::move(chunks)); });
-  auto chunks = got.get_future().get();
+  auto chunks = Next(call, 9);
   ASSERT_TRUE(chunks.ok());
   EXPECT_EQ(chunks->chunks[0].first, 10u);
-  EXPECT_TRUE(PutChunks(call, task->task_id(), {{11, chunk}}).ok()) << "the first ones have been read";
+  EXPECT_TRUE(PutChunks(call, task, {{11, chunk}}).ok()) << "the first ones have been read";
 }
 
 TEST_F(LimitsTest, GeneratorDataCountsBeforeItIsInTheJournal) {
   EngineOptions options = Options();
-  options.max_chunk_bytes = uint64_t{80} << 20;
+  options.max_chunk_bytes = (uint64_t{160} << 20) + 8192;  // half of it a workspace's
   Begin(Function(), options);
-  auto worker = Connect();
-  NewCall generator = CallOf("x");
-  generator.invocation_type = kSyncLegacy;
-  std::string call = Create(generator)->call_id;
-  auto task = worker->WaitStart();
-  ASSERT_TRUE(task);
-  worker->Ready(task->task_id());
-  ASSERT_TRUE(worker->WaitLease());
+  const auto [call, task] = Generator();
   std::vector<std::future<Status>> put;
   for (uint64_t i = 1; i <= 40; ++i) {
     auto answered = std::make_shared<std::promise<Status>>();
     put.push_back(answered->get_future());
-    engine_->PutChunks(Scope(), call, task->task_id(), {{i, std::string(size_t{8} << 20, 'c')}},
+    engine_->PutChunks(Scope(), call, task, {{i, std::string(size_t{8} << 20, 'c')}},
                        [answered](Status status) { answered->set_value(std::move(status)); });
   }
   size_t taken = 0;
   for (auto& answer : put) taken += answer.get().ok();
   EXPECT_EQ(taken, 10u);
+}
+
+TEST_F(LimitsTest, WhatAGeneratorsReaderHasIsNotReadBackAfterARestart) {
+  EngineOptions options = Options();
+  options.max_chunk_bytes = uint64_t{80} << 20;
+  Begin(Function(), options);
+  const auto [call, task] = Generator();
+  const std::string chunk(size_t{4} << 20, 'c');
+  uint64_t last = 0;
+  for (; last < 60; ++last) {
+    ASSERT_TRUE(PutChunks(call, task, {{last + 1, chunk}}).ok()) << last;
+    auto read = Next(call, last);
+    ASSERT_TRUE(read.ok());
+    ASSERT_EQ(read->chunks[0].first, last + 1);
+  }
+  const uint64_t before = Resident();
+  Restart();
+  EXPECT_LT(Resident(), before + (uint64_t{40} << 20)) << "240 MiB have gone through";
+  EXPECT_TRUE(PutChunks(call, "", {{last + 1, chunk}}).ok()) << "its reader is not back yet";
+  EXPECT_EQ(Next(call, last)->chunks[0].first, last + 1);
+}
+
+TEST_F(LimitsTest, EmptyDataOfGeneratorsCostsToo) {
+  EngineOptions options = Options();
+  options.max_chunk_bytes = 20'000;
+  Begin(Function(), options);
+  const auto [call, task] = Generator();
+  std::vector<std::pair<uint64_t, std::string>> chunks;
+  for (uint64_t i = 1; i <= 100; ++i) chunks.emplace_back(i, "");
+  EXPECT_EQ(PutChunks(call, task, chunks).code(), Code::kResourceExhausted);
+  chunks.resize(40);
+  EXPECT_TRUE(PutChunks(call, task, chunks).ok());
+}
+
+TEST_F(LimitsTest, ResultsThatAreTooManyAreReadFromTheJournal) {
+  EngineOptions options = Options();
+  options.max_result_bytes = 10'000;
+  Begin(Function(), options);
+  auto worker = Connect();
+  std::vector<std::string> calls;
+  std::string task;
+  for (int i = 0; i < 8; ++i) {
+    NewCall spawn = CallOf("x");
+    spawn.invocation_type = kAsync;
+    calls.push_back(Create(spawn)->call_id);
+    if (i == 0) {
+      auto started = worker->WaitStart();
+      ASSERT_TRUE(started);
+      worker->Ready(started->task_id());
+    }
+    auto lease = worker->WaitLease();
+    ASSERT_TRUE(lease);
+    worker->Succeed(*lease, std::string(4000, static_cast<char>('a' + i)));
+    ASSERT_TRUE(worker->WaitAck(lease->input_id()));
+  }
+  for (int twice = 0; twice < 2; ++twice) {
+    for (int i = 0; i < 8; ++i) {
+      auto page = Poll(calls[static_cast<size_t>(i)]);
+      ASSERT_TRUE(page.ok()) << page.status();
+      ASSERT_EQ(page->outputs.size(), 1u);
+      ASSERT_NE(page->outputs[0].result, nullptr);
+      EXPECT_EQ(*page->outputs[0].result, std::string(4000, static_cast<char>('a' + i)));
+    }
+    Restart();
+  }
 }
 
 TEST_F(LimitsTest, AParentOfAnotherWorkspaceIsNoParent) {

@@ -13,9 +13,10 @@ constexpr Millis kLastCoalesce{2};  // ... or after this, when no input is unfin
 constexpr size_t kMostOutputs = 1000;
 constexpr size_t kMostBytes = size_t{16} << 20;
 constexpr size_t kChunkBytes = size_t{4} << 20;
+constexpr uint64_t kChunkCost = 200;  // of one without its bytes
 // Of what its reader has, a synchronous generator keeps this much: more than can be on the way, should the
 // connection break.
-constexpr uint64_t kChunksBehind = uint64_t{64} << 20;
+constexpr uint64_t kChunksBehind = uint64_t{8} << 20;
 constexpr Millis kLongestPoll{55'000};
 
 uint32_t CursorOf(const std::string& last_entry_id) {
@@ -23,6 +24,8 @@ uint32_t CursorOf(const std::string& last_entry_id) {
   std::from_chars(last_entry_id.data(), last_entry_id.data() + last_entry_id.size(), cursor);
   return cursor;
 }
+
+uint64_t CostOfChunk(std::string_view bytes) { return bytes.size() + kChunkCost; }
 
 bool Ranged(const OutputsQuery& query) { return query.start_idx.has_value(); }
 
@@ -81,7 +84,7 @@ OutputsPage EngineCore::Collect(const Call& call, const Poll& poll) const {
   int64_t first_idx = poll.query.start_idx.value_or(0), last_idx = poll.query.end_idx.value_or(INT32_MAX);
   for (; it != call.outputs.end() && page.outputs.size() < most && bytes < kMostBytes; ++it) {
     if (Ranged(poll.query) && (int64_t{it->idx} < first_idx || int64_t{it->idx} > last_idx)) continue;
-    bytes += it->result ? it->result->size() : it->text.size();
+    bytes += it->result ? it->result->size() : it->text.size() + it->shelved_bytes;
     last = std::max(last, it->seq);
     page.outputs.push_back(*it);
   }
@@ -137,7 +140,9 @@ void EngineCore::AnswerPoll(const std::shared_ptr<Poll>& poll, Result<OutputsPag
   poll->call->polls.remove(poll);
   auto reply = std::move(poll->reply);
   poll->reply = nullptr;
-  if (reply) reply(std::move(page));
+  if (!reply) return;
+  if (!page.ok()) return reply(page.status());
+  ReplyWithResults(poll->call, std::move(page).value(), std::move(reply));
 }
 
 void EngineCore::DropPoll(uint64_t handle) {
@@ -155,6 +160,19 @@ void EngineCore::WakePolls(Call* call) {
   }
 }
 
+Status EngineCore::CheckChunkRoom(const WorkspaceState& workspace, uint64_t more) const {
+  const uint64_t most = options_.max_chunk_bytes,
+                 held = workspace.chunk_bytes + workspace.chunk_bytes_written;
+  const auto full = [](const std::string& whose, uint64_t bytes) {
+    return ResourceExhausted("generators of " + whose + " hold " + std::to_string(bytes >> 20) +
+                             " MiB that nobody has read yet: read them, or yield less");
+  };
+  if (held + more > most / 2) return full("this workspace", held);
+  if (chunk_bytes_ + more > most && held + more > most / kOwnShare)
+    return full("all workspaces", chunk_bytes_);
+  return {};
+}
+
 void EngineCore::PutChunks(Call* call, const std::string& task_id,
                            std::vector<std::pair<uint64_t, std::string>> chunks,
                            std::function<void(Status)> reply) {
@@ -164,13 +182,9 @@ void EngineCore::PutChunks(Call* call, const std::string& task_id,
                          [&](const Input* input) { return input->call == call; });
   if (!holds) return reply(PermissionDenied("this container has no input of function call " + call->id));
   uint64_t more = 0;
-  for (const auto& [index, bytes] : chunks) more += bytes.size();
+  for (const auto& [index, bytes] : chunks) more += CostOfChunk(bytes);
   WorkspaceState* workspace = call->function->workspace;
-  const uint64_t held = workspace->chunk_bytes + workspace->chunk_bytes_written;
-  if (held + more > options_.max_chunk_bytes) {
-    return reply(ResourceExhausted("generators of this workspace hold " + std::to_string(held >> 20) +
-                                   " MiB that nobody has read yet: read them, or yield less"));
-  }
+  if (Status room = CheckChunkRoom(*workspace, more); !room.ok()) return reply(room);
   std::vector<ChunkRow> rows;
   rows.reserve(chunks.size());
   for (auto& [index, bytes] : chunks) {
@@ -181,9 +195,11 @@ void EngineCore::PutChunks(Call* call, const std::string& task_id,
   std::vector<ChunkRow> copy = rows;
   Journal::Record record = Journal::PutChunks(std::move(rows));
   workspace->chunk_bytes_written += more;
+  chunk_bytes_ += more;
   record.done = [this, workspace, more, call_id = call->id, rows = std::move(copy),
                  reply = std::move(reply)](Status status) {
     workspace->chunk_bytes_written -= more;
+    chunk_bytes_ -= more;
     auto it = calls_.find(call_id);
     if (status.ok() && it != calls_.end()) {
       for (const ChunkRow& row : rows) SetChunk(it->second.get(), row.idx, row.chunk);
@@ -196,9 +212,10 @@ void EngineCore::PutChunks(Call* call, const std::string& task_id,
 
 void EngineCore::SetChunk(Call* call, uint64_t index, SharedBytes bytes) {
   auto it = call->chunks.find(index);
-  const uint64_t before = it == call->chunks.end() ? 0 : it->second->size();
-  const uint64_t after = bytes ? bytes->size() : 0;
+  const uint64_t before = it == call->chunks.end() ? 0 : CostOfChunk(*it->second);
+  const uint64_t after = bytes ? CostOfChunk(*bytes) : 0;
   call->chunk_bytes += after - before;
+  chunk_bytes_ += after - before;
   call->function->workspace->chunk_bytes += after - before;
   if (bytes) {
     call->chunks[index] = std::move(bytes);
@@ -207,10 +224,19 @@ void EngineCore::SetChunk(Call* call, uint64_t index, SharedBytes bytes) {
   }
 }
 
+// Several at a time, also from the journal: a restart reads what it holds.
 void EngineCore::DropReadChunks(Call* call, uint64_t last_index) {
   if (!call->synchronous()) return;  // whoever knows its id may read it from the start
-  while (call->chunk_bytes > kChunksBehind && call->chunks.begin()->first <= last_index)
-    SetChunk(call, call->chunks.begin()->first, nullptr);
+  if (call->chunk_bytes <= 2 * kChunksBehind) return;
+  const uint64_t first = call->chunks.begin()->first;
+  uint64_t last = 0;
+  while (call->chunk_bytes > kChunksBehind && call->chunks.begin()->first <= last_index) {
+    last = call->chunks.begin()->first;
+    SetChunk(call, last, nullptr);
+  }
+  if (last > 0)
+    journal_->Append(
+        Journal::DropChunks(call->number, static_cast<uint32_t>(first), static_cast<uint32_t>(last)));
 }
 
 void EngineCore::NextChunks(uint64_t handle, Call* call, uint64_t last_index,

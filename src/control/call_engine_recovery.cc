@@ -82,10 +82,10 @@ Status EngineCore::Recover() {
     Call* call = it->second;
     mark(call, row.idx);
     call->next_seq = std::max(call->next_seq, row.seq + 1);
-    call->output_bytes += row.result ? row.result->size() : row.text.size();
+    call->output_bytes += row.result_bytes + row.text.size();
     call->finished_at = std::max(call->finished_at, row.created_at);
     call->outputs.push_back({row.seq, row.idx, row.input_id, row.task_id, row.status, row.data_format,
-                             row.result, row.text, row.started_at, row.created_at});
+                             nullptr, row.text, row.started_at, row.created_at, row.result_bytes});
   }
   std::vector<Input*> recovered;
   for (InputRow& row : found.inputs) {

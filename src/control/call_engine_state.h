@@ -88,6 +88,9 @@ struct Call {
   std::unordered_map<uint32_t, std::unique_ptr<Input>, IndexHash> inputs;  // unfinished, by idx
   std::vector<OutputView> outputs;                                         // journalled, by seq
   uint64_t output_bytes = 0;
+  uint64_t result_bytes = 0;                            // ... of these, results that are in memory
+  std::optional<std::list<Call*>::iterator> result_at;  // in with_results_
+  uint32_t readers = 0;                                 // of results in the journal
   std::list<std::shared_ptr<Poll>> polls;
   std::map<uint64_t, SharedBytes> chunks;
   uint64_t chunk_bytes = 0;
@@ -149,6 +152,8 @@ struct AppState {
   size_t tasks = 0;  // not ended, with logs not stored
   std::vector<std::function<void()>> stop_waiters;
 };
+
+constexpr uint64_t kOwnShare = 100;  // this part of what all have is each workspace's own, however full it is
 
 // A budget of its own for each workspace, so that what one does slows itself alone.
 struct WorkspaceState {

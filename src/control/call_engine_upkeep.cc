@@ -49,7 +49,8 @@ void EngineCore::DropAcknowledged() {
     if (it == calls_.end()) continue;
     Call* call = it->second.get();
     bool read = !call->chunks.empty() && now - call->chunks_read_nanos < kChunksKeepNanos;
-    if (call->unfinished > 0 || !call->polls.empty() || !call->chunk_waits.empty() || read) {
+    if (call->unfinished > 0 || !call->polls.empty() || !call->chunk_waits.empty() || read ||
+        call->readers > 0) {
       acked_.push_back({front.call_id, now + std::chrono::nanoseconds(options_.acked_keep).count()});
       continue;
     }
@@ -83,7 +84,9 @@ void EngineCore::DropCall(Call* call) {
     Detach(input);
     Forget(input);
   }
+  ForgetResults(call);
   call->function->workspace->chunk_bytes -= call->chunk_bytes;
+  chunk_bytes_ -= call->chunk_bytes;
   --call->function->calls;
   calls_.erase(call->id);
 }

@@ -48,9 +48,10 @@ struct OutputRow {
   uint32_t call = 0, seq = 0, idx = 0;
   std::string input_id, task_id;
   int32_t status = 0, data_format = 0;
-  SharedBytes result;  // a container's; empty when `text` says what went wrong
+  SharedBytes result;  // a container's; null when `text` says what went wrong, and in what Load finds
   std::string text;
   double started_at = 0, created_at = 0;
+  uint64_t result_bytes = 0;  // in what Load finds
 };
 
 struct ChunkRow {
@@ -104,6 +105,7 @@ class Journal {
   static Record SetAttempt(uint32_t call, uint32_t idx, uint32_t attempt);
   static Record SetCancelled(uint32_t call);
   static Record PutChunks(std::vector<ChunkRow> chunks);
+  static Record DropChunks(uint32_t call, uint32_t first, uint32_t last);  // both included
   static Record DropCalls(std::vector<uint32_t> calls);
   static Record PutTask(TaskRow task);
   static Record DropTasks(double finished_before);
@@ -113,6 +115,8 @@ class Journal {
 
   // Blocking reads for questions about the past; from a pool.
   Result<TaskRow> TaskById(const std::string& task_id);
+  // One for each of `seqs`, in their order. NOT_FOUND when one isn't there any more.
+  Result<std::vector<SharedBytes>> Results(uint32_t call, const std::vector<uint32_t>& seqs);
 
  private:
   Journal(std::unique_ptr<store::Database> database, std::function<void(Task)> post);

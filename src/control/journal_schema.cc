@@ -199,6 +199,16 @@ Journal::Record Journal::PutChunks(std::vector<ChunkRow> chunks) {
   return record;
 }
 
+Journal::Record Journal::DropChunks(uint32_t call, uint32_t first, uint32_t last) {
+  Record record;
+  record.must = true;
+  record.apply = [=](Session& session) {
+    return session.Execute("DELETE FROM chunk WHERE id BETWEEN ? AND ?",
+                           {RowId(call, first), RowId(call, last)});
+  };
+  return record;
+}
+
 Journal::Record Journal::DropCalls(std::vector<uint32_t> calls) {
   Record record;
   record.must = true;
@@ -282,6 +292,22 @@ Journal::Record Journal::PutApp(std::string app_id, std::string state) {
   return record;
 }
 
+Result<std::vector<SharedBytes>> Journal::Results(uint32_t call, const std::vector<uint32_t>& seqs) {
+  std::vector<SharedBytes> all;
+  all.reserve(seqs.size());
+  for (const uint32_t seq : seqs) {
+    SharedBytes result;
+    RETURN_IF_ERROR(database_->ForEach("SELECT result FROM output WHERE id = ?", {RowId(call, seq)},
+                                       [&](store::Row& row) -> Status {
+                                         result = Share(row.TakeText(0));
+                                         return {};
+                                       }));
+    if (result == nullptr) return NotFound("a result that was asked for has been dropped meanwhile");
+    all.push_back(std::move(result));
+  }
+  return all;
+}
+
 Result<JournalContents> Journal::Load() {
   JournalContents all;
   RETURN_IF_ERROR(
@@ -310,25 +336,25 @@ Result<JournalContents> Journal::Load() {
         all.inputs.push_back(std::move(input));
         return {};
       }));
-  RETURN_IF_ERROR(
-      database_->ForEach("SELECT id, idx, input_id, task_id, status, data_format, result, text, started_at, "
-                         "created_at FROM output ORDER BY id",
-                         {}, [&](Row& row) -> Status {
-                           OutputRow output;
-                           output.call = CallOf(row);
-                           output.seq = LowOf(row);
-                           output.idx = static_cast<uint32_t>(row.Int(1));
-                           output.input_id = row.Text(2);
-                           output.task_id = row.Text(3);
-                           output.status = static_cast<int32_t>(row.Int(4));
-                           output.data_format = static_cast<int32_t>(row.Int(5));
-                           if (!row.IsNull(6)) output.result = Share(row.TakeText(6));
-                           output.text = row.Text(7);
-                           output.started_at = row.Real(8);
-                           output.created_at = row.Real(9);
-                           all.outputs.push_back(std::move(output));
-                           return {};
-                         }));
+  RETURN_IF_ERROR(database_->ForEach(
+      "SELECT id, idx, input_id, task_id, status, data_format, LENGTH(result), text, started_at, "
+      "created_at FROM output ORDER BY id",
+      {}, [&](Row& row) -> Status {
+        OutputRow output;
+        output.call = CallOf(row);
+        output.seq = LowOf(row);
+        output.idx = static_cast<uint32_t>(row.Int(1));
+        output.input_id = row.Text(2);
+        output.task_id = row.Text(3);
+        output.status = static_cast<int32_t>(row.Int(4));
+        output.data_format = static_cast<int32_t>(row.Int(5));
+        if (!row.IsNull(6)) output.result_bytes = static_cast<uint64_t>(row.Int(6));
+        output.text = row.Text(7);
+        output.started_at = row.Real(8);
+        output.created_at = row.Real(9);
+        all.outputs.push_back(std::move(output));
+        return {};
+      }));
   RETURN_IF_ERROR(database_->ForEach("SELECT id, data FROM chunk ORDER BY id", {}, [&](Row& row) -> Status {
     all.chunks.push_back({CallOf(row), LowOf(row), Share(row.TakeText(1))});
     return {};

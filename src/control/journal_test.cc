@@ -84,7 +84,11 @@ TEST_F(JournalTest, KeepsWhatWasWritten) {
   EXPECT_EQ(found->inputs[0].idx, 5u);
   EXPECT_EQ(found->inputs[0].attempt, 2u);
   ASSERT_EQ(found->outputs.size(), 1u);
-  EXPECT_EQ(*found->outputs[0].result, binary);
+  EXPECT_EQ(found->outputs[0].result_bytes, binary.size());
+  auto results = journal_->Results(found->outputs[0].call, {1});
+  ASSERT_TRUE(results.ok()) << results.status();
+  EXPECT_EQ(*results->at(0), binary);
+  EXPECT_EQ(journal_->Results(found->outputs[0].call, {1, 2}).status().code(), Code::kNotFound);
   EXPECT_EQ(found->outputs[0].seq, 1u);
   ASSERT_EQ(found->chunks.size(), 1u);
   EXPECT_EQ(*found->chunks[0].chunk, "uno");
