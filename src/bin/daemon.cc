@@ -137,7 +137,7 @@ int RunDaemon(int argc, char** argv) {
   LOG_INFO("starting", {{"pid", ::getpid()}, {"instance", args->instance}});
   // Others' bytes, as calls hold them, leave room for what is made of them; and control and worker share.
   rpc::MemoryBudget::OfProcess()->Limit(
-      runtime::DaemonMemory(args->memory_reserve_bytes, runtime::TotalMemory()) / 4);
+      runtime::DaemonMemory(args->memory_reserve_bytes, runtime::TotalMemory()) / 3);
   if (args->role == "control") return ControlMain(*args);
   if (args->role == "worker") return WorkerMain(*args);
   if (args->role == "spawner") return SpawnerMain(*args);

@@ -85,6 +85,7 @@ class Call final : public Context,
   std::string_view header(std::string_view name) const override { return headers_.Get(name); }
   const Caller& caller() const override { return caller_; }
   SteadyTime deadline() const override { return deadline_; }
+  std::shared_ptr<MemoryBudget> memory() const override { return stream_->memory(); }
   bool cancelled() const override { return given_up_.load(std::memory_order_acquire); }
 
   void OnCancel(Task fn) override {

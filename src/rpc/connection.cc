@@ -23,9 +23,7 @@ constexpr size_t kMostHeaders = size_t{64} << 10;
 constexpr size_t kMostHeadersDecoded = size_t{256} << 10;
 constexpr int kMostRefused = 64;  // calls of a connection, for their headers
 constexpr size_t kFieldOverhead = 32;
-constexpr size_t kFewHeaders = size_t{4} << 10;   // so many are taken whatever others hold
 constexpr size_t kMuchMemory = size_t{64} << 20;  // to be given back once it is free
-constexpr size_t kAlwaysHeld = size_t{64} << 10;  // a message so small is taken whatever others hold
 constexpr std::string_view kGrpcType = "application/grpc";
 constexpr uint32_t kStreamWindow = uint32_t{1} << 20;
 constexpr int32_t kConnectionWindow = int32_t{1} << 30;  // streams are held back each for itself
@@ -480,7 +478,7 @@ void Connection::HeadersLocked(H2Stream& stream, bool end) {
       stream.encoded_ = !encoding.empty() && encoding != "identity";
       stream.header_bytes_ = headers.size();
       AccountLocked(stream);
-      if (headers.size() > kFewHeaders && options_.memory && options_.memory->exceeded())
+      if (held_bytes_ > MostHeldLocked())
         return RefuseLocked(stream, ResourceExhausted("more calls than there is memory for"));
       PushLocked(stream, {H2Stream::Item::Kind::kRequest, {}, std::move(headers), {}});
     }
@@ -507,8 +505,7 @@ void Connection::DataLocked(H2Stream& stream, std::string_view bytes) {
     PushLocked(stream, {H2Stream::Item::Kind::kMessage, std::move(message), {}, {}});
   }
   AccountLocked(stream);
-  if (status.ok() && stream.parser_.held_bytes() > kAlwaysHeld && options_.memory &&
-      options_.memory->exceeded()) {
+  if (status.ok() && stream.parser_.held_bytes() > 0 && held_bytes_ > MostHeldLocked()) {
     status = ResourceExhausted("more bytes of unfinished calls than there is memory for: try again later");
   }
   if (server() && !stream.encoded_ && status.code() == Code::kUnimplemented)
@@ -569,6 +566,7 @@ void Connection::AccountLocked(H2Stream& stream) {
   const size_t now = stream.inbox_bytes_ + stream.parser_.held_bytes() + stream.header_bytes_;
   if (now == stream.held_bytes_) return;
   options_.memory->Change(stream.held_bytes_, now);
+  held_bytes_ += now - stream.held_bytes_;
   stream.held_bytes_ = now;
 }
 

@@ -68,6 +68,7 @@ class H2Stream : public std::enable_shared_from_this<H2Stream> {
   void Reset(Status why);  // OnBroken says why
   // Its call is somebody's whom the server knows. On the loop's thread.
   void Authenticated();
+  std::shared_ptr<MemoryBudget> memory() const;
 
  private:
   friend class Connection;
@@ -176,8 +177,11 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
   size_t MostUnreadLocked() const;
   bool FullLocked() const;
   bool DrainedLocked(const H2Stream& stream, size_t limit);
+  size_t MostHeldLocked() const;
+  void WakeLocked();
   void WatchReaderLocked();
-  void CheckReader(uint64_t taken_before);
+  void LookAgain();
+  void CheckReader();
   ssize_t TakeLocked(H2Stream& stream, uint8_t* buffer, size_t length, uint32_t* flags);
   void Tell();
   void TellOf(const std::shared_ptr<H2Stream>& stream);
@@ -201,8 +205,11 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
   size_t most_unsent_ = 0;                            // ... that there ever were
   uint64_t taken_ = 0;                                // bytes that left the streams for the socket
   bool watched_ = false;                              // whether its reader takes anything
-  size_t block_bytes_ = 0;                            // of the headers that are being decoded
-  int refused_ = 0;                                   // calls, for the size of their headers
+  SteadyTime watched_since_;
+  uint64_t watched_taken_ = 0;  // taken_ then
+  size_t held_bytes_ = 0;       // of all streams
+  size_t block_bytes_ = 0;      // of the headers that are being decoded
+  int refused_ = 0;             // calls, for the size of their headers
   bool connecting_, want_write_ = false, dirty_ = false;
   bool leaving_ = false;  // no new streams; closes with the last
   bool closed_ = false;

@@ -10,15 +10,24 @@ namespace lydian::rpc {
 namespace {
 
 constexpr size_t kLeastRead = size_t{256} << 10;  // of unread answers, in the time that a client has for it
-constexpr size_t kFewUnread = size_t{64} << 10;   // that each may have, whatever others have
+constexpr size_t kAlwaysHeld = size_t{64} << 10;  // of a connection's, either way, whatever others hold
 constexpr size_t kPartOfLeft = 16;
+constexpr Millis kLookAgain{500};
 
 }  // namespace
 
 // A part of what is left, so that something is, however many connections take all that they may.
 size_t Connection::MostUnreadLocked() const {
   if (options_.memory == nullptr || options_.most_unread == SIZE_MAX) return options_.most_unread;
-  return std::min(options_.most_unread, std::max(kFewUnread, options_.memory->left() / kPartOfLeft));
+  return std::min(options_.most_unread, std::max(kAlwaysHeld, options_.memory->left() / kPartOfLeft));
+}
+
+// ... and of what comes from the other side and is not done with: as much as is left, so that one by itself
+// takes half.
+size_t Connection::MostHeldLocked() const {
+  if (options_.memory == nullptr) return SIZE_MAX;
+  if (options_.most_unread == SIZE_MAX) return options_.memory->exceeded() ? kAlwaysHeld : SIZE_MAX;
+  return std::max(kAlwaysHeld, options_.memory->left());
 }
 
 bool Connection::FullLocked() const { return server() && unsent_ > MostUnreadLocked(); }
@@ -31,7 +40,11 @@ void Connection::BufferedLocked(H2Stream& stream, size_t now) {
   stream.buffered_ = now;
   if (!watched_ && FullLocked()) WatchReaderLocked();
   // When all is over, what waits is not begun any more.
-  if ((backed_up_.empty() && !held_up_) || closed_ || unsent_ > MostUnreadLocked() / 2) return;
+  if (!closed_ && unsent_ <= MostUnreadLocked() / 2) WakeLocked();
+}
+
+// Who waits until answers were read.
+void Connection::WakeLocked() {
   if (std::exchange(held_up_, false)) {
     for (const auto& [id, waiting] : streams_) {
       if (waiting->on_drained_) ListLocked(*waiting);
@@ -53,20 +66,36 @@ bool Connection::DrainedLocked(const H2Stream& stream, size_t limit) {
 
 void Connection::WatchReaderLocked() {
   watched_ = true;
-  Deadlines().PostAfter(options_.unread_for, [weak = weak_from_this(), taken = taken_] {
-    Loop::Get().Post([weak, taken] {
-      if (const auto self = weak.lock()) self->CheckReader(taken);
+  watched_since_ = std::chrono::steady_clock::now();
+  watched_taken_ = taken_;
+  LookAgain();
+}
+
+void Connection::LookAgain() {
+  Deadlines().PostAfter(std::min(options_.unread_for, kLookAgain), [weak = weak_from_this()] {
+    Loop::Get().Post([weak] {
+      if (const auto self = weak.lock()) self->CheckReader();
     });
   });
 }
 
-void Connection::CheckReader(uint64_t taken_before) {
+// How much is too much depends on what others hold: it may be enough by now, although nothing was read.
+void Connection::CheckReader() {
   size_t unread = 0;
   {
-    std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     watched_ = false;
-    if (closed_ || !FullLocked()) return;
-    if (taken_ - taken_before >= kLeastRead) return WatchReaderLocked();
+    if (closed_) return;
+    if (!FullLocked()) {
+      WakeLocked();
+      lock.unlock();
+      return Tell();
+    }
+    if (taken_ - watched_taken_ >= kLeastRead) return WatchReaderLocked();
+    if (std::chrono::steady_clock::now() - watched_since_ < options_.unread_for) {
+      watched_ = true;
+      return LookAgain();
+    }
     unread = unsent_;
   }
   LOG_WARN("a connection is closed: its client does not read its answers", {{"bytes", unread}});

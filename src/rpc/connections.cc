@@ -15,16 +15,17 @@ std::string PeerOf(int fd) {
   sockaddr_storage address{};
   socklen_t size = sizeof address;
   if (getpeername(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0) return "";
-  if (address.ss_family == AF_UNIX) return "unix";
+  if (address.ss_family == AF_UNIX) return {kUnixPeer};
   if (address.ss_family == AF_INET) {
     const auto& in = reinterpret_cast<const sockaddr_in&>(address).sin_addr;
-    return {reinterpret_cast<const char*>(&in), sizeof in};
+    return '4' + std::string(reinterpret_cast<const char*>(&in), sizeof in);
   }
   constexpr size_t kNetwork = 8, kMapped = 12;
   const auto& in = reinterpret_cast<const sockaddr_in6&>(address).sin6_addr;
   const char* const bytes = reinterpret_cast<const char*>(&in);
-  if (IN6_IS_ADDR_V4MAPPED(&in)) return {bytes + kMapped, sizeof in - kMapped};
-  return {bytes, kNetwork};
+  if (IN6_IS_ADDR_V4MAPPED(&in)) return '4' + std::string(bytes + kMapped, sizeof in - kMapped);
+  if (IN6_IS_ADDR_LOOPBACK(&in)) return "4\x7F";
+  return '6' + std::string(bytes, kNetwork);
 }
 
 bool Connections::Admit(int fd, bool tcp) {

@@ -22,9 +22,11 @@
 
 namespace lydian::rpc {
 
-// Who is at the other end: an address without its port, of IPv6 the network, as one host has all of it;
-// "unix".
+// Who is at the other end, as a key: an address without its port, of IPv6 the network, as one host has all of
+// it.
 std::string PeerOf(int fd);
+inline constexpr char kUnixPeer = 'u';
+inline bool IsThisHost(const std::string& peer) { return peer.starts_with("4\x7F"); }
 
 class Connections : public std::enable_shared_from_this<Connections> {
  public:

@@ -218,7 +218,8 @@ class Hostile : public testing::Test {
       if (stream->buffered() > kHigh) {
         return stream->OnDrained(kLow, [stream, left] { Write(stream, left); });
       }
-      if (!stream->Write(std::string(size_t{1} << 20, 'x'))) return;
+      if (!stream->Write(std::string(size_t{1} << 20, 'x')))
+        return stream->Finish(Cancelled("the client has gone"));
     }
     stream->Finish(OkStatus());
   }
@@ -293,7 +294,7 @@ TEST_F(Hostile, HeadersOfCallsAreCounted) {
   ASSERT_TRUE(refusal);
   EXPECT_EQ(Decoder().Fields(refusal->payload).at("grpc-status"),
             std::to_string(static_cast<int>(Code::kResourceExhausted)));
-  EXPECT_GE(refusal->stream, 30u);
+  EXPECT_GE(refusal->stream, 19u);  // half of the budget by itself
   const auto reset = client.Next(kResetFrame);
   ASSERT_TRUE(reset);  // nothing more of it is wanted
   EXPECT_EQ(NumberOf(reset->payload), 0u);
@@ -442,6 +443,42 @@ TEST_F(Hostile, StreamsThatAreNotReadWaitForEachOther) {
   ASSERT_TRUE(client.Next(kDataFrame));
   EXPECT_EQ(Echo("others go on").value(), "others go on");
   EXPECT_LT(memory->held(), size_t{24} << 20);  // a sixteenth, and what the streams were about to write
+}
+
+TEST_F(Hostile, SmallMessagesThatNeverEndAreBoundedTogether) {
+  auto memory = std::make_shared<MemoryBudget>(size_t{8} << 20);
+  Serve({.memory = memory});
+  std::list<Client> clients;
+  for (int c = 0; c < 8; ++c) {
+    std::string bytes;
+    for (uint32_t i = 0; i < 900; ++i) {
+      bytes += HeaderBlock(1 + 2 * i, Request() + Literal("x-token", "1")) +
+               Frame(kDataFrame, 0, 1 + 2 * i,
+                     std::string(1, '\0') + Number(60'000, 4) + std::string(16'000, 'x'));
+    }
+    clients.emplace_back(port()).Send(bytes);
+  }
+  for (Client& client : clients) EXPECT_TRUE(client.Next(kResetFrame)) << "one is refused";
+  EXPECT_LT(memory->held(), size_t{9} << 20);
+  EXPECT_EQ(Echo("others go on").value(), "others go on");
+}
+
+// Two who may have less while a third holds much, and read nothing until it has gone.
+TEST_F(Hostile, CallsGoOnWhenOthersHaveGivenMemoryBack) {
+  auto memory = std::make_shared<MemoryBudget>(size_t{64} << 20);
+  Serve({.memory = memory});
+  memory->Change(0, size_t{63} << 20);  // somebody's
+  Client client(port());
+  client.Send(HeaderBlock(1, Request("POST", "/t.S/Large") + Literal("x-token", "1")) +
+              Frame(kDataFrame, kEndStream, 1, std::string(5, '\0')));
+  ASSERT_TRUE(client.Next(kDataFrame));  // 1 MiB is more than a sixteenth of what is left
+  client.Send(HeaderBlock(3, Request() + Literal("x-token", "1")) +
+              Frame(kDataFrame, kEndStream, 3, std::string(5, '\0')));
+  memory->Change(size_t{63} << 20, 0);
+  std::optional<Heard> answer;
+  while ((answer = client.Next(kHeadersFrame)) && answer->stream != 3) {
+  }
+  EXPECT_TRUE(answer) << "nothing of this connection was read meanwhile";
 }
 
 TEST_F(Hostile, StreamsGoOnWhenTheOthersWereRead) {

@@ -43,8 +43,8 @@ constexpr Millis kIdleThread(30'000);
 constexpr uint64_t kMostDrained = 1 << 20;  // of a body nobody read, to keep the connection
 
 size_t MostOf(const std::string& peer) {
-  if (peer == "unix") return kMostOfUnix;
-  return peer.starts_with('\x7F') ? kMostOfHost : kMostOfAddress;
+  if (peer.starts_with(kUnixPeer)) return kMostOfUnix;
+  return IsThisHost(peer) ? kMostOfHost : kMostOfAddress;
 }
 
 // Threads that come when work waits and none is free, and go when they have been idle.

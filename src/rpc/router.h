@@ -24,6 +24,7 @@
 #include "base/clock.h"
 #include "base/executor.h"
 #include "base/status.h"
+#include "rpc/budget.h"
 
 namespace lydian::rpc {
 
@@ -61,6 +62,8 @@ class Context {
   // back.
   virtual void OnCancel(Task fn) = 0;
   virtual void AddTrailer(std::string_view name, std::string_view value) = 0;
+  // In which its bytes are counted.
+  virtual std::shared_ptr<MemoryBudget> memory() const { return MemoryBudget::OfProcess(); }
 };
 using Ctx = std::shared_ptr<Context>;
 

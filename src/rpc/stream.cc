@@ -80,6 +80,11 @@ void H2Stream::Finish(Fields trailers, std::optional<std::string> message) {
   c.Send(lock);
 }
 
+std::shared_ptr<MemoryBudget> H2Stream::memory() const {
+  const auto& own = connection_->options_.memory;
+  return own ? own : MemoryBudget::OfProcess();
+}
+
 void H2Stream::Authenticated() { connection_->Authenticated(); }
 
 void H2Stream::HalfClose() {

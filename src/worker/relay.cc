@@ -15,7 +15,7 @@ namespace {
 constexpr int kMostTriesWhileUp = 100;
 // Of a stream whose reader is slow: the producer is held until it has caught up.
 constexpr size_t kMostBuffered = 4 << 20;
-constexpr size_t kAlwaysHeld = size_t{64} << 10;  // a request so small is taken whatever others hold
+constexpr size_t kAlwaysHeld = size_t{4} << 10;  // a request so small is taken whatever others hold
 
 constexpr std::array<std::string_view, 10> kForwarded = {
     "x-idempotency-key",     "x-retry-attempt",         "x-throttle-retry-attempt", "x-modal-client-version",
@@ -29,6 +29,7 @@ class RelayCall : public std::enable_shared_from_this<RelayCall> {
         method_(std::move(method)),
         unary_(kind == RelayKind::kUnary),
         ctx_(std::move(ctx)),
+        memory_(ctx_->memory()),
         out_(std::move(out)) {
     for (std::string_view name : kForwarded) {
       const std::string_view value = ctx_->header(name);
@@ -40,15 +41,15 @@ class RelayCall : public std::enable_shared_from_this<RelayCall> {
   }
 
   ~RelayCall() {
-    if (request_) rpc::MemoryBudget::OfProcess()->Change(request_->size(), 0);
+    if (request_) memory_->Change(request_->size(), 0);
   }
 
   Status TakeRequest(std::string_view bytes) {
     if (request_) return InvalidArgument(std::string(ctx_->method()) + " takes one message");
-    if (bytes.size() > kAlwaysHeld && rpc::MemoryBudget::OfProcess()->exceeded())
+    if (bytes.size() > kAlwaysHeld && memory_->exceeded())
       return ResourceExhausted("more bytes of unfinished calls than there is memory for: try again later");
     request_ = std::string(bytes);
-    rpc::MemoryBudget::OfProcess()->Change(0, request_->size());
+    memory_->Change(0, request_->size());
     return {};
   }
 
@@ -141,6 +142,7 @@ class RelayCall : public std::enable_shared_from_this<RelayCall> {
   const std::string method_;
   const bool unary_;
   rpc::Ctx ctx_;
+  const std::shared_ptr<rpc::MemoryBudget> memory_;
   std::shared_ptr<rpc::RawStream> out_;
   rpc::Metadata metadata_;
   std::optional<std::string> request_, response_;
