@@ -334,5 +334,20 @@ TEST_F(LimitsTest, CancelledStartsGiveTheirPlacesBackAtOnce) {
   EXPECT_EQ(task->function_id(), "fu-2");
 }
 
+TEST_F(LimitsTest, WhatIsCancelledLeavesTheBufferItsContainers) {
+  FunctionInfo info = Function();
+  info.buffer_containers = 1;
+  Begin(info);
+  auto worker = Connect();
+  std::string first = Map("x");
+  ASSERT_TRUE(worker->WaitStart());
+  ASSERT_TRUE(worker->WaitStart()) << "the buffer";
+  std::string second = Map("y");
+  ASSERT_TRUE(worker->WaitStart());
+  ASSERT_TRUE(Cancel(second, /*terminate=*/true).ok());
+  ASSERT_TRUE(worker->WaitStop());
+  EXPECT_FALSE(worker->WaitStop(50ms)) << "the first call and the buffer keep theirs";
+}
+
 }  // namespace
 }  // namespace lydian::control

@@ -128,9 +128,15 @@ void EngineCore::Scale() {
 
 // Containers on their way to inputs that are no more: they give back their places.
 void EngineCore::DropStarts(FunctionState* function, const std::string& reason) {
-  const size_t slots = std::max<size_t>(function->info.target_slots, 1);
-  const size_t inputs = function->queue.size() + function->leased;
-  const size_t wanted = std::max<size_t>(function->info.min_containers, (inputs + slots - 1) / slots);
+  sched::FunctionLoad load;
+  load.active = true;
+  load.queued = function->queue.size();
+  load.running = function->leased;
+  load.target_slots = function->info.target_slots;
+  load.min_containers = function->info.min_containers;
+  load.max_containers = function->info.max_containers;
+  load.buffer_containers = function->info.buffer_containers;
+  const uint64_t wanted = sched::Wanted(load);
   std::vector<TaskState*> starting;
   size_t alive = 0;
   for (TaskState* task : function->tasks) {

@@ -38,7 +38,8 @@ ALTER TABLE stream ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE stream ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0;
 UPDATE stream SET bytes = (SELECT COALESCE(SUM(LENGTH(CAST(data AS BLOB)) + 200), 0) FROM log
   WHERE id > stream.number * 4294967296 AND id < (stream.number + 1) * 4294967296);
-)sql"}};
+)sql"},
+          {3, "CREATE INDEX stream_by_bytes ON stream (bytes);"}};
 }
 
 int64_t RowId(int64_t stream, uint64_t seq) {
