@@ -332,13 +332,22 @@ int RunInit(void* argument) {
 
 // --- processes ---
 
+// Through no magic link, so that no descriptor of this process is a way out; and what is entered has a path
+// inside.
 int EnterCwd(const char* cwd) {
-  if (::chdir(cwd) == 0) return 0;
-  if (errno != ENOENT) return -1;
   int root = ::open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-  if (root < 0 || MakeTarget(root, cwd, true) != 0) return -1;
+  if (root < 0) return -1;
+  int folder = os::RawOpenInRoot(root, cwd, O_PATH | O_DIRECTORY);
+  if (folder < 0 && errno == ENOENT && MakeTarget(root, cwd, true) == 0)
+    folder = os::RawOpenInRoot(root, cwd, O_PATH | O_DIRECTORY);
+  if (folder < 0 || ::fchdir(folder) != 0) return -1;
+  ::close(folder);
   ::close(root);
-  return ::chdir(cwd);
+  char path[4096];
+  if (::syscall(SYS_getcwd, path, sizeof path) < 0) return -1;
+  if (path[0] == '/') return 0;  // else "(unreachable)/..."
+  errno = EXDEV;
+  return -1;
 }
 
 void SetLimits() {
@@ -358,7 +367,9 @@ int SetFds(const ProcessArgs& args) {
     if (::dup2(args.fds[3], 3) < 0) return -1;
     next = 4;
   }
-  return static_cast<int>(::syscall(SYS_close_range, next, ~0U, CLOSE_RANGE_CLOEXEC));
+  // Really, not at exec: names of a tenant's making are resolved before that, and /proc/self/fd would lead
+  // to whatever the spawner holds.
+  return static_cast<int>(::syscall(SYS_close_range, next, ~0U, 0));
 }
 
 int BecomeUser(const ProcessArgs& args, const std::vector<sock_filter>& filter) {
@@ -376,13 +387,13 @@ int RunProcess(void* argument) {
   ChildReport* report = &shared.report;
   ::umask(022);
   ::setsid();
-  if (EnterCwd(args.cwd) != 0) return Fail(report, "cwd", args.cwd);
   SetLimits();
   if (ForbidCores() != 0) return Fail(report, "privileges", "forbidding core dumps");
   if (shared.join_late) {
     if (int failed = JoinCgroup(shared, report)) return failed;
   }
   if (SetFds(args) != 0) return Fail(report, "exec", "its descriptors");
+  if (EnterCwd(args.cwd) != 0) return Fail(report, "cwd", args.cwd);
   if (BecomeUser(args, *shared.filter) != 0) return Fail(report, "privileges", "dropping rights");
   Mark(report, "privileges");
   ClearSignalMask();

@@ -1,8 +1,10 @@
 // What a container must not be able to do, and what it must.
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -303,6 +305,48 @@ TEST_F(RuntimeTest, ExecIsAsConfinedAsMain) {
   auto cgroup = ReadFile("/proc/" + std::to_string(container->main.pid) + "/cgroup");
   EXPECT_THAT(*cgroup, HasSubstr("lydian-" + Options().instance + "/" + container->job.container_id()));
   EXPECT_TRUE(runtime_->Remove(std::move(container)).ok());
+}
+
+// Names that a tenant chooses are resolved before a program begins, and whoever makes its process holds
+// descriptors of everybody's files.
+TEST_F(RuntimeTest, NoDescriptorOfTheHostIsAWayOut) {
+  char dir[] = "/tmp/lydian-canary-XXXXXX";
+  ASSERT_NE(::mkdtemp(dir), nullptr);
+  ASSERT_EQ(::chmod(dir, 0755), 0);
+  ASSERT_TRUE(WriteFileAtomic(std::string(dir) + "/secret", "canary", 0644).ok());
+  ASSERT_TRUE(WriteFileAtomic(std::string(dir) + "/program", "#!/bin/sh\necho canary\n", 0755).ok());
+  UniqueFd canary(::open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC));
+  ASSERT_TRUE(canary.valid());
+  const std::string way = "/proc/self/fd/" + std::to_string(canary.get());
+  auto container = Start(Shell("ln -s " + way + " /tmp/way; echo; exec sleep 100"));
+  ASSERT_NE(container, nullptr);
+  char byte = 0;
+  ASSERT_EQ(::read(container->main.fds["stdout"].get(), &byte, 1), 1);
+  auto tried = [&](const std::string& cwd, std::vector<std::string> argv) {
+    lydian::Process process;
+    for (std::string& word : argv) process.add_argv(std::move(word));
+    process.add_env("PATH=/usr/bin:/bin");
+    process.set_cwd(cwd);
+    auto exec = runtime_->Exec(*container, process, {}, nullptr);
+    return exec.ok() ? Finish(&*exec).out : exec.status().message();
+  };
+  for (const std::string& cwd : {way, way + "/.", std::string("/tmp/way"), "/proc/thread-self" + way.substr(10),
+                                 "/proc/1" + way.substr(10), std::string("/proc/self/root/proc/self/cwd")}) {
+    EXPECT_THAT(tried(cwd, {"cat", "secret"}), Not(HasSubstr("canary"))) << cwd;
+    EXPECT_THAT(tried(cwd, {"./program"}), Not(HasSubstr("canary"))) << cwd;
+  }
+  EXPECT_THAT(tried("/", {way + "/program"}), Not(HasSubstr("canary")));
+  EXPECT_THAT(tried("/", {"/tmp/way/program"}), Not(HasSubstr("canary")));
+  EXPECT_TRUE(runtime_->Remove(std::move(container)).ok());
+  Job job = NewJob({"cat", "secret"});
+  job.mutable_process()->set_cwd(way);
+  StepError error;
+  auto started = runtime_->Start(job, {}, &error);
+  if (started.ok()) {
+    EXPECT_EQ(Finish(&(*started)->main).out, "");
+    EXPECT_TRUE(runtime_->Remove(std::move(*started)).ok());
+  }
+  EXPECT_TRUE(RemoveTree(dir).ok());
 }
 
 }  // namespace
