@@ -12,6 +12,7 @@
 #include <cstring>
 #include <memory>
 #include <set>
+#include <unordered_set>
 #include <vector>
 
 #include "base/paths.h"
@@ -133,6 +134,9 @@ class Unpacker {
       RETURN_IF_ERROR(Clear(folder, name));
       ASSIGN_OR_RETURN(UniqueFd fd, NewFile(folder, name, 0600, budget_));
       RETURN_IF_ERROR(WriteData(reader, fd.get(), path));
+      struct stat st;
+      if (::fstat(fd.get(), &st) != 0) return ErrnoStatus(path);
+      written_files_.insert(st.st_ino);
     } else if (type == AE_IFLNK) {
       RETURN_IF_ERROR(Clear(folder, name));
       RETURN_IF_ERROR(budget_.Entry());
@@ -151,8 +155,25 @@ class Unpacker {
     RETURN_IF_ERROR(Clear(folder, name));
     RETURN_IF_ERROR(budget_.Entry());
     ASSIGN_OR_RETURN(UniqueFd from, view_.Open(ParentPath(source), O_PATH | O_DIRECTORY));
+    RETURN_IF_ERROR(ChargeLink(from.get(), BaseName(source), source));
     if (::linkat(from.get(), BaseName(source).c_str(), folder, name.c_str(), 0) != 0)
       return ErrnoStatus("linking " + path + " to " + source);
+    return OkStatus();
+  }
+
+  // A file of a layer below is copied when it gets another name.
+  Status ChargeLink(int folder, const std::string& name, const std::string& path) {
+    struct stat st;
+    if (::fstatat(folder, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) return ErrnoStatus(path);
+    if (!S_ISREG(st.st_mode) || written_files_.contains(st.st_ino)) return OkStatus();
+    return Charge(static_cast<uint64_t>(st.st_size));
+  }
+
+  Status Charge(uint64_t bytes) {
+    RETURN_IF_ERROR(budget_.Bytes(bytes));
+    written_ += bytes;
+    if (written_ > kFreeBytes && written_ / kMostRatio > archive_bytes_)
+      return ResourceExhausted("it grows more than " + std::to_string(kMostRatio) + "-fold");
     return OkStatus();
   }
 
@@ -180,10 +201,7 @@ class Unpacker {
       int got = archive_read_data_block(reader, &block, &size, &offset);
       if (got == ARCHIVE_EOF) return OkStatus();
       if (got < ARCHIVE_WARN) return ArchiveError(reader, name);
-      RETURN_IF_ERROR(budget_.Bytes(size));
-      written_ += size;
-      if (written_ > kFreeBytes && written_ / kMostRatio > archive_bytes_)
-        return ResourceExhausted("it grows more than " + std::to_string(kMostRatio) + "-fold");
+      RETURN_IF_ERROR(Charge(size));
       const char* data = static_cast<const char*>(block);
       while (size > 0) {
         ssize_t wrote = ::pwrite(fd, data, size, offset);
@@ -226,6 +244,7 @@ class Unpacker {
   const UnpackOptions& options_;
   Budget& budget_;
   uint64_t archive_bytes_, written_ = 0;
+  std::unordered_set<ino_t> written_files_;  // of this archive
   std::vector<std::pair<std::string, timespec>> folder_times_;
   std::set<std::string> placed_;  // of this archive, when whiteouts must tell them from what lies below
 };

@@ -14,6 +14,8 @@
 namespace lydian::build {
 namespace {
 
+constexpr int kFindPythonSeconds = 60;
+constexpr size_t kMostVersionText = 4096, kMostVersion = 64;
 constexpr const char* kUvImage = "ghcr.io/astral-sh/uv";
 
 std::string EnvValue(const ImageConfig& config, const std::string& key) {
@@ -134,9 +136,10 @@ Result<ImageBuild::Tree> ImageBuild::BaseTree(const image::Plan& plan, size_t st
   std::string layers;
   for (const auto& id : tree->layer_ids) layers += id + "\n";
   // A build that must not use the cache has a chain that no other has.
-  tree->chain = image::ChainDigest(
-      layers, ConfigDigest(tree->config),
-      spec_.builder_version() + (spec_.ignore_cache() ? " alone " + spec_.image_id() : ""));
+  tree->chain = image::ChainDigest(layers, ConfigDigest(tree->config),
+                                   // What one workspace's steps made is nobody else's.
+                                   spec_.builder_version() + " " + spec_.workspace_id() +
+                                       (spec_.ignore_cache() ? " alone " + spec_.image_id() : ""));
   tree->base_layers = tree->layer_ids.size();
   tree->base_path = PathOf(tree->config);
   return tree;
@@ -292,13 +295,21 @@ Result<std::string> ImageBuild::FindPython(const Tree& tree) {
   if (EnvValue(tree.config, "PATH").empty())
     command.env.push_back(std::string("PATH=") + image::kDefaultPath);
   command.no_network = true;
+  command.limits = spec_.limits();
   std::string output;
+  TimeLimit limit(tools_.clock, kFindPythonSeconds, cancel_, "looking for the image's Python");
+  // What answers is the tenant's.
   auto result = tools_.steps->Run(
-      command, [&](int, const std::string& text) { output += text; }, cancel_);
+      command,
+      [&](int, const std::string& text) {
+        output += text;
+        if (output.size() > 2 * kMostVersionText) output.erase(0, output.size() - kMostVersionText);
+      },
+      cancel_);
   if (!result.ok()) return result.status();
   size_t at = output.rfind("Python ");
   if (!result->ok() || at == std::string::npos) return std::string();
-  std::string version = output.substr(at + 7);
+  std::string version = output.substr(at + 7, kMostVersion);
   return version.substr(0, version.find_first_of(" \r\n"));
 }
 

@@ -44,6 +44,7 @@ void EngineCore::Scale() {
     out.milli_cpu = worker->capacity.milli_cpu();
     out.memory_bytes = worker->capacity.memory_bytes();
     out.refuses = !worker->connected || worker->capacity.disk_low();
+    out.shared = workspaces_.size() > 1;
     view.workers.push_back(std::move(out));
   }
   std::vector<FunctionState*> functions;
@@ -104,12 +105,17 @@ void EngineCore::Scale() {
   for (size_t f : plan.impossible) {
     sched::Request request = view.functions[f].request;
     uint64_t memory = 0;
-    for (const auto& worker : view.workers) memory = std::max(memory, worker.memory_bytes);
+    bool shared = false;
+    for (const auto& worker : view.workers) {
+      memory = std::max(memory, worker.most_memory());
+      shared |= worker.shared;
+    }
     FailQueued(functions[f], ResultStatus::kFailure,
                Named(*functions[f], "its request of " + MiB(request.memory_bytes) + " memory and " +
                                         std::to_string(request.milli_cpu) +
                                         " milli-CPU fits no machine; the largest has " + MiB(memory) +
-                                        " for containers"));
+                                        " for containers" +
+                                        (shared ? " of one workspace, while there are several" : "")));
   }
   for (const sched::Start& start : plan.starts)
     StartTask(functions[start.function], view.workers[start.worker].id);

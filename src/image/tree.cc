@@ -118,15 +118,30 @@ Result<UniqueFd> Tree::MakeFolder(const std::string& path) const {
   return folder;
 }
 
-Status Tree::Put(const std::string& path, int content, unsigned mode) const {
-  const std::string full = JoinPath("/", path);
+// The folder of a file that is to be made; an older one of its name is gone.
+Result<UniqueFd> Tree::FolderOf(const std::string& full) const {
   if (full == "/") return InvalidArgument("a file without a name");
   ASSIGN_OR_RETURN(UniqueFd folder, MakeFolder(ParentPath(full)));
-  const std::string name = BaseName(full);
-  if (::unlinkat(folder.get(), name.c_str(), 0) != 0 && errno != ENOENT) {
+  if (::unlinkat(folder.get(), BaseName(full).c_str(), 0) != 0 && errno != ENOENT) {
     if (errno == EISDIR) return FailedPrecondition(full + " is a folder and a file");
     return ErrnoStatus("replacing " + full);
   }
+  return folder;
+}
+
+Status Tree::Link(const std::string& existing, const std::string& path) const {
+  const std::string full = JoinPath("/", path), from = JoinPath("/", existing);
+  ASSIGN_OR_RETURN(UniqueFd folder, FolderOf(full));
+  ASSIGN_OR_RETURN(UniqueFd source, MakeFolder(ParentPath(from)));
+  if (::linkat(source.get(), BaseName(from).c_str(), folder.get(), BaseName(full).c_str(), 0) != 0)
+    return ErrnoStatus("linking " + full + " to " + from);
+  return OkStatus();
+}
+
+Status Tree::Put(const std::string& path, int content, unsigned mode) const {
+  const std::string full = JoinPath("/", path);
+  ASSIGN_OR_RETURN(UniqueFd folder, FolderOf(full));
+  const std::string name = BaseName(full);
   UniqueFd file(
       ::openat(folder.get(), name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!file.valid()) return ErrnoStatus("creating " + full);

@@ -41,10 +41,13 @@ class Tree {
   Result<UniqueFd> MakeFolder(const std::string& path) const;
   // A new file of root's with the bytes of `content`; replaces a file or link.
   Status Put(const std::string& path, int content, unsigned mode) const;
+  // Another name of a file that Put has made; replaces a file or link.
+  Status Link(const std::string& existing, const std::string& path) const;
 
  private:
   explicit Tree(UniqueFd root) : root_(std::move(root)) {}
   Result<UniqueFd> OpenBeneath(const std::string& path, int flags) const;
+  Result<UniqueFd> FolderOf(const std::string& full) const;
   UniqueFd root_;
 };
 

@@ -199,16 +199,37 @@ Status Netlink::AddAddress(int index, uint32_t address, int prefix) {
   return status.error() == EEXIST ? OkStatus() : status;
 }
 
-Status Netlink::AddDefaultRoute(uint32_t gateway) {
+Status Netlink::AddDefaultRoute(uint32_t gateway, int index) {
   rtmsg info{};
   info.rtm_family = AF_INET;
   info.rtm_table = RT_TABLE_MAIN;
   info.rtm_protocol = RTPROT_BOOT;
   info.rtm_scope = RT_SCOPE_UNIVERSE;
   info.rtm_type = RTN_UNICAST;
+  info.rtm_flags = RTNH_F_ONLINK;
   Message message(RTM_NEWROUTE, NLM_F_CREATE, info);
-  message.Add(RTA_GATEWAY, htonl(gateway));
+  message.Add(RTA_GATEWAY, htonl(gateway)).Add(RTA_OIF, static_cast<uint32_t>(index));
   return Talk(message.bytes(), "adding the default route");
+}
+
+Status Netlink::AddNeighbor(int index, uint32_t address, const Mac& mac) {
+  ndmsg info{};
+  info.ndm_family = AF_INET;
+  info.ndm_ifindex = index;
+  info.ndm_state = NUD_PERMANENT;
+  Message message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, info);
+  message.Add(NDA_DST, htonl(address)).Add(NDA_LLADDR, mac.data(), mac.size());
+  return Talk(message.bytes(), "adding the neighbour " + Ipv4Text(address));
+}
+
+Status Netlink::DeleteNeighbor(int index, uint32_t address) {
+  ndmsg info{};
+  info.ndm_family = AF_INET;
+  info.ndm_ifindex = index;
+  Message message(RTM_DELNEIGH, 0, info);
+  message.Add(NDA_DST, htonl(address));
+  Status status = Talk(message.bytes(), "removing the neighbour " + Ipv4Text(address));
+  return status.error() == ENOENT ? OkStatus() : status;
 }
 
 Status Netlink::ChangeRule(uint16_t type, uint16_t flags, const MarkRule& rule, const char* what) {

@@ -55,9 +55,13 @@ class Netlink {
   Status AddBridgePort(int index, int bridge, const Mac& mac);
   Status DeleteLink(const std::string& name);
   Status AddAddress(int index, uint32_t address, int prefix);
-  Status AddDefaultRoute(uint32_t gateway);
-  Status AddRule(const MarkRule& rule);     // fine if it is there
-  Status DeleteRule(const MarkRule& rule);  // fine if it isn't
+  // The gateway need not be in a network of the link's addresses.
+  Status AddDefaultRoute(uint32_t gateway, int index);
+  // A neighbour that is never asked for: it doesn't count for the machine's limit of those that are learned.
+  Status AddNeighbor(int index, uint32_t address, const Mac& mac);
+  Status DeleteNeighbor(int index, uint32_t address);  // fine if it isn't there
+  Status AddRule(const MarkRule& rule);                // fine if it is there
+  Status DeleteRule(const MarkRule& rule);             // fine if it isn't
   Result<std::vector<Link>> Links();
   Result<std::vector<Route>> Routes();  // IPv4, main table
 

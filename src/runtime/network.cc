@@ -337,6 +337,10 @@ void Networks::Drain() {
 void Networks::Return(const Pair& pair) {
   if (pair.base != 0) ranges_.Return(pair.base);
   addresses_.erase(pair.address);
+  if (pair.address != 0) {
+    if (Status status = netlink_.DeleteNeighbor(bridge_, pair.address); !status.ok())
+      LOG_WARN("an address stays known", {{"address", os::Ipv4Text(pair.address)}, {"error", status}});
+  }
   if (!pair.builder) return;
   builders_.erase(pair.address);
   if (Status status = SetBuilder(pair.address, false); !status.ok())
@@ -380,6 +384,7 @@ Status Networks::ConnectHostSide(Pair* pair) {
     int index = static_cast<int>(::if_nametoindex(name));
     if (index == 0) return ErrnoStatus(std::string("finding link ") + name);
     (void)WriteExisting(std::string("/proc/sys/net/ipv6/conf/") + name + "/disable_ipv6", "1");
+    RETURN_IF_ERROR(netlink_.AddNeighbor(bridge_, pair->address, mac));
     return netlink_.AddBridgePort(index, bridge_, mac);
   }
   return ResourceExhausted("no free name for a veth pair");
@@ -397,9 +402,12 @@ Status Networks::ConfigureInside(Pair* pair, bool nat) {
     int index = static_cast<int>(::if_nametoindex("eth0"));
     if (index == 0) return ErrnoStatus("finding eth0");
     (void)WriteExisting("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1");
-    RETURN_IF_ERROR(netlink.AddAddress(index, pair->address, prefix_));
+    // The machine has one table of neighbours for all containers and itself: here nobody but the gateway is
+    // one, and it is known.
+    RETURN_IF_ERROR(netlink.AddAddress(index, pair->address, 32));
     RETURN_IF_ERROR(netlink.SetUp(index));
-    RETURN_IF_ERROR(netlink.AddDefaultRoute(gateway_));
+    RETURN_IF_ERROR(netlink.AddNeighbor(index, gateway_, MacOf(gateway_)));
+    RETURN_IF_ERROR(netlink.AddDefaultRoute(gateway_, index));
   }
   // ping without rights, and any port for any user inside.
   (void)WriteExisting("/proc/sys/net/ipv4/ping_group_range", "0 4294836225");

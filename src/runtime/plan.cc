@@ -42,7 +42,7 @@ void AddStandardMounts(StartPlan* plan) {
   out.push_back(FileSystem("sysfs", "/sys", kInert | MOUNT_ATTR_RDONLY));
   out.push_back({MountStep::kOwn, "dev", "/dev", {}, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC});
   out.push_back(FileSystem("devpts", "/dev/pts", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
-                           {"mode=0620", "ptmxmode=0666", "gid=5"}));
+                           {"mode=0620", "ptmxmode=0666", "gid=5", "max=256"}));
   out.push_back(FileSystem("tmpfs", "/dev/shm", kInert, {"mode=1777"}));
   out.push_back(FileSystem("mqueue", "/dev/mqueue", kInert));
   for (const char* name : {"hostname", "hosts", "resolv.conf"}) {

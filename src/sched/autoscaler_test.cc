@@ -196,6 +196,18 @@ TEST(Place, PacksAndNeverUsesAWorkerThatRefuses) {
   EXPECT_EQ(Place(workers, {125, 5000 * kMiB}, true), std::nullopt);
 }
 
+TEST(Place, AWorkspaceLeavesOthersAQuarter) {
+  std::vector<WorkerView> workers = {Machine(4096, 2000)};
+  const Request all_cpu = {8000, kMiB, 0}, most_memory = {125, 3000 * kMiB, 0}, others = {125, 128 * kMiB, 1};
+  EXPECT_TRUE(Place(workers, all_cpu)) << "by itself it may have all";
+  workers[0].shared = true;
+  EXPECT_FALSE(CouldFit(workers[0], all_cpu));
+  ASSERT_TRUE(Place(workers, most_memory));
+  Count(workers[0], most_memory, false);
+  EXPECT_FALSE(Place(workers, {125, 128 * kMiB, 0}));
+  EXPECT_TRUE(Place(workers, others));
+}
+
 TEST(Plan, StartsOfOneWorkspaceDontHoldUpAnother) {
   TaskLoad never = Task("a1", 0), neither = Task("a2", 0);
   never.starting = neither.starting = true;

@@ -5,14 +5,15 @@
 namespace lydian::sched {
 
 bool CouldFit(const WorkerView& worker, const Request& request) {
-  return request.memory_bytes <= worker.memory_bytes &&
-         request.milli_cpu <= uint64_t{worker.milli_cpu} * kCpuOvercommit;
+  return request.memory_bytes <= worker.most_memory() && request.milli_cpu <= worker.most_milli_cpu();
 }
 
 bool Fits(const WorkerView& worker, const Request& request) {
   const WorkerView::OfWorkspace own = worker.of(request.workspace);
   return !worker.refuses && worker.containers < kMostContainers &&
          own.containers < kMostContainersOfWorkspace && own.starting < worker.starting_limit() &&
+         own.memory_used + request.memory_bytes <= worker.most_memory() &&
+         own.milli_cpu_used + request.milli_cpu <= worker.most_milli_cpu() &&
          worker.memory_used + request.memory_bytes <= worker.memory_bytes &&
          worker.milli_cpu_used + request.milli_cpu <= uint64_t{worker.milli_cpu} * kCpuOvercommit;
 }
@@ -40,8 +41,11 @@ void Count(WorkerView& worker, const Request& request, bool starting) {
   worker.milli_cpu_used += request.milli_cpu;
   ++worker.containers;
   if (request.workspace >= worker.workspaces.size()) worker.workspaces.resize(request.workspace + 1);
-  ++worker.workspaces[request.workspace].containers;
-  if (starting) ++worker.workspaces[request.workspace].starting;
+  WorkerView::OfWorkspace& own = worker.workspaces[request.workspace];
+  own.memory_used += request.memory_bytes;
+  own.milli_cpu_used += request.milli_cpu;
+  ++own.containers;
+  if (starting) ++own.starting;
 }
 
 void Uncount(WorkerView& worker, const Request& request) {
@@ -49,7 +53,11 @@ void Uncount(WorkerView& worker, const Request& request) {
   take(worker.memory_used, request.memory_bytes);
   take(worker.milli_cpu_used, request.milli_cpu);
   take(worker.containers, 1);
-  if (request.workspace < worker.workspaces.size()) take(worker.workspaces[request.workspace].containers, 1);
+  if (request.workspace >= worker.workspaces.size()) return;
+  WorkerView::OfWorkspace& own = worker.workspaces[request.workspace];
+  take(own.memory_used, request.memory_bytes);
+  take(own.milli_cpu_used, request.milli_cpu);
+  take(own.containers, 1);
 }
 
 }  // namespace lydian::sched

@@ -33,6 +33,7 @@ struct WorkerView {
   uint64_t memory_used = 0;
   uint32_t containers = 0;
   struct OfWorkspace {
+    uint64_t memory_used = 0, milli_cpu_used = 0;
     uint32_t containers = 0;
     // Not ready yet. Those of one workspace, which may never become ready, don't keep another's from
     // starting.
@@ -40,6 +41,13 @@ struct WorkerView {
   };
   std::vector<OfWorkspace> workspaces;  // by number
   bool refuses = false;                 // disk low, or its connection is broken
+  // There is more than one workspace: each may ask for three quarters, so that none can take all.
+  bool shared = false;
+
+  uint64_t most_memory() const { return shared ? memory_bytes / 4 * 3 : memory_bytes; }  // of one workspace
+  uint64_t most_milli_cpu() const {
+    return shared ? uint64_t{milli_cpu} * kCpuOvercommit / 4 * 3 : uint64_t{milli_cpu} * kCpuOvercommit;
+  }
 
   OfWorkspace of(size_t workspace) const {
     return workspace < workspaces.size() ? workspaces[workspace] : OfWorkspace{};

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <climits>
 #include <map>
 
 #include "base/fd.h"
@@ -16,6 +17,7 @@
 namespace lydian::worker {
 namespace {
 constexpr Millis kSpawnerWait{100};
+constexpr size_t kFrameRoom = size_t{256} << 10;
 
 // Also those whose output control has not acknowledged yet.
 uint64_t TableCapacity(const TaskSpec& spec) {
@@ -260,6 +262,9 @@ void ContainerTask::SendIdentity(std::string frame) {
     // It died before it read; its exit tells why.
     LOG_WARN("a launcher did not take its identity", {{"task_id", self->spec_.task_id()}, {"error", status}});
   };
+  // Room for all of it: nobody waits for a launcher that doesn't read.
+  const int room = static_cast<int>(std::min<size_t>(frame.size() * 2 + kFrameRoom, INT_MAX));
+  (void)setsockopt(control_.get(), SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room);
   const ssize_t n = send(control_.get(), frame.data(), frame.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
   if (n == static_cast<ssize_t>(frame.size())) return sent({});
   // Larger than the socket's buffer: the launcher reads when its imports are done.

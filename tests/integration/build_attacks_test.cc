@@ -4,6 +4,7 @@
 #include <sys/sysmacros.h>
 
 #include <chrono>
+#include <fstream>
 
 #include "build_fixture.h"
 
@@ -201,6 +202,8 @@ with tarfile.open(sys.argv[1] + '/up.tar', 'w') as tar:
     add(tar, 'hard', tarfile.LNKTYPE, '../../../..' + sys.argv[2] + '/secret')
 with tarfile.open(sys.argv[1] + '/names.tar', 'w', format=tarfile.PAX_FORMAT) as tar:
     add(tar, 'n' * 255, size=1); add(tar, b'\xff\xfe'.decode('utf-8', 'surrogateescape'), size=1)
+with tarfile.open(sys.argv[1] + '/copies.tar', 'w') as tar:
+    for i in range(100): add(tar, 'l%d' % i, tarfile.LNKTYPE, 'big/%d' % i)
 )py";
   ASSERT_TRUE(MakeDirs(dir).ok());
   ASSERT_TRUE(WriteFileAtomic(dir + "/make.py", script).ok());
@@ -217,6 +220,13 @@ with tarfile.open(sys.argv[1] + '/names.tar', 'w', format=tarfile.PAX_FORMAT) as
   };
   EXPECT_THAT(add("deep.tar").result.error(), HasSubstr("nested more than 1000 deep"));
   EXPECT_THAT(add("zeros.tar").result.error(), HasSubstr("it grows more than 500-fold"));
+  // Each name of a file that lies below is a copy of it when it is linked.
+  auto copies = Spec({kFrom,
+                      "RUN mkdir -p /into/big && head -c 20000000 /dev/urandom > /into/big/0 && for i in "
+                      "$(seq 99); do ln /into/big/0 /into/big/$i; done",
+                      "ADD a.tar /into/"});
+  AddFile(copies, "/a.tar", dir + "/copies.tar");
+  EXPECT_THAT(Build(copies).result.error(), HasSubstr("it grows more than 500-fold"));
   (void)add("links.tar");
   (void)add("up.tar");
   auto names = add("names.tar");
@@ -256,6 +266,21 @@ TEST_F(BuildAttackTest, SharedLayersComeFromOurOwnImages) {
     if (wheel.path().extension() == ".whl") {
       EXPECT_GT(std::filesystem::file_size(wheel.path()), 100u) << wheel.path();
     }
+}
+
+TEST_F(BuildAttackTest, WhatAnImagesPythonSaysIsNotKept) {
+  const auto resident = [] {
+    uint64_t pages = 0, used = 0;
+    std::ifstream("/proc/self/statm") >> pages >> used;
+    return used * 4096;
+  };
+  const uint64_t before = resident();
+  auto built = Build(Spec({kFrom,
+                           "RUN printf '#!/bin/sh\\nhead -c 400000000 /dev/zero\\necho Python 3.11.9\\n' > "
+                           "/usr/local/bin/python && chmod 755 /usr/local/bin/python"}));
+  ASSERT_TRUE(built.result.ok()) << built.result.error();
+  EXPECT_EQ(built.result.image().python_version(), "3.11.9");
+  EXPECT_LT(resident(), before + (uint64_t{100} << 20));
 }
 
 TEST_F(BuildAttackTest, AStepThatNeverEndsIsEnded) {

@@ -64,6 +64,36 @@ TEST_F(RuntimeTest, ContainersTogetherLeaveTheMachineProcesses) {
   EXPECT_LE(std::strtoull(limit.c_str(), nullptr, 10), most * 3 / 4);
 }
 
+TEST_F(RuntimeTest, NobodyButTheGatewayIsANeighbour) {
+  Job job = NewJob({"python3", "-c",
+                    "import socket\n"
+                    "own = socket.gethostbyname(socket.gethostname()).split('.')\n"
+                    "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+                    "for i in range(500):\n"
+                    "  try: s.sendto(b'x', ('.'.join(own[:2] + [str(i % 250), str(2 + i // 2 % 250)]), 9))\n"
+                    "  except OSError: pass\n"
+                    "print(len(open('/proc/net/arp').readlines()) - 1)\n"});
+  job.mutable_network()->set_mode(Network::NAT);
+  Outcome outcome = Run(job);
+  EXPECT_EQ(outcome.out, "1\n") << outcome.err;
+}
+
+TEST_F(RuntimeTest, MachineWideAccountsStayTheMachines) {
+  // io_setup of x86-64 and arm64.
+  Outcome outcome = Run(NewJob({"perl", "-e",
+                                "my $ctx = pack('Q', 0); my $call = `uname -m` =~ /x86/ ? 206 : 0; "
+                                "print syscall($call, 65536, $ctx), ' ', $!"}));
+  EXPECT_EQ(outcome.out, "-1 Function not implemented") << outcome.err;
+  outcome = Run(NewJob({"python3", "-c",
+                        "import os\n"
+                        "held = []\n"
+                        "try:\n"
+                        "  while len(held) < 2000: held.append(os.openpty())\n"
+                        "except OSError: pass\n"
+                        "print(len(held))\n"}));
+  EXPECT_EQ(outcome.out, "256\n") << outcome.err;
+}
+
 TEST_F(RuntimeTest, NoCoreEverReachesTheHost) {
   // A limit of 0 stops files, but not a program behind the host's core_pattern; 1 stops both. Nobody inside
   // may change it back.

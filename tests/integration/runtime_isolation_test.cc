@@ -330,8 +330,9 @@ TEST_F(RuntimeTest, NoDescriptorOfTheHostIsAWayOut) {
     auto exec = runtime_->Exec(*container, process, {}, nullptr);
     return exec.ok() ? Finish(&*exec).out : exec.status().message();
   };
-  for (const std::string& cwd : {way, way + "/.", std::string("/tmp/way"), "/proc/thread-self" + way.substr(10),
-                                 "/proc/1" + way.substr(10), std::string("/proc/self/root/proc/self/cwd")}) {
+  for (const std::string& cwd :
+       {way, way + "/.", std::string("/tmp/way"), "/proc/thread-self" + way.substr(10),
+        "/proc/1" + way.substr(10), std::string("/proc/self/root/proc/self/cwd")}) {
     EXPECT_THAT(tried(cwd, {"cat", "secret"}), Not(HasSubstr("canary"))) << cwd;
     EXPECT_THAT(tried(cwd, {"./program"}), Not(HasSubstr("canary"))) << cwd;
   }
