@@ -121,7 +121,8 @@ Result<RunResult> StepRunner::Run(const StepCommand& command, const LogSink& log
   // Nothing of a step that failed is kept.
   Status taken;
   if (result.ok()) {
-    taken = command.transaction->Take(writable.get()).With("keeping what the step wrote");
+    auto check = [cancel] { return cancel ? cancel->Check() : OkStatus(); };
+    taken = command.transaction->Take(writable.get(), check).With("keeping what the step wrote");
     if (taken.ok()) {
       ASSIGN_OR_RETURN(image::Tree upper, command.transaction->Upper());
       taken = CleanUpper(*layers_, command.layer_ids, upper);

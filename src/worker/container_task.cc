@@ -93,6 +93,7 @@ void ContainerTask::OnWelcome() {
 
 void ContainerTask::Drop() {
   dropped_ = true;
+  StopCommit();
   if (state_ == State::kEnded) return TryLeave();
   Stop(StopTask::KILL, 0, "control doesn't know this task");
 }
@@ -332,7 +333,14 @@ void ContainerTask::DropWritable() {
 
 Result<std::string> ContainerTask::TakeLayer() {
   ASSIGN_OR_RETURN(const auto transaction, ground_->layers->Begin());
-  RETURN_IF_ERROR(transaction->Take(writable_.get()));
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(ground_->commit_seconds);
+  auto check = [this, until]() -> Status {
+    if (commit_stopped_) return Cancelled("the task is no longer wanted");
+    if (std::chrono::steady_clock::now() < until) return OkStatus();
+    return DeadlineExceeded("copying took longer than " + std::to_string(ground_->commit_seconds) +
+                            " s, the limit on this machine (lydian up --step-timeout)");
+  };
+  RETURN_IF_ERROR(transaction->Take(writable_.get(), check));
   ASSIGN_OR_RETURN(const image::Tree upper, transaction->Upper());
   // What the runtime put in the way of mounts is not the user's.
   for (const std::string& path : {ParentPath(kArgumentsPath), std::string(kGuestSocket)}) {

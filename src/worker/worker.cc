@@ -103,6 +103,7 @@ class WorkerImpl : public Worker {
     guest_router_ = MakeGuestRouter(node_.get(), relay_.get());
 
     TaskGround& ground = node_->ground();
+    ground.commit_seconds = options_.step_timeout_s;
     ground.logs = logs_.get();
     ground.http = http_.get();
     ground.objects = objects_.get();
