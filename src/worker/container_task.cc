@@ -354,7 +354,7 @@ Result<std::string> ContainerTask::TakeLayer() {
 }
 
 void ContainerTask::CommitLayer() {
-  ground_->pool->Post([self = shared_from_this()] {
+  ground_->commits->Post([self = shared_from_this()] {
     Result<std::string> layer = self->TakeLayer();
     self->ground_->strand->Post([self, layer = std::move(layer)] {
       self->DropWritable();

@@ -31,7 +31,8 @@ namespace lydian::worker {
 struct TaskGround {
   std::string tasks_dir;
   Strand* strand = nullptr;
-  Pool* pool = nullptr;
+  Pool* pool = nullptr;            // what every start needs: nothing that takes long
+  Pool* commits = nullptr;         // for the copying of layers
   uint32_t commit_seconds = 3600;  // the copying of a layer may take as long
   LogPump* logs = nullptr;
   GuestHttp* http = nullptr;
