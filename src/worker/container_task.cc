@@ -275,15 +275,23 @@ void ContainerTask::End(const TaskExit& exit, bool commit) {
   exit_ = exit;
   if (grace_timer_) ground_->strand->CancelTimer(*grace_timer_);
   grace_timer_.reset();
-  // For the worker that comes after this one.
-  if (Status status = WriteFileAtomic(Dir() + "/exit.pb", exit_.SerializeAsString(), 0600); !status.ok()) {
-    LOG_WARN("the end of a task could not be noted", {{"task_id", spec_.task_id()}, {"error", status}});
-  }
+  // Until its layer is there, a task that is to leave one has not ended well: without a note, the worker that
+  // comes after this one takes it for lost, and it is tried again.
+  if (!commit) NoteExit();
   desk_->Abandon();
   if (heartbeat_) std::exchange(heartbeat_, nullptr)(Cancelled("the container has ended"));
   StopServing();
   if (!commit) DropWritable();
   Finalize();
+}
+
+// For the worker that comes after this one.
+void ContainerTask::NoteExit() {
+  Status status;
+  if (!layer_id_.empty()) status = WriteFileAtomic(Dir() + "/layer", layer_id_, 0600);
+  if (status.ok()) status = WriteFileAtomic(Dir() + "/exit.pb", exit_.SerializeAsString(), 0600);
+  if (!status.ok())
+    LOG_WARN("the end of a task could not be noted", {{"task_id", spec_.task_id()}, {"error", status}});
 }
 
 void ContainerTask::StopServing() {
@@ -361,12 +369,14 @@ void ContainerTask::CommitLayer() {
       self->pin_.reset();
       if (layer.ok()) {
         self->layer_id_ = *layer;
+        self->NoteExit();
       } else {
         self->end_error_ =
             layer.status().With("keeping what " + self->spec_.function_name() + " wrote").ToString();
         LOG_ERROR("a layer could not be committed",
                   {{"task_id", self->spec_.task_id()}, {"error", layer.status()}});
       }
+      if (self->commit_stopped_ && !self->dropped_) return;  // the next worker tells of it
       self->finalized_ = true;
       self->TrySendExit();
     });

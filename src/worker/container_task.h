@@ -111,6 +111,7 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   void Refuse(const Status& status);
   void End(const TaskExit& exit, bool commit);
   void Finalize();  // kills what is left, then takes the last of the logs
+  void NoteExit();
   void CommitLayer();
   Result<std::string> TakeLayer();
   void DropWritable();
