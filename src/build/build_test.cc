@@ -237,6 +237,7 @@ class FakeSpawner : public spawner::Client {
     spawner::Container container;
     container.fds["stdout"] = UniqueFd(out[0]);
     container.fds["stderr"] = UniqueFd(err[0]);
+    if (writable.valid()) container.fds["writable"] = std::move(writable);
     if (on_create) on_create();
     reply(std::move(container));
   }
@@ -246,7 +247,7 @@ class FakeSpawner : public spawner::Client {
   }
   void Remove(const std::string&, std::function<void(Status)> reply) override {
     ++removed;
-    reply(OkStatus());
+    reply(remove_status);
   }
   void End(int status) {
     out_.reset();
@@ -267,6 +268,8 @@ class FakeSpawner : public spawner::Client {
   UniqueFd out_, err_;
   std::string id_;
   int removed = 0;
+  Status remove_status;
+  UniqueFd writable;  // handed over with the container
 };
 
 TEST(ContainerRunner, GivesOutputAndExit) {
@@ -287,6 +290,31 @@ TEST(ContainerRunner, GivesOutputAndExit) {
   EXPECT_EQ(seen[2], "err\n");
   EXPECT_EQ(result->How(), "exit code 3");
   EXPECT_EQ(spawner->removed, 1);
+}
+
+// What is written after the layer was taken would be missing in it.
+TEST(ContainerRunner, KeepsNothingOfAContainerThatHasNotEnded) {
+  auto spawner = std::make_shared<FakeSpawner>();
+  ContainerRunner runner([&] { return spawner; });
+  int status = 0;
+  spawner->on_exit = [&](const std::string& id, int exit) { runner.OnExit(id, exit, false); };
+  spawner->on_create = [&] { spawner->End(status); };
+  spawner->remove_status = DeadlineExceeded("a process is left");
+  Job none, handed, own, mounted;
+  handed.mutable_rootfs()->set_hand_over(true);
+  own.mutable_rootfs()->set_writable_dir("/somewhere");
+  mounted.add_mounts()->set_writable_dir("/somewhere");
+  EXPECT_TRUE(runner.Run(none, nullptr, nullptr).ok());
+  for (const Job& job : {handed, own, mounted})
+    EXPECT_EQ(runner.Run(job, nullptr, nullptr).status().code(), Code::kUnavailable);
+  spawner->remove_status = NotFound("gone");
+  EXPECT_TRUE(runner.Run(handed, nullptr, nullptr).ok());
+  // Nothing of a step that failed is kept.
+  spawner->remove_status = DeadlineExceeded("a process is left");
+  status = 1 << 8;
+  auto failed = runner.Run(handed, nullptr, nullptr);
+  ASSERT_TRUE(failed.ok()) << failed.status();
+  EXPECT_EQ(failed->How(), "exit code 1");
 }
 
 TEST(ContainerRunner, CancelKills) {

@@ -309,8 +309,10 @@ void ContainerTask::Finalize() {
     if (!status.ok() && status.code() != Code::kNotFound && status.code() != Code::kUnavailable) {
       LOG_WARN("a container could not be removed", {{"task_id", self->spec_.task_id()}, {"error", status}});
     }
-    self->ground_->strand->Post([self] {
-      if (self->writable_.valid()) return self->CommitLayer();
+    // Who still writes would leave half of it in the layer. One that is gone already is NOT_FOUND.
+    const bool ended = status.ok() || status.code() == Code::kNotFound;
+    self->ground_->strand->Post([self, ended] {
+      if (self->writable_.valid()) return ended ? self->CommitLayer() : self->LoseLayer();
       self->pin_.reset();
     });
   };
@@ -321,7 +323,8 @@ void ContainerTask::Finalize() {
   }
   auto remove = [self, removed] {
     auto spawner = self->ground_->spawner();
-    if (self->exit_.lost() || !spawner) return removed({});
+    if (self->exit_.lost()) return removed({});
+    if (!spawner) return removed(Unavailable("the spawner is not connected"));
     spawner->Remove(self->container_id_, removed);
   };
   // An app's containers end together: all their ends are told before the spawner spends time on freeing any
@@ -359,6 +362,15 @@ Result<std::string> ContainerTask::TakeLayer() {
   ASSIGN_OR_RETURN(const image::LayerInfo layer,
                    transaction->Commit(NewId("ly"), "run_function " + spec_.function_name()));
   return layer.id;
+}
+
+void ContainerTask::LoseLayer() {
+  exit_ = LostExit("its container has not ended, so what it wrote could not be kept");
+  DropWritable();
+  pin_.reset();
+  NoteExit();
+  finalized_ = true;
+  TrySendExit();
 }
 
 void ContainerTask::CommitLayer() {

@@ -113,6 +113,7 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   void Finalize();  // kills what is left, then takes the last of the logs
   void NoteExit();
   void CommitLayer();
+  void LoseLayer();
   Result<std::string> TakeLayer();
   void DropWritable();
   void TrySendExit();
