@@ -366,6 +366,7 @@ Result<std::string> ContainerTask::TakeLayer() {
 
 void ContainerTask::LoseLayer() {
   exit_ = LostExit("its container has not ended, so what it wrote could not be kept");
+  end_error_ = exit_.text();
   DropWritable();
   pin_.reset();
   NoteExit();

@@ -345,7 +345,7 @@ const TaskUpdate* FakeControl::Find(TaskUpdate::State state) const {
 
 Status CommitGate::Wait(const std::function<Status()>& check) {
   std::unique_lock lock(mutex_);
-  begun_ = true;
+  ++begun_;
   changed_.notify_all();
   while (closed_) {
     RETURN_IF_ERROR(check());
@@ -359,9 +359,9 @@ void CommitGate::Close() {
   closed_ = true;
 }
 
-bool CommitGate::AwaitBegun() {
+bool CommitGate::AwaitBegun(int copies) {
   std::unique_lock lock(mutex_);
-  return changed_.wait_for(lock, std::chrono::seconds(20), [this] { return begun_; });
+  return changed_.wait_for(lock, std::chrono::seconds(20), [&] { return begun_ >= copies; });
 }
 
 // ---- The fixture.

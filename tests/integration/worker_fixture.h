@@ -58,12 +58,13 @@ class CommitGate {
  public:
   Status Wait(const std::function<Status()>& check);  // on the worker's thread
   void Close();
-  bool AwaitBegun();
+  bool AwaitBegun(int copies = 1);
 
  private:
   std::mutex mutex_;  // guards all below
   std::condition_variable changed_;
-  bool closed_ = false, begun_ = false;
+  bool closed_ = false;
+  int begun_ = 0;
 };
 
 class WorkerFlow : public testing::Test {

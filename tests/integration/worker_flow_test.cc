@@ -248,6 +248,25 @@ TEST_F(WorkerFlow, AnotherWorkerKnowsTheLayerThatWasKept) {
   EXPECT_EQ(control_->Find(Update::EXITED)->layer_id(), layer);
 }
 
+TEST_F(WorkerFlow, LayersThatAreCopiedHoldUpNoStart) {
+  commits_->Close();
+  std::vector<std::string> writers;
+  for (int i = 0; i < 5; ++i) {
+    TaskSpec spec = Spec("writes");
+    spec.set_commit_layer(true);
+    const std::string task = writers.emplace_back(StartTask(spec));
+    ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
+    Lease(task, "in-" + std::to_string(i), 4);
+  }
+  ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == writers.size(); }));
+  for (const std::string& task : writers) Stop(task, StopTask::DRAIN);
+  ASSERT_TRUE(commits_->AwaitBegun(2));
+  for (int i = 0; i < 3; ++i) {
+    const std::string next = StartTask(Spec("work"));
+    ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(next); })) << i;
+  }
+}
+
 TEST_F(WorkerFlow, TwoInputsRunTogether) {
   const std::string task = StartTask(Spec("together", 2));
   ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
