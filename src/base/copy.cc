@@ -13,7 +13,7 @@ namespace lydian {
 namespace {
 
 constexpr size_t kSmall = 32 << 10;
-constexpr uint64_t kPiece = uint64_t{64} << 20;
+constexpr uint64_t kPiece = uint64_t{8} << 20;
 
 // Most files are small: one read and one write.
 Status CopySmall(int from, int to, const std::function<Status(uint64_t)>& charge, bool* whole) {
@@ -51,7 +51,8 @@ Status CopyContent(int from, int to, const std::function<Status(uint64_t)>& char
   struct stat info {};
   if (::fstat(from, &info) != 0) return ErrnoStatus("looking at a file");
   if (!S_ISREG(info.st_mode)) return InvalidArgument("not a regular file");
-  if (info.st_size <= static_cast<off_t>(kSmall)) {
+  const bool holes = info.st_blocks * 512 < info.st_size;
+  if (info.st_size <= static_cast<off_t>(kSmall) && !holes) {
     bool whole = false;
     RETURN_IF_ERROR(CopySmall(from, to, charge, &whole));
     if (whole) return OkStatus();

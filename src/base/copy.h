@@ -11,7 +11,7 @@ namespace lydian {
 
 // From the beginning of `from` (a regular file) to its end, into the empty file `to`. Holes stay holes: a
 // file costs what it takes on the disk, not what it claims. `charge` is told of bytes before they are
-// written.
+// written, of some MiB at a time.
 Status CopyContent(int from, int to, const std::function<Status(uint64_t)>& charge);
 
 }  // namespace lydian

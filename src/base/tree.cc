@@ -99,7 +99,7 @@ class Walk {
   Status One(Level& level, std::string name) {
     if (++entries_ > limits_.entries)
       return ResourceExhausted("more than " + std::to_string(limits_.entries) + " files and folders");
-    if (limits_.check && entries_ % 1024 == 0) RETURN_IF_ERROR(limits_.check());
+    if (limits_.check) RETURN_IF_ERROR(limits_.check());
     struct stat info {};
     if (::fstatat(at_.get(), name.c_str(), &info, AT_SYMLINK_NOFOLLOW) != 0)
       return errno == ENOENT ? OkStatus() : ErrnoStatus(name);

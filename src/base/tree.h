@@ -29,7 +29,7 @@ class TreeVisitor {
 struct WalkLimits {
   uint64_t depth = UINT64_MAX;    // of folders below the root
   uint64_t entries = UINT64_MAX;  // of all kinds
-  std::function<Status()> check;  // asked now and then: a reason to stop, or OK
+  std::function<Status()> check;  // asked at every entry: a reason to stop, or OK
 };
 
 // All below `root` (an open folder), which is itself not visited. Names may be added or removed by the

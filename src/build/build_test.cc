@@ -1,7 +1,8 @@
-// What needs neither root nor network: parsing, matching, digests, and a container that is faked.
+// What needs no network: parsing, matching, digests, and a container that is faked.
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <future>
@@ -19,6 +20,9 @@
 #include "build/recipe.h"
 #include "build/runtime_layers.h"
 #include "build/single_flight.h"
+#include "build/step_runner.h"
+#include "image/layer_store.h"
+#include "os/loop.h"
 
 namespace lydian::build {
 namespace {
@@ -237,6 +241,7 @@ class FakeSpawner : public spawner::Client {
     spawner::Container container;
     container.fds["stdout"] = UniqueFd(out[0]);
     container.fds["stderr"] = UniqueFd(err[0]);
+    if (writable.valid()) container.fds["writable"] = std::move(writable);
     if (on_create) on_create();
     reply(std::move(container));
   }
@@ -246,7 +251,7 @@ class FakeSpawner : public spawner::Client {
   }
   void Remove(const std::string&, std::function<void(Status)> reply) override {
     ++removed;
-    reply(OkStatus());
+    reply(remove_status);
   }
   void End(int status) {
     out_.reset();
@@ -267,6 +272,8 @@ class FakeSpawner : public spawner::Client {
   UniqueFd out_, err_;
   std::string id_;
   int removed = 0;
+  Status remove_status;
+  UniqueFd writable;  // handed over with the container
 };
 
 TEST(ContainerRunner, GivesOutputAndExit) {
@@ -289,6 +296,31 @@ TEST(ContainerRunner, GivesOutputAndExit) {
   EXPECT_EQ(spawner->removed, 1);
 }
 
+// What is written after the layer was taken would be missing in it.
+TEST(ContainerRunner, KeepsNothingOfAContainerThatHasNotEnded) {
+  auto spawner = std::make_shared<FakeSpawner>();
+  ContainerRunner runner([&] { return spawner; });
+  int status = 0;
+  spawner->on_exit = [&](const std::string& id, int exit) { runner.OnExit(id, exit, false); };
+  spawner->on_create = [&] { spawner->End(status); };
+  spawner->remove_status = DeadlineExceeded("a process is left");
+  Job none, handed, own, mounted;
+  handed.mutable_rootfs()->set_hand_over(true);
+  own.mutable_rootfs()->set_writable_dir("/somewhere");
+  mounted.add_mounts()->set_writable_dir("/somewhere");
+  EXPECT_TRUE(runner.Run(none, nullptr, nullptr).ok());
+  for (const Job& job : {handed, own, mounted})
+    EXPECT_EQ(runner.Run(job, nullptr, nullptr).status().code(), Code::kUnavailable);
+  spawner->remove_status = NotFound("gone");
+  EXPECT_TRUE(runner.Run(handed, nullptr, nullptr).ok());
+  // Nothing of a step that failed is kept.
+  spawner->remove_status = DeadlineExceeded("a process is left");
+  status = 1 << 8;
+  auto failed = runner.Run(handed, nullptr, nullptr);
+  ASSERT_TRUE(failed.ok()) << failed.status();
+  EXPECT_EQ(failed->How(), "exit code 1");
+}
+
 TEST(ContainerRunner, CancelKills) {
   auto spawner = std::make_shared<FakeSpawner>();
   ContainerRunner runner([&] { return spawner; });
@@ -299,6 +331,93 @@ TEST(ContainerRunner, CancelKills) {
       Job(), [&](int, const std::string&) { cancel.Cancel(); }, &cancel);
   EXPECT_EQ(result.status().code(), Code::kCancelled);
   EXPECT_EQ(spawner->removed, 1);
+}
+
+// A tenant's step in a file system of its own, as the runtime hands it over.
+class StepTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "needs root for a loop device";
+    dir_ = ::testing::TempDir() + "step-" + RandomHex(6);
+    ASSERT_TRUE(MakeDirs(dir_).ok());
+    auto layers = image::LayerStore::OpenFolders(dir_ + "/layers");
+    ASSERT_TRUE(layers.ok()) << layers.status();
+    layers_ = std::move(*layers);
+    ASSERT_TRUE(os::MakeImage(dir_ + "/disk", uint64_t{16} << 20).ok());
+    auto disk = os::MountImage(dir_ + "/disk");
+    ASSERT_TRUE(disk.ok()) << disk.status();
+    disk_ = std::move(disk->second);
+    ASSERT_EQ(::mkdirat(disk_.get(), "upper", 0755), 0);
+    ASSERT_EQ(::mkdirat(disk_.get(), "upper/kept", 0755), 0);
+    spawner_->writable.reset(::openat(disk->first.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    spawner_->on_exit = [this](const std::string& id, int status) { runner_.OnExit(id, status, false); };
+    auto transaction = layers_->Begin();
+    ASSERT_TRUE(transaction.ok());
+    transaction_ = std::move(*transaction);
+  }
+  void TearDown() override {
+    transaction_.reset();
+    disk_.reset();
+    if (dir_.empty()) return;
+    EXPECT_TRUE(RemoveTree(dir_).ok());
+  }
+  Result<RunResult> Run() {
+    StepRunner steps({.scratch_dir = dir_}, layers_.get(), &runner_, nullptr);
+    return steps.Run({.transaction = transaction_.get(), .argv = {"true"}}, nullptr, &cancel_);
+  }
+  bool Abandoned() { return ::mkdirat(disk_.get(), "later", 0755) != 0 && errno == EIO; }
+
+  std::string dir_;
+  std::unique_ptr<image::LayerStore> layers_;
+  std::unique_ptr<image::LayerTransaction> transaction_;
+  std::shared_ptr<FakeSpawner> spawner_ = std::make_shared<FakeSpawner>();
+  ContainerRunner runner_{[this] { return spawner_; }};
+  CancelToken cancel_;
+  UniqueFd disk_;
+};
+
+TEST_F(StepTest, WhatAStepWroteIsCopiedAndItsFileSystemGivenUp) {
+  spawner_->on_create = [&] { spawner_->End(0); };
+  auto result = Run();
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(Exists(transaction_->dir() + "/upper/kept"));
+  EXPECT_TRUE(Abandoned());
+}
+
+TEST_F(StepTest, ACancelledStepWritesNothingBack) {
+  spawner_->on_create = [&] {
+    spawner_->End(0);
+    cancel_.Cancel();
+  };
+  EXPECT_EQ(Run().status().code(), Code::kCancelled);
+  EXPECT_FALSE(Exists(transaction_->dir() + "/upper/kept"));
+  EXPECT_TRUE(Abandoned());
+}
+
+// The container has ended; what it wrote is not copied to the end.
+TEST_F(StepTest, ACancelledStepIsNotCopied) {
+  class Late : public image::LayerTransaction {
+   public:
+    Late(std::unique_ptr<image::LayerTransaction> real, CancelToken* cancel)
+        : real_(std::move(real)), cancel_(cancel) {}
+    const std::string& dir() const override { return real_->dir(); }
+    Status Take(int writable, const std::function<Status()>& check) override {
+      cancel_->Cancel();
+      return real_->Take(writable, check);
+    }
+    Result<image::Tree> Upper() const override { return real_->Upper(); }
+    Result<image::LayerInfo> Commit(const std::string& id, const std::string& note) override {
+      return real_->Commit(id, note);
+    }
+
+   private:
+    std::unique_ptr<image::LayerTransaction> real_;
+    CancelToken* cancel_;
+  };
+  transaction_ = std::make_unique<Late>(std::move(transaction_), &cancel_);
+  spawner_->on_create = [&] { spawner_->End(0); };
+  EXPECT_EQ(Run().status().code(), Code::kCancelled);
+  EXPECT_TRUE(Abandoned());
 }
 
 TEST(ContainerRunner, WithoutASpawner) {

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <future>
 
@@ -37,6 +38,13 @@ namespace {
 // Longest wait for the spawner's word on a process that has ended: it comes at once unless the spawner is
 // gone.
 constexpr auto kExitWord = std::chrono::seconds(5);
+
+// Whether what it writes goes into a layer.
+bool Kept(const Job& job) {
+  if (job.rootfs().hand_over() || !job.rootfs().writable_dir().empty()) return true;
+  return std::any_of(job.mounts().begin(), job.mounts().end(),
+                     [](const Mount& mount) { return !mount.writable_dir().empty(); });
+}
 
 template <typename T>
 Result<T> Await(const std::function<void(std::function<void(Result<T>)>)>& ask) {
@@ -73,6 +81,7 @@ Result<RunResult> ContainerRunner::Run(Job job, const LogSink& log, CancelToken*
   auto client = spawner_();
   if (!client) return Unavailable("the spawner is not connected");
   std::string id = NewId("ct");
+  const bool kept = Kept(job);
   job.set_version(1);
   job.set_container_id(id);
   auto waiter = std::make_shared<Waiter>();
@@ -113,6 +122,9 @@ Result<RunResult> ContainerRunner::Run(Job job, const LogSink& log, CancelToken*
   if (cancel) RETURN_IF_ERROR(cancel->Check());
   RETURN_IF_ERROR(pumped);
   RETURN_IF_ERROR(ended);
+  // Who still writes would leave half of it in the layer. One that is gone already is NOT_FOUND.
+  if (kept && result.ok() && !removed.ok() && removed.status().code() != Code::kNotFound)
+    return Unavailable("a step's container has not ended: " + removed.status().message());
   if (!removed.ok())
     LOG_WARN("a build's container was not removed", {{"container_id", id}, {"error", removed.status()}});
   result.tail = tail.text();

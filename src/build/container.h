@@ -1,7 +1,7 @@
 // Runs one command in a container of its own to its end, its output live: a build step.
 // Thread-safety: every method from any thread; Run blocks.
-// Errors: UNAVAILABLE when the spawner went away under it (another try may work); a command that fails is no
-// error but a result.
+// Errors: UNAVAILABLE when the spawner went away under it, or a container that writes into a layer has not
+// ended (another try may work); a command that fails is no error but a result.
 #pragma once
 
 #include <condition_variable>

@@ -34,6 +34,19 @@ Status Lend(Job& job, const std::string& dir, const std::string& name, std::stri
   return OkStatus();
 }
 
+// What a step wrote, until it is copied or thrown away: nothing of it is worth a write to the disk.
+class Written {
+ public:
+  Written() = default;
+  ~Written() {
+    if (layer.valid()) os::AbandonWrites(layer.get());
+  }
+  Written(const Written&) = delete;
+  Written& operator=(const Written&) = delete;
+
+  UniqueFd layer;
+};
+
 }  // namespace
 
 HostSettings StepRunner::Settings(const StepCommand& command) const {
@@ -111,24 +124,18 @@ Result<RunResult> StepRunner::Run(const StepCommand& command, const LogSink& log
   RETURN_IF_ERROR(MakeDirs(lent_dir, 0755));
   std::shared_ptr<void> remove(nullptr, [lent_dir](void*) { (void)RemoveTree(lent_dir); });
   ASSIGN_OR_RETURN(Job job, MakeJob(command, lent_dir, cancel));
-  UniqueFd writable;
-  ASSIGN_OR_RETURN(RunResult result, containers_->Run(std::move(job), log, cancel, nullptr, &writable));
+  Written written;
+  ASSIGN_OR_RETURN(RunResult result, containers_->Run(std::move(job), log, cancel, nullptr, &written.layer));
   if (!command.own_dir.empty()) {
     ASSIGN_OR_RETURN(image::Tree upper, image::Tree::Open(command.own_dir + "/upper"));
     RETURN_IF_ERROR(CleanUpper(*layers_, command.layer_ids, upper));
   }
-  if (!writable.valid()) return result;
   // Nothing of a step that failed is kept.
-  Status taken;
-  if (result.ok()) {
-    taken = command.transaction->Take(writable.get()).With("keeping what the step wrote");
-    if (taken.ok()) {
-      ASSIGN_OR_RETURN(image::Tree upper, command.transaction->Upper());
-      taken = CleanUpper(*layers_, command.layer_ids, upper);
-    }
-  }
-  os::AbandonWrites(writable.get());
-  RETURN_IF_ERROR(taken);
+  if (!written.layer.valid() || !result.ok()) return result;
+  auto check = [cancel] { return cancel ? cancel->Check() : OkStatus(); };
+  RETURN_IF_ERROR(command.transaction->Take(written.layer.get(), check).With("keeping what the step wrote"));
+  ASSIGN_OR_RETURN(image::Tree upper, command.transaction->Upper());
+  RETURN_IF_ERROR(CleanUpper(*layers_, command.layer_ids, upper));
   return result;
 }
 

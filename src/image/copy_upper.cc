@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <cstring>
-#include <map>
 #include <vector>
 
 #include "base/copy.h"
@@ -20,7 +19,9 @@ bool Kept(const char* name) {
          std::strcmp(name, "security.capability") == 0 || std::strcmp(name, "trusted.overlay.opaque") == 0;
 }
 
-Status CopyAttributes(int from, int to, const std::string& shown) {
+using Charge = std::function<Status(uint64_t)>;
+
+Status CopyAttributes(int from, int to, const std::string& shown, const Charge& charge) {
   std::vector<char> names(1024);
   ssize_t size;
   while ((size = ::flistxattr(from, names.data(), names.size())) < 0 && errno == ERANGE &&
@@ -32,6 +33,7 @@ Status CopyAttributes(int from, int to, const std::string& shown) {
     std::vector<char> value(65536);
     ssize_t length = ::fgetxattr(from, name, value.data(), value.size());
     if (length < 0) return ErrnoStatus(std::string("attribute ") + name + " of " + shown);
+    RETURN_IF_ERROR(charge(static_cast<uint64_t>(length)));
     if (::fsetxattr(to, name, value.data(), static_cast<size_t>(length), 0) != 0)
       return ErrnoStatus(std::string("attribute ") + name + " of " + shown);
   }
@@ -40,7 +42,10 @@ Status CopyAttributes(int from, int to, const std::string& shown) {
 
 class UpperCopy : public TreeVisitor {
  public:
-  explicit UpperCopy(const Tree& to) : to_(to) { targets_.push_back({to.root(), UniqueFd(), {}, ""}); }
+  UpperCopy(const Tree& to, int links, const CopyLimits& limits)
+      : links_(links), limits_(limits), charge_([this](uint64_t bytes) { return Charged(bytes); }) {
+    targets_.push_back({to.root(), UniqueFd(), {}});
+  }
 
   Status Enter(int, const std::string& name, const struct stat& info, int inside) override {
     const int parent = targets_.back().folder;
@@ -48,9 +53,9 @@ class UpperCopy : public TreeVisitor {
     UniqueFd folder(::openat(parent, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     if (!folder.valid()) return ErrnoStatus(name);
     RETURN_IF_ERROR(Own(folder.get(), info, name));
-    RETURN_IF_ERROR(CopyAttributes(inside, folder.get(), name));
+    RETURN_IF_ERROR(CopyAttributes(inside, folder.get(), name, charge_));
     const int number = folder.get();
-    targets_.push_back({number, std::move(folder), info, name});
+    targets_.push_back({number, std::move(folder), info});
     return OkStatus();
   }
 
@@ -67,13 +72,7 @@ class UpperCopy : public TreeVisitor {
     if (S_ISLNK(info.st_mode)) return Link(folder, name, info, target);
     if (S_ISSOCK(info.st_mode)) return OkStatus();
     if (!S_ISREG(info.st_mode)) return Special(name, info, target);
-    if (info.st_nlink > 1) {
-      auto [first, fresh] = linked_.try_emplace(info.st_ino, Linked{PathOf(name), info.st_nlink});
-      const bool last = --first->second.left == 0;
-      const std::string path = first->second.path;
-      if (last) linked_.erase(first);
-      if (!fresh && HardLink(path, name, target).ok()) return OkStatus();
-    }
+    if (info.st_nlink > 1) return Shared(folder, name, info, target);
     return Regular(folder, name, info, target);
   }
 
@@ -82,19 +81,33 @@ class UpperCopy : public TreeVisitor {
     int folder;
     UniqueFd owned;
     struct stat info;
-    std::string name;
-  };
-  // A file that has several names: where the first one went, and how many are still to come.
-  struct Linked {
-    std::string path;
-    nlink_t left;
   };
 
-  std::string PathOf(const std::string& name) const {
-    std::string path;
-    for (const auto& target : targets_)
-      if (!target.name.empty()) path += "/" + target.name;
-    return path + "/" + name;
+  Status Charged(uint64_t bytes) {
+    if (bytes > limits_.bytes - bytes_)
+      return ResourceExhausted("more than " + std::to_string(limits_.bytes) + " bytes are to be copied");
+    bytes_ += bytes;
+    return limits_.walk.check ? limits_.walk.check() : OkStatus();
+  }
+
+  // A file that has several names: its copy gets one more, in links_, by which the other names find it
+  // wherever they are.
+  Status Shared(int folder, const std::string& name, const struct stat& info, int target) {
+    const std::string copied = std::to_string(info.st_ino);
+    if (::linkat(links_, copied.c_str(), target, name.c_str(), 0) == 0) return OkStatus();
+    if (errno == ENOENT) {
+      if (++shared_ > limits_.shared)
+        return ResourceExhausted("more than " + std::to_string(limits_.shared) +
+                                 " files have several names each");
+    } else if (errno != EMLINK) {
+      return ErrnoStatus("linking " + name);
+    } else if (::unlinkat(links_, copied.c_str(), 0) != 0) {
+      // The file system gives the copy no more names: the others are of a second one.
+      return ErrnoStatus("linking " + name);
+    }
+    RETURN_IF_ERROR(Regular(folder, name, info, target));
+    if (::linkat(target, name.c_str(), links_, copied.c_str(), 0) != 0) return ErrnoStatus("linking " + name);
+    return OkStatus();
   }
 
   static Status Own(int fd, const struct stat& info, const std::string& name) {
@@ -103,14 +116,14 @@ class UpperCopy : public TreeVisitor {
     return OkStatus();
   }
 
-  static Status Regular(int folder, const std::string& name, const struct stat& info, int target) {
+  Status Regular(int folder, const std::string& name, const struct stat& info, int target) {
     UniqueFd from(::openat(folder, name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
     if (!from.valid()) return ErrnoStatus(name);
     UniqueFd to(::openat(target, name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
     if (!to.valid()) return ErrnoStatus("creating " + name);
-    RETURN_IF_ERROR(CopyContent(from.get(), to.get(), [](uint64_t) { return OkStatus(); }).With(name));
+    RETURN_IF_ERROR(CopyContent(from.get(), to.get(), charge_).With(name));
     RETURN_IF_ERROR(Own(to.get(), info, name));
-    RETURN_IF_ERROR(CopyAttributes(from.get(), to.get(), name));
+    RETURN_IF_ERROR(CopyAttributes(from.get(), to.get(), name, charge_));
     struct timespec times[2] = {info.st_atim, info.st_mtim};
     ::futimens(to.get(), times);
     return OkStatus();
@@ -141,25 +154,18 @@ class UpperCopy : public TreeVisitor {
     return OkStatus();
   }
 
-  // Fails where a path is too long to be opened: then the file is copied once more.
-  Status HardLink(const std::string& path, const std::string& name, int target) {
-    ASSIGN_OR_RETURN(UniqueFd first, to_.OpenFile(path));
-    const std::string self = "/proc/self/fd/" + std::to_string(first.get());
-    if (::linkat(AT_FDCWD, self.c_str(), target, name.c_str(), AT_SYMLINK_FOLLOW) != 0)
-      return ErrnoStatus("linking " + name);
-    return OkStatus();
-  }
-
-  const Tree& to_;
+  const int links_;  // by number of the file that was copied
+  const CopyLimits& limits_;
+  const Charge charge_;
   std::vector<Target> targets_;
-  std::map<ino_t, Linked> linked_;
+  uint64_t bytes_ = 0, shared_ = 0;
 };
 
 }  // namespace
 
-Status CopyUpper(const Tree& from, const Tree& to, const WalkLimits& limits) {
-  UpperCopy copy(to);
-  return WalkTree(from.root(), copy, limits);
+Status CopyUpper(const Tree& from, const Tree& to, int links, const CopyLimits& limits) {
+  UpperCopy copy(to, links, limits);
+  return WalkTree(from.root(), copy, limits.walk);
 }
 
 }  // namespace lydian::image

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,8 +33,9 @@ class LayerTransaction {
   // An empty folder with `upper` and `work` in it, on the store's file system: give it to a job as
   // writable_dir.
   virtual const std::string& dir() const = 0;
-  // What a container wrote into a layer that was handed over (Job.rootfs.hand_over) becomes `upper`.
-  virtual Status Take(int writable) = 0;
+  // What a container wrote into a layer that was handed over (Job.rootfs.hand_over) becomes `upper`. No more
+  // is copied than its file system holds. `check` is asked all the time: a reason to stop, or OK.
+  virtual Status Take(int writable, const std::function<Status()>& check) = 0;
   // `upper`, to be looked at and tidied.
   virtual Result<Tree> Upper() const = 0;
   // `upper` becomes the layer, unless its folders are nested too deeply. Syncs the file system first. If

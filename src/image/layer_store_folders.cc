@@ -3,7 +3,7 @@
 //   <root>/format            "1"
 //   <root>/layers/<id>/fs    the tree; stacked as it stands
 //   <root>/layers/<id>/info  JSON: note, bytes
-//   <root>/tx/<name>         an open transaction (upper, work) or a layer on its way out
+//   <root>/tx/<name>         an open transaction (upper, work, links) or a layer on its way out
 //   <root>/tx/<name>.lock    locked while its owner lives; Open removes what nobody locks
 //   <root>/records/<sha256>  "key\nvalue"
 #include <dirent.h>
@@ -11,6 +11,7 @@
 #include <linux/fs.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -40,6 +41,9 @@ bool ValidId(const std::string& id) {
 
 // Deeper than any program's own files are; what lies deeper can't be named by a path any more.
 constexpr uint64_t kMostDepth = 1024;
+// Each takes an inode of the store's file system. A large image has some 500,000 in all its layers.
+constexpr uint64_t kMostEntries = 5'000'000;
+constexpr uint64_t kMostShared = 1'000'000;
 
 Status SyncFileSystem(const std::string& path) {
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -118,7 +122,7 @@ class FolderTransaction : public LayerTransaction {
       : store_(store), dir_(std::move(dir)), lock_(std::move(lock)) {}
   ~FolderTransaction() override;
   const std::string& dir() const override { return dir_; }
-  Status Take(int writable) override;
+  Status Take(int writable, const std::function<Status()>& check) override;
   Result<Tree> Upper() const override { return Tree::Open(dir_ + "/upper"); }
   Result<LayerInfo> Commit(const std::string& id, const std::string& note) override;
 
@@ -261,10 +265,24 @@ FolderTransaction::~FolderTransaction() {
     ::unlink((dir_ + ".lock").c_str());
 }
 
-Status FolderTransaction::Take(int writable) {
+Status FolderTransaction::Take(int writable, const std::function<Status()>& check) {
   ASSIGN_OR_RETURN(Tree from, Tree::At(writable, "upper"));
   ASSIGN_OR_RETURN(Tree to, Upper());
-  return CopyUpper(from, to, {.depth = kMostDepth});
+  // What the container wrote fits into its file system, which is as large as its quota: so does a copy.
+  struct statvfs info {};
+  if (::fstatvfs(writable, &info) != 0) return ErrnoStatus("looking at a layer's file system");
+  const std::string links = dir_ + "/links";
+  RETURN_IF_ERROR(MakeDirs(links, 0700));
+  ASSIGN_OR_RETURN(Tree names, Tree::Open(links));
+  Status copied = CopyUpper(from, to, names.root(),
+                            {.walk = {.depth = kMostDepth, .entries = kMostEntries, .check = check},
+                             .bytes = uint64_t{info.f_blocks} * info.f_frsize,
+                             .shared = kMostShared});
+  // One of our limits, not the machine's: another try would meet it again.
+  if (copied.code() == Code::kResourceExhausted && copied.error() == 0)
+    return FailedPrecondition(copied.message());
+  RETURN_IF_ERROR(copied);
+  return RemoveTree(links);
 }
 
 Result<LayerInfo> FolderTransaction::Commit(const std::string& id, const std::string& note) {

@@ -51,8 +51,16 @@ class Tree {
   UniqueFd root_;
 };
 
+struct CopyLimits {
+  WalkLimits walk;               // `check` is also asked while a file is copied
+  uint64_t bytes = UINT64_MAX;   // of files' content and attributes, as often as they are copied
+  uint64_t shared = UINT64_MAX;  // of files that have several names
+};
+
 // All of `from` into the empty `to`, owner ids as they are stored: an overlay's upper, with its whiteouts and
-// opaque folders, as a layer. Hard links stay links, holes stay holes. Sockets are left out.
-Status CopyUpper(const Tree& from, const Tree& to, const WalkLimits& limits);
+// opaque folders, as a layer. Hard links stay links, holes stay holes. Sockets are left out. `links`: an
+// empty folder on the file system of `to`, outside of it, for the copy's own use; it may be removed
+// afterwards.
+Status CopyUpper(const Tree& from, const Tree& to, int links, const CopyLimits& limits);
 
 }  // namespace lydian::image

@@ -351,6 +351,7 @@ void ContainerTask::AdoptRemains() {
       bytes.ok() && !exit_.ParseFromString(*bytes)) {
     exit_ = LostExit("what was noted of its end does not parse");
   }
+  if (Result<std::string> layer = ReadFile(Dir() + "/layer", 256); layer.ok()) layer_id_ = *layer;
   desk_->Abandon();
   spawner::Container none;
   if (Status status = Serve(&none); !status.ok()) return Drop();

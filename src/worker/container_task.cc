@@ -93,6 +93,7 @@ void ContainerTask::OnWelcome() {
 
 void ContainerTask::Drop() {
   dropped_ = true;
+  StopCommit();
   if (state_ == State::kEnded) return TryLeave();
   Stop(StopTask::KILL, 0, "control doesn't know this task");
 }
@@ -274,15 +275,23 @@ void ContainerTask::End(const TaskExit& exit, bool commit) {
   exit_ = exit;
   if (grace_timer_) ground_->strand->CancelTimer(*grace_timer_);
   grace_timer_.reset();
-  // For the worker that comes after this one.
-  if (Status status = WriteFileAtomic(Dir() + "/exit.pb", exit_.SerializeAsString(), 0600); !status.ok()) {
-    LOG_WARN("the end of a task could not be noted", {{"task_id", spec_.task_id()}, {"error", status}});
-  }
+  // Until its layer is there, a task that is to leave one has not ended well: without a note, the worker that
+  // comes after this one takes it for lost, and it is tried again.
+  if (!commit) NoteExit();
   desk_->Abandon();
   if (heartbeat_) std::exchange(heartbeat_, nullptr)(Cancelled("the container has ended"));
   StopServing();
   if (!commit) DropWritable();
   Finalize();
+}
+
+// For the worker that comes after this one.
+void ContainerTask::NoteExit() {
+  Status status;
+  if (!layer_id_.empty()) status = WriteFileAtomic(Dir() + "/layer", layer_id_, 0600);
+  if (status.ok()) status = WriteFileAtomic(Dir() + "/exit.pb", exit_.SerializeAsString(), 0600);
+  if (!status.ok())
+    LOG_WARN("the end of a task could not be noted", {{"task_id", spec_.task_id()}, {"error", status}});
 }
 
 void ContainerTask::StopServing() {
@@ -300,8 +309,10 @@ void ContainerTask::Finalize() {
     if (!status.ok() && status.code() != Code::kNotFound && status.code() != Code::kUnavailable) {
       LOG_WARN("a container could not be removed", {{"task_id", self->spec_.task_id()}, {"error", status}});
     }
-    self->ground_->strand->Post([self] {
-      if (self->writable_.valid()) return self->CommitLayer();
+    // Who still writes would leave half of it in the layer. One that is gone already is NOT_FOUND.
+    const bool ended = status.ok() || status.code() == Code::kNotFound;
+    self->ground_->strand->Post([self, ended] {
+      if (self->writable_.valid()) return ended ? self->CommitLayer() : self->LoseLayer();
       self->pin_.reset();
     });
   };
@@ -312,7 +323,8 @@ void ContainerTask::Finalize() {
   }
   auto remove = [self, removed] {
     auto spawner = self->ground_->spawner();
-    if (self->exit_.lost() || !spawner) return removed({});
+    if (self->exit_.lost()) return removed({});
+    if (!spawner) return removed(Unavailable("the spawner is not connected"));
     spawner->Remove(self->container_id_, removed);
   };
   // An app's containers end together: all their ends are told before the spawner spends time on freeing any
@@ -332,7 +344,14 @@ void ContainerTask::DropWritable() {
 
 Result<std::string> ContainerTask::TakeLayer() {
   ASSIGN_OR_RETURN(const auto transaction, ground_->layers->Begin());
-  RETURN_IF_ERROR(transaction->Take(writable_.get()));
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(ground_->commit_seconds);
+  auto check = [this, until]() -> Status {
+    if (commit_stopped_) return Cancelled("the task is no longer wanted");
+    if (std::chrono::steady_clock::now() < until) return OkStatus();
+    return DeadlineExceeded("copying took longer than " + std::to_string(ground_->commit_seconds) +
+                            " s, the limit on this machine (lydian up --step-timeout)");
+  };
+  RETURN_IF_ERROR(transaction->Take(writable_.get(), check));
   ASSIGN_OR_RETURN(const image::Tree upper, transaction->Upper());
   // What the runtime put in the way of mounts is not the user's.
   for (const std::string& path : {ParentPath(kArgumentsPath), std::string(kGuestSocket)}) {
@@ -345,20 +364,32 @@ Result<std::string> ContainerTask::TakeLayer() {
   return layer.id;
 }
 
+void ContainerTask::LoseLayer() {
+  exit_ = LostExit("its container has not ended, so what it wrote could not be kept");
+  end_error_ = exit_.text();
+  DropWritable();
+  pin_.reset();
+  NoteExit();
+  finalized_ = true;
+  TrySendExit();
+}
+
 void ContainerTask::CommitLayer() {
-  ground_->pool->Post([self = shared_from_this()] {
+  ground_->commits->Post([self = shared_from_this()] {
     Result<std::string> layer = self->TakeLayer();
     self->ground_->strand->Post([self, layer = std::move(layer)] {
       self->DropWritable();
       self->pin_.reset();
       if (layer.ok()) {
         self->layer_id_ = *layer;
+        self->NoteExit();
       } else {
         self->end_error_ =
             layer.status().With("keeping what " + self->spec_.function_name() + " wrote").ToString();
         LOG_ERROR("a layer could not be committed",
                   {{"task_id", self->spec_.task_id()}, {"error", layer.status()}});
       }
+      if (self->commit_stopped_ && !self->dropped_) return;  // the next worker tells of it
       self->finalized_ = true;
       self->TrySendExit();
     });

@@ -5,6 +5,7 @@
 // REFUSED, after it as EXITED.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -30,7 +31,9 @@ namespace lydian::worker {
 struct TaskGround {
   std::string tasks_dir;
   Strand* strand = nullptr;
-  Pool* pool = nullptr;
+  Pool* pool = nullptr;            // what every start needs: nothing that takes long
+  Pool* commits = nullptr;         // for the copying of layers
+  uint32_t commit_seconds = 3600;  // the copying of a layer may take as long
   LogPump* logs = nullptr;
   GuestHttp* http = nullptr;
   Objects* objects = nullptr;
@@ -63,8 +66,9 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   void OnExit(const ExitEvent& event);
   void OnSpawnerLost();
   std::unique_ptr<rpc::Server> TakeServer() { return std::move(server_); }  // of a worker that lets go
-  void OnWelcome();  // says again what control may not know
-  void Drop();       // control doesn't know it: nothing more is reported
+  void OnWelcome();                              // says again what control may not know
+  void Drop();                                   // control doesn't know it: nothing more is reported
+  void StopCommit() { commit_stopped_ = true; }  // of its layer, if that is under way
 
   void AddLease(const Lease& lease);
   void Cancel(const CancelInputs& cancel);
@@ -107,7 +111,9 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   void Refuse(const Status& status);
   void End(const TaskExit& exit, bool commit);
   void Finalize();  // kills what is left, then takes the last of the logs
+  void NoteExit();
   void CommitLayer();
+  void LoseLayer();
   Result<std::string> TakeLayer();
   void DropWritable();
   void TrySendExit();
@@ -146,6 +152,7 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   std::string init_result_;
   TaskExit exit_;
   std::string layer_id_, end_error_;
+  std::atomic<bool> commit_stopped_ = false;
   bool finalized_ = false, logs_sent_ = false, logs_acked_ = false, exit_sent_ = false, removing_ = false;
 };
 

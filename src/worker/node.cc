@@ -68,7 +68,10 @@ void Node::Stop() {
     stopped_ = true;
     if (disk_timer_) strand_->CancelTimer(*disk_timer_);
     watched_.clear();
-    for (auto& [id, task] : tasks_) servers.push_back(task->TakeServer());
+    for (auto& [id, task] : tasks_) {
+      servers.push_back(task->TakeServer());
+      task->StopCommit();
+    }
     done.set_value();
   });
   done.get_future().wait();

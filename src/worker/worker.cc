@@ -31,6 +31,7 @@ namespace {
 constexpr size_t kPartOfContainer = 4;  // of the memory for calls
 
 constexpr size_t kPoolThreads = 4;
+constexpr size_t kCommitThreads = 2;  // each copies a layer: more would only take turns at the disk
 
 // "wk-...", made once; and a number that grows with every start.
 Status ReadIdentity(const std::string& dir, std::string* id, uint64_t* epoch) {
@@ -103,6 +104,8 @@ class WorkerImpl : public Worker {
     guest_router_ = MakeGuestRouter(node_.get(), relay_.get());
 
     TaskGround& ground = node_->ground();
+    ground.commits = &commits_;
+    ground.commit_seconds = options_.step_timeout_s;
     ground.logs = logs_.get();
     ground.http = http_.get();
     ground.objects = objects_.get();
@@ -164,6 +167,7 @@ class WorkerImpl : public Worker {
     logs_.reset();
     http_.reset();
     dns_.reset();
+    commits_.Stop();
     pool_.Stop();
     strand_.Stop();
   }
@@ -173,6 +177,7 @@ class WorkerImpl : public Worker {
   bool started_ = false, stopped_ = false;
   Strand strand_{"worker"};
   Pool pool_{"worker-io", kPoolThreads};
+  Pool commits_{"worker-commit", kCommitThreads};
   std::unique_ptr<DnsRelay> dns_;
   std::unique_ptr<Link> link_;
   std::unique_ptr<Node> node_;

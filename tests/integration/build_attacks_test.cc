@@ -186,6 +186,30 @@ TEST_F(BuildAttackTest, AStepKeepsToItsDiskAndItsTime) {
   EXPECT_LT(world_->layers->Find(built.result.image().layer_ids(2))->bytes, 1u << 20);
 }
 
+// Names that no path reaches: one copy all the same, of no more than the disk holds.
+TEST_F(BuildAttackTest, FilesWithManyNamesFarBelowAreCopiedOnce) {
+  const std::string enter = "import os\nos.chdir('/srv')\nfor _ in range(60):\n  n = 'd' * 250\n";
+  const std::string make = enter +
+                           "  os.mkdir(n); os.chdir(n)\n"
+                           "open('0', 'wb').write(os.urandom(4 << 20))\n"
+                           "for i in range(1, 50): os.link('0', str(i))\n"
+                           "for i in range(2000):\n"
+                           "  open('a%d' % i, 'w').close(); os.link('a%d' % i, 'b%d' % i)\n";
+  const std::string look = enter +
+                           "  os.chdir(n)\n"
+                           "print('names', os.stat('0').st_nlink, os.stat('a1999').st_nlink)\n"
+                           "print('same', os.stat('0').st_ino == os.stat('49').st_ino)\n";
+  auto spec = Spec({kFrom, "COPY make.py look.py /", "RUN python3 /make.py", "RUN python3 /look.py"});
+  AddContext(spec, "/make.py", make);
+  AddContext(spec, "/look.py", look);
+  spec.mutable_limits()->set_disk_bytes(uint64_t{64} << 20);
+  auto built = Build(spec);
+  ASSERT_TRUE(built.result.ok()) << built.result.error();
+  EXPECT_THAT(built.log, HasSubstr("names 50 2"));
+  EXPECT_THAT(built.log, HasSubstr("same True"));
+  ExpectNoLeftovers();
+}
+
 TEST_F(BuildAttackTest, ArchivesStayInBounds) {
   const std::string dir = g_dir + "/bombs";
   const std::string script = R"py(

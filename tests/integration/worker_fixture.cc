@@ -98,10 +98,30 @@ def calls(x):
     return x
 )";
 
+class GatedTransaction : public image::LayerTransaction {
+ public:
+  GatedTransaction(std::unique_ptr<image::LayerTransaction> real, std::shared_ptr<CommitGate> gate)
+      : real_(std::move(real)), gate_(std::move(gate)) {}
+  const std::string& dir() const override { return real_->dir(); }
+  Status Take(int writable, const std::function<Status()>& check) override {
+    RETURN_IF_ERROR(gate_->Wait(check));
+    return real_->Take(writable, check);
+  }
+  Result<image::Tree> Upper() const override { return real_->Upper(); }
+  Result<image::LayerInfo> Commit(const std::string& id, const std::string& note) override {
+    return real_->Commit(id, note);
+  }
+
+ private:
+  std::unique_ptr<image::LayerTransaction> real_;
+  std::shared_ptr<CommitGate> gate_;
+};
+
 // Where other layers come from: folders by name.
 class FolderLayers : public image::LayerStore {
  public:
-  FolderLayers(std::unique_ptr<image::LayerStore> real) : real_(std::move(real)) {}
+  FolderLayers(std::unique_ptr<image::LayerStore> real, std::shared_ptr<CommitGate> gate)
+      : real_(std::move(real)), gate_(std::move(gate)) {}
   Result<image::LayerInfo> Find(const std::string& id) override {
     if (id == "ly-rootfs") return image::LayerInfo{id, std::string(kBase) + "/rootfs"};
     if (id == "ly-client") return image::LayerInfo{id, std::string(kBase) + "/client"};
@@ -115,7 +135,10 @@ class FolderLayers : public image::LayerStore {
   Result<struct stat> Stat(const std::vector<std::string>& ids, const std::string& path) override {
     return real_->Stat(ids, path);
   }
-  Result<std::unique_ptr<image::LayerTransaction>> Begin() override { return real_->Begin(); }
+  Result<std::unique_ptr<image::LayerTransaction>> Begin() override {
+    ASSIGN_OR_RETURN(auto real, real_->Begin());
+    return std::unique_ptr<image::LayerTransaction>(new GatedTransaction(std::move(real), gate_));
+  }
   Status Remove(const std::string& id) override { return real_->Remove(id); }
   std::vector<image::LayerInfo> List() override { return real_->List(); }
   Result<std::shared_ptr<void>> Pin(const std::vector<std::string>&) override {
@@ -128,6 +151,7 @@ class FolderLayers : public image::LayerStore {
 
  private:
   std::unique_ptr<image::LayerStore> real_;
+  std::shared_ptr<CommitGate> gate_;
 };
 
 class FakeBuilder : public build::Builder {
@@ -317,6 +341,29 @@ const TaskUpdate* FakeControl::Find(TaskUpdate::State state) const {
   return nullptr;
 }
 
+// ---- The gate.
+
+Status CommitGate::Wait(const std::function<Status()>& check) {
+  std::unique_lock lock(mutex_);
+  ++begun_;
+  changed_.notify_all();
+  while (closed_) {
+    RETURN_IF_ERROR(check());
+    changed_.wait_for(lock, std::chrono::milliseconds(5));
+  }
+  return OkStatus();
+}
+
+void CommitGate::Close() {
+  std::lock_guard lock(mutex_);
+  closed_ = true;
+}
+
+bool CommitGate::AwaitBegun(int copies) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, std::chrono::seconds(20), [&] { return begun_ >= copies; });
+}
+
 // ---- The fixture.
 
 void WorkerFlow::StartSpawner() {
@@ -402,7 +449,7 @@ void WorkerFlow::StartWorker() {
   options.make_layers = [this]() -> std::unique_ptr<image::LayerStore> {
     auto real = image::LayerStore::OpenFolders(state_ + "/layers");
     CHECK(real.ok());
-    return std::make_unique<FolderLayers>(std::move(*real));
+    return std::make_unique<FolderLayers>(std::move(*real), commits_);
   };
   options.make_builder = [] { return std::make_unique<FakeBuilder>(); };
   Result<std::unique_ptr<Worker>> worker = Worker::Start(std::move(options), std::move(*admin));

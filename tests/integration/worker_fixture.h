@@ -53,6 +53,20 @@ class FakeControl {
   std::unique_ptr<rpc::Server> server_;
 };
 
+// Holds back the copying of layers: a copy that has begun goes on until it is told to stop.
+class CommitGate {
+ public:
+  Status Wait(const std::function<Status()>& check);  // on the worker's thread
+  void Close();
+  bool AwaitBegun(int copies = 1);
+
+ private:
+  std::mutex mutex_;  // guards all below
+  std::condition_variable changed_;
+  bool closed_ = false;
+  int begun_ = 0;
+};
+
 class WorkerFlow : public testing::Test {
  protected:
   static void StartSpawner();
@@ -72,6 +86,7 @@ class WorkerFlow : public testing::Test {
   static std::string PickledInt(int value);
 
   std::string state_ = "/var/tmp/lydian-worker-test/state";
+  std::shared_ptr<CommitGate> commits_ = std::make_shared<CommitGate>();
   std::unique_ptr<FakeControl> control_;
   std::unique_ptr<Worker> worker_;
 };

@@ -201,6 +201,72 @@ TEST_F(WorkerFlow, AFailedBuilderFunctionLeavesNoLayer) {
   EXPECT_EQ(control_->Find(Update::EXITED)->layer_id(), "");
 }
 
+// The worker ends between the end of the container and that of the copying: without its layer, the function
+// has not ended well, and control is to try again.
+TEST_F(WorkerFlow, ALayerThatWasNotKeptIsALostEnd) {
+  TaskSpec spec = Spec("writes");
+  spec.set_commit_layer(true);
+  commits_->Close();
+  const std::string task = StartTask(spec);
+  ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
+  Lease(task, "in-1", 4);
+  ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == 1; }));
+  Stop(task, StopTask::DRAIN);
+  ASSERT_TRUE(commits_->AwaitBegun());
+  worker_->Stop();
+  worker_.reset();
+  EXPECT_FALSE(control_->Saw(Update::EXITED));
+  control_->hellos.clear();
+  StartWorker();
+  ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::EXITED); }));
+  EXPECT_TRUE(control_->Find(Update::EXITED)->exit().lost()) << control_->Find(Update::EXITED)->DebugString();
+  EXPECT_EQ(control_->Find(Update::EXITED)->layer_id(), "");
+}
+
+TEST_F(WorkerFlow, AnotherWorkerKnowsTheLayerThatWasKept) {
+  TaskSpec spec = Spec("writes");
+  spec.set_commit_layer(true);
+  const std::string task = StartTask(spec);
+  ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
+  {
+    std::lock_guard lock(control_->mutex);
+    control_->acknowledge = false;
+  }
+  Lease(task, "in-1", 4);
+  ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == 1; }));
+  Stop(task, StopTask::DRAIN);
+  ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::EXITED); }));
+  const std::string layer = control_->Find(Update::EXITED)->layer_id();
+  ASSERT_FALSE(layer.empty());
+  worker_->Stop();
+  worker_.reset();
+  control_->hellos.clear();
+  control_->updates.clear();
+  StartWorker();
+  ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::EXITED); }));
+  EXPECT_FALSE(control_->Find(Update::EXITED)->exit().lost());
+  EXPECT_EQ(control_->Find(Update::EXITED)->layer_id(), layer);
+}
+
+TEST_F(WorkerFlow, LayersThatAreCopiedHoldUpNoStart) {
+  commits_->Close();
+  std::vector<std::string> writers;
+  for (int i = 0; i < 5; ++i) {
+    TaskSpec spec = Spec("writes");
+    spec.set_commit_layer(true);
+    const std::string task = writers.emplace_back(StartTask(spec));
+    ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
+    Lease(task, "in-" + std::to_string(i), 4);
+  }
+  ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == writers.size(); }));
+  for (const std::string& task : writers) Stop(task, StopTask::DRAIN);
+  ASSERT_TRUE(commits_->AwaitBegun(2));
+  for (int i = 0; i < 3; ++i) {
+    const std::string next = StartTask(Spec("work"));
+    ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(next); })) << i;
+  }
+}
+
 TEST_F(WorkerFlow, TwoInputsRunTogether) {
   const std::string task = StartTask(Spec("together", 2));
   ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
