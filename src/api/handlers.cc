@@ -10,7 +10,7 @@ namespace {
 // A page is 1 MiB; what a scan finds may be 16, and exists three times while it is made an answer.
 constexpr struct {
   size_t at_once, of_workspace;
-} kLogPages{16, 8}, kLogScans{4, 2};
+} kLogPages{16, 8}, kLogScans{4, 2}, kClientMounts{2, 1};
 
 }  // namespace
 
@@ -63,6 +63,8 @@ void RegisterObjects(rpc::Router& router, ServicesPtr services) {
         [streams = services->log_streams](const std::string& app_id) { return streams->Followed(app_id); });
     Strand* strand = &services->objects->strand();
     services->log_pages = std::make_shared<Turns>(strand, kLogPages.at_once, kLogPages.of_workspace);
+    services->client_mounts =
+        std::make_shared<Turns>(strand, kClientMounts.at_once, kClientMounts.of_workspace);
     services->log_scans = std::make_shared<Turns>(strand, kLogScans.at_once, kLogScans.of_workspace);
   }
   services->files = std::make_shared<Pool>("files", 2);

@@ -33,6 +33,17 @@ TEST_F(ImagesTest, AsksAWorkerOnceForAClientVersion) {
   EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(), Code::kNotFound);
 }
 
+TEST_F(ImagesTest, AClientVersionThatCannotBeHadIsNotLookedForAtOnceAgain) {
+  workers_.ensure_status = NotFound("no such version");
+  pb::MountGetOrCreateRequest request;
+  request.set_namespace_(pb::DEPLOYMENT_NAMESPACE_GLOBAL);
+  for (const char* name : {"modal-client-mount-0.0.1", "modal-client-mount-0.0.1", "modal-client-mount-0.0.2"}) {
+    request.set_deployment_name(name);
+    EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(), Code::kNotFound);
+  }
+  EXPECT_EQ(workers_.ensured, (std::vector<std::string>{"0.0.1", "0.0.2"}));
+}
+
 TEST_F(ImagesTest, TwoWhoAskShareABuildAndFailuresAreNotKept) {
   std::string app_id = NewApp();
   auto request = ImageRequest(app_id);

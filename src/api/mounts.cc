@@ -2,11 +2,13 @@
 // workers.
 #include <modal_proto/api.pb.h>
 
+#include <chrono>
 #include <map>
 #include <set>
 
 #include "api/files.h"
 #include "api/handlers.h"
+#include "api/turns.h"
 #include "base/log.h"
 
 namespace lydian::api {
@@ -16,6 +18,8 @@ namespace pb = modal::client;
 namespace {
 
 constexpr int kMostHashes = 10'000, kMostFiles = 200'000;
+constexpr auto kFailureKept = std::chrono::minutes(1);
+constexpr size_t kMostFailures = 1000;
 constexpr std::string_view kClientPrefix = "modal-client-mount-";
 
 Result<pb::MountBatchedCheckExistenceResponse> CheckExistence(
@@ -108,28 +112,42 @@ bool IsVersion(std::string_view text) {
   return true;
 }
 
-// Mounts of client versions: asked of a worker once, then known. On the strand.
+// Mounts of client versions: asked of a worker once, then known. Each is a container that looks for packages,
+// so workspaces take turns at those that aren't known, and one that can't be had isn't looked for at once
+// again. On the strand.
 class ClientMounts : public std::enable_shared_from_this<ClientMounts> {
  public:
   using Answered = rpc::Reply<pb::MountGetOrCreateResponse>;
 
-  void Get(const ServicesPtr& services, const std::string& version, const Answered& reply) {
+  explicit ClientMounts(std::shared_ptr<Turns> turns) : turns_(std::move(turns)) {}
+
+  void Get(const ServicesPtr& services, const std::string& workspace, const std::string& version,
+           const Answered& reply) {
     if (known_.count(version) > 0) return Finish(services, version, OkStatus(), reply);
+    const auto now = std::chrono::steady_clock::now();
+    std::erase_if(failed_, [&](const auto& entry) { return now - entry.second.at > kFailureKept; });
+    if (auto failed = failed_.find(version); failed != failed_.end()) return reply(failed->second.status);
     auto& waiting = waiting_[version];
     waiting.push_back(reply);
     if (waiting.size() > 1) return;
-    services->workers->Ensure(EnsureAsset::CLIENT, version,
-                              [self = shared_from_this(), services, version](Status status) {
-                                services->objects->strand().Post([self, services, version, status] {
-                                  if (status.ok()) self->known_.insert(version);
-                                  auto waiting = self->waiting_.extract(version);
-                                  for (const auto& reply : waiting.mapped())
-                                    self->Finish(services, version, status, reply);
-                                });
-                              });
+    turns_->Take(workspace, [self = shared_from_this(), services, version](std::shared_ptr<void> turn) {
+      services->workers->Ensure(
+          EnsureAsset::CLIENT, version, [self, services, version, turn = std::move(turn)](Status status) {
+            services->objects->strand().Post(
+                [self, services, version, status, turn] { self->Ended(services, version, status); });
+          });
+    });
   }
 
  private:
+  void Ended(const ServicesPtr& services, const std::string& version, const Status& status) {
+    if (status.ok()) known_.insert(version);
+    if (!status.ok() && !IsTransient(status.code()) && failed_.size() < kMostFailures)
+      failed_[version] = {std::chrono::steady_clock::now(), status};
+    auto waiting = waiting_.extract(version);
+    for (const auto& reply : waiting.mapped()) Finish(services, version, status, reply);
+  }
+  static bool IsTransient(Code code) { return code == Code::kUnavailable || code == Code::kCancelled; }
   void Finish(const ServicesPtr& services, const std::string& version, const Status& status,
               const Answered& reply) {
     if (!status.ok()) return reply(status);
@@ -138,7 +156,14 @@ class ClientMounts : public std::enable_shared_from_this<ClientMounts> {
     reply(Answer(*mount));
   }
 
+  struct Failure {
+    SteadyTime at;
+    Status status;
+  };
+
+  const std::shared_ptr<Turns> turns_;
   std::set<std::string> known_;
+  std::map<std::string, Failure> failed_;
   std::map<std::string, std::vector<Answered>> waiting_;
 };
 
@@ -176,13 +201,13 @@ void GetOrCreate(const ServicesPtr& services, const std::shared_ptr<ClientMounts
   version.remove_prefix(kClientPrefix.size());
   version = version.substr(0, version.find('+'));
   if (!IsVersion(version)) return reply(UnknownGlobal(name));
-  clients->Get(services, std::string(version), reply);
+  clients->Get(services, call.scope.workspace_id, std::string(version), reply);
 }
 
 }  // namespace
 
 void RegisterMounts(rpc::Router& router, ServicesPtr services) {
-  auto clients = std::make_shared<ClientMounts>();
+  auto clients = std::make_shared<ClientMounts>(services->client_mounts);
   OnObjects<pb::MountBatchedCheckExistenceRequest, pb::MountBatchedCheckExistenceResponse>(
       router, services, "MountBatchedCheckExistence", Who::kAnyone, CheckExistence);
   OnObjectsAsync<pb::MountPutFileRequest, pb::MountPutFileResponse>(

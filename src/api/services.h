@@ -31,6 +31,7 @@ struct Services {
   // Made by RegisterObjects.
   std::shared_ptr<LogStreams> log_streams;
   std::shared_ptr<Turns> log_pages, log_scans;  // at reading for who follows, and for who asks
+  std::shared_ptr<Turns> client_mounts;         // at having one made
   std::shared_ptr<Pool> files;                  // reads, writes and hashes contents
 };
 using ServicesPtr = std::shared_ptr<Services>;
