@@ -1,5 +1,4 @@
 // What needs neither root nor network: parsing, matching, digests, and a container that is faked.
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -19,6 +18,7 @@
 #include "build/recipe.h"
 #include "build/runtime_layers.h"
 #include "build/single_flight.h"
+#include "build/testing.h"
 
 namespace lydian::build {
 namespace {
@@ -222,52 +222,6 @@ TEST(HostProcess, FailsWithCodeAndOutput) {
   EXPECT_EQ(RunHostCommand({.argv = {"sleep", "1000"}}, nullptr, &cancel).code(), Code::kCancelled);
   later.join();
 }
-
-// A spawner that writes something and ends as it is told.
-class FakeSpawner : public spawner::Client {
- public:
-  int pid() const override { return 1; }
-  void Create(Job job, std::function<void(Result<spawner::Container>)> reply) override {
-    int out[2], err[2];
-    ASSERT_EQ(::pipe2(out, O_CLOEXEC), 0);
-    ASSERT_EQ(::pipe2(err, O_CLOEXEC), 0);
-    out_ = UniqueFd(out[1]);
-    err_ = UniqueFd(err[1]);
-    id_ = job.container_id();
-    spawner::Container container;
-    container.fds["stdout"] = UniqueFd(out[0]);
-    container.fds["stderr"] = UniqueFd(err[0]);
-    if (on_create) on_create();
-    reply(std::move(container));
-  }
-  void Kill(const std::string&, std::function<void(Status)> reply) override {
-    End(9);
-    reply(OkStatus());
-  }
-  void Remove(const std::string&, std::function<void(Status)> reply) override {
-    ++removed;
-    reply(OkStatus());
-  }
-  void End(int status) {
-    out_.reset();
-    err_.reset();
-    on_exit(id_, status);
-  }
-  void CreateInheriting(Job, std::vector<UniqueFd>,
-                        std::function<void(Result<spawner::Container>)>) override {}
-  void Exec(ExecRequest, std::function<void(Result<spawner::Exec>)>) override {}
-  void Signal(const std::string&, const std::string&, int, std::function<void(Status)>) override {}
-  void List(std::function<void(Result<ContainerList>)>) override {}
-  void Attach(const std::string&, std::function<void(Result<spawner::Container>)>) override {}
-  void MakePlan(Job, std::function<void(Result<Plan>)>) override {}
-  void DrainPools(std::function<void(Status)>) override {}
-
-  std::function<void()> on_create;
-  std::function<void(const std::string&, int)> on_exit;
-  UniqueFd out_, err_;
-  std::string id_;
-  int removed = 0;
-};
 
 TEST(ContainerRunner, GivesOutputAndExit) {
   auto spawner = std::make_shared<FakeSpawner>();

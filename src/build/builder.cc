@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <optional>
 
 #include "base/clock.h"
 #include "base/executor.h"
@@ -54,11 +55,14 @@ std::string FindStageTool() {
 
 // A build that runs, and who listens.
 struct Running {
+  explicit Running(std::string id) : image_id(std::move(id)) {}
+  const std::string image_id;
+  size_t askers = 0;  // build ids that point here; guarded by the builder's mutex
   std::mutex mutex;  // guards all below; held while listeners are called, so that their updates stay in order
   std::map<std::string, std::function<void(BuildUpdate)>> listeners;
   std::deque<LogEntry> log;  // for those who come late
   size_t log_bytes = 0;
-  bool finished = false;
+  std::optional<BuildResult> result;  // once it has ended
   CancelToken cancel;
 
   void Log(int fd, const std::string& text) {
@@ -154,13 +158,14 @@ class BuilderImpl : public Builder {
       std::lock_guard guard(mutex_);
       auto& slot = running_[spec.image_id()];
       first = slot == nullptr;
-      if (first) slot = std::make_shared<Running>();
+      if (first) slot = std::make_shared<Running>(spec.image_id());
       running = slot;
-      by_build_[spec.build_id()] = running;
+      if (by_build_.try_emplace(spec.build_id(), running).second) ++running->askers;
     }
     {
       std::lock_guard guard(running->mutex);
       for (const auto& entry : running->log) Running::Tell(spec.build_id(), on_update, entry);
+      if (running->result) return TellResult(spec.build_id(), on_update, *running->result);
       running->listeners[spec.build_id()] = std::move(on_update);
     }
     if (first) builds_.Post([this, running, spec] { RunBuild(*running, spec); });
@@ -168,20 +173,22 @@ class BuilderImpl : public Builder {
 
   void Cancel(const std::string& build_id) override {
     std::shared_ptr<Running> running;
+    bool last = false;
     {
       std::lock_guard guard(mutex_);
       auto found = by_build_.find(build_id);
       if (found == by_build_.end()) return;
       running = found->second;
       by_build_.erase(found);
+      last = --running->askers == 0;
+      // Its step may take a while to end. Who asks for the image meanwhile gets a build that is not
+      // cancelled.
+      if (last) Forget(*running);
     }
-    bool last = false;
     {
       std::lock_guard guard(running->mutex);
       auto listener = running->listeners.extract(build_id);
-      if (listener.empty()) return;
-      last = running->listeners.empty();
-      TellResult(build_id, listener.mapped(), CancelledResult());
+      if (!listener.empty()) TellResult(build_id, listener.mapped(), CancelledResult());
     }
     if (last) running->cancel.Cancel();
   }
@@ -286,12 +293,19 @@ class BuilderImpl : public Builder {
     {
       // From here on a new request for this id starts afresh.
       std::lock_guard guard(mutex_);
-      running_.erase(spec.image_id());
+      Forget(running);
       std::erase_if(by_build_, [&](const auto& entry) { return entry.second.get() == &running; });
     }
     std::lock_guard guard(running.mutex);
     for (const auto& [id, listener] : running.listeners) TellResult(id, listener, result);
     running.listeners.clear();
+    running.result = std::move(result);
+  }
+
+  // mutex_ is held. The place may be another's by now.
+  void Forget(const Running& running) {
+    auto found = running_.find(running.image_id);
+    if (found != running_.end() && found->second.get() == &running) running_.erase(found);
   }
 
   BuilderOptions options_;
