@@ -166,26 +166,27 @@ TEST(HostSettings, LendsWhatIsThereUnderNamesOfItsOwn) {
 class ContextTest : public ::testing::Test {
  protected:
   ContextTest() {
-    for (const char* path : {"/a.py", "/src/b.py", "/src/c.txt", "/src/deep/d.py"}) {
-      ContextFile file;
-      file.set_path(path);
-      file.set_sha256(Sha256Hex(path));
-      file.set_mode(0644);
-      files_.push_back(file);
-    }
+    for (const char* path : {"/a.py", "/src/b.py", "/src/c.txt", "/src/deep/d.py"}) Add(path);
   }
   std::vector<std::string> Match(const std::vector<std::string>& sources) {
-    std::vector<const ContextFile*> context;
-    for (const auto& file : files_) context.push_back(&file);
-    auto matches = MatchContext(context, sources);
+    BuildContext context(files_);
+    auto matches = context.Match(sources, nullptr, limits_);
     if (!matches.ok()) return {matches.status().message()};
     std::vector<std::string> out;
     for (const auto& match : *matches)
-      out.push_back(match.in_folder ? "dir:" + match.relative : match.source);
+      out.push_back(match.in_folder ? "dir:" + std::string(match.relative) : std::string(match.source));
     digest_ = ContextDigest(*matches);
     return out;
   }
+  void Add(const std::string& path) {
+    ContextFile file;
+    file.set_path(path);
+    file.set_sha256(Sha256Hex(path));
+    file.set_mode(0644);
+    files_.push_back(file);
+  }
   std::vector<ContextFile> files_;
+  MatchLimits limits_;
   std::string digest_;
 };
 
@@ -196,6 +197,44 @@ TEST_F(ContextTest, Matches) {
   EXPECT_THAT(Match({"sr?"}), ElementsAre("dir:b.py", "dir:c.txt", "dir:deep/d.py"));
   EXPECT_THAT(Match({"../../a.py"}), ElementsAre("/a.py"));
   EXPECT_THAT(Match({"none"}), ElementsAre(HasSubstr("not in the build context")));
+}
+
+TEST_F(ContextTest, NamesThatBeginAlikeAreApart) {
+  for (const char* path : {"src-x/e.py", "src.txt", "src", "srcs/f.py"}) Add(path);
+  EXPECT_THAT(Match({"src"}), ElementsAre("dir:b.py", "dir:c.txt", "dir:deep/d.py", "/src"));
+  EXPECT_THAT(Match({"*/*.py"}), ElementsAre("/src-x/e.py", "/src/b.py", "/srcs/f.py"));
+  EXPECT_THAT(Match({"src*"}), ElementsAre("dir:b.py", "dir:c.txt", "dir:deep/d.py", "/src", "dir:e.py",
+                                           "/src.txt", "dir:f.py"));
+  EXPECT_THAT(Match({"*/*/*"}), ElementsAre("/src/deep/d.py"));
+  EXPECT_THAT(Match({"*/*/*/*"}), ElementsAre(HasSubstr("not in the build context")));
+}
+
+// Steps of before are found in the cache by it.
+TEST_F(ContextTest, TheDigestOfAListStays) {
+  Match({".", "src/*.py"});
+  EXPECT_EQ(digest_, "a0f8a39f5d32793d62ebc5b2b805811d657d5c8b6b6665fd7a3eacd862f1d9c4");
+}
+
+// With every match looked for among all files, this would not end in a test's time.
+TEST_F(ContextTest, AWildcardTakesTensOfThousands) {
+  files_.clear();
+  for (int i = 0; i < 50'000; ++i) Add("/data/" + std::to_string(i));
+  EXPECT_EQ(Match({"data/*"}).size(), 50'000u);
+}
+
+TEST_F(ContextTest, SourcesAndMatchesAreBounded) {
+  limits_ = {.sources = 3, .matches = 7};
+  EXPECT_EQ(Match({"src", "src", "a.py"}).size(), 7u);
+  EXPECT_THAT(Match({".", "."}), ElementsAre(HasSubstr("more than 7 files of the build context")));
+  EXPECT_THAT(Match({"src/*", "src*", "*"}), ElementsAre(HasSubstr("more than 7 files")));
+  EXPECT_THAT(Match({"a.py", "a.py", "a.py", "a.py"}), ElementsAre(HasSubstr("it has 4 sources; 3 is")));
+}
+
+TEST_F(ContextTest, MatchingEndsWhenTheBuildIsCancelled) {
+  CancelToken cancel;
+  cancel.Cancel();
+  BuildContext context(files_);
+  EXPECT_EQ(context.Match({"."}, &cancel).status().code(), Code::kCancelled);
 }
 
 TEST_F(ContextTest, TheDigestDependsOnContentAndModeOfWhatIsMatchedOnly) {

@@ -178,9 +178,8 @@ Status ImageBuild::DoStep(const image::Plan& plan, size_t stage, const image::In
       return MakeWorkdir(*tools_.stage, {tree.layer_ids, t.dir(), {}}, step, cancel_);
     };
   } else if (step.from.empty()) {
-    std::vector<const ContextFile*> context;
-    for (const auto& file : spec_.context()) context.push_back(&file);
-    auto found = MatchContext(context, step.sources);
+    if (!context_) context_.emplace(spec_.context());
+    auto found = context_->Match(step.sources, cancel_);
     if (!found.ok()) return image::InstructionError(instruction, found.status().message());
     matches = std::move(*found);
     inputs = ContextDigest(matches);

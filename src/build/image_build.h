@@ -6,12 +6,14 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/executor.h"
 #include "base/status.h"
 #include "build/bases.h"
+#include "build/context_match.h"
 #include "build/runtime_layers.h"
 #include "build/single_flight.h"
 #include "build/stage_steps.h"
@@ -87,6 +89,7 @@ class ImageBuild {
   LogSink log_;
   CancelToken* cancel_;
   std::map<size_t, Tree> stages_;
+  std::optional<BuildContext> context_;  // made when it is first copied from
 };
 
 }  // namespace lydian::build
