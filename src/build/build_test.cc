@@ -9,6 +9,7 @@
 #include "base/fd.h"
 #include "base/ids.h"
 #include "build/apt_sources.h"
+#include "build/ask_once.h"
 #include "build/bases.h"
 #include "build/container.h"
 #include "build/context_match.h"
@@ -19,6 +20,7 @@
 #include "build/runtime_layers.h"
 #include "build/single_flight.h"
 #include "build/testing.h"
+#include "build/time_limit.h"
 
 namespace lydian::build {
 namespace {
@@ -78,6 +80,87 @@ TEST(SingleFlight, WorksOnceForAllAndPassesOnACancelledWork) {
   EXPECT_EQ(flights.Do("k", &cancel, work).status().code(), Code::kCancelled);
 }
 
+TEST(AskOnce, WorksOnceAndThoseWhoWaitHoldNoThread) {
+  AskOnce<int> asks("asks", 2, Millis(60'000));
+  std::promise<void> go;
+  std::atomic<int> works = 0;
+  std::vector<std::future<Result<int>>> answers;
+  auto ask = [&](const std::string& key, std::function<Result<int>()> work) {
+    auto answer = std::make_shared<std::promise<Result<int>>>();
+    answers.push_back(answer->get_future());
+    asks.Ask(key, std::move(work), [answer](Result<int> result) { answer->set_value(std::move(result)); });
+  };
+  for (int i = 0; i < 5; ++i) {
+    ask("slow", [&]() -> Result<int> {
+      ++works;
+      go.get_future().wait();
+      return 7;
+    });
+  }
+  ask("quick", [] { return Result<int>(8); });
+  EXPECT_EQ(*answers.back().get(), 8);
+  answers.pop_back();
+  go.set_value();
+  for (auto& answer : answers) EXPECT_EQ(*answer.get(), 7);
+  EXPECT_EQ(works, 1);
+}
+
+TEST(AskOnce, KeepsFailuresForAWhileUnlessTheyPass) {
+  FakeClock clock;
+  AskOnce<int> asks("asks", 1, Millis(60'000), &clock);
+  int works = 0;
+  auto ask = [&](Status status) {
+    std::promise<Result<int>> answer;
+    asks.Ask(
+        "key",
+        [&]() -> Result<int> {
+          ++works;
+          return status;
+        },
+        [&](Result<int> result) { answer.set_value(std::move(result)); });
+    return answer.get_future().get().status().code();
+  };
+  EXPECT_EQ(ask(Unavailable("the spawner is not connected")), Code::kUnavailable);
+  EXPECT_EQ(ask(NotFound("no wheel")), Code::kNotFound);
+  EXPECT_EQ(ask(Unavailable("not asked")), Code::kNotFound);
+  EXPECT_EQ(works, 2);
+  clock.Advance(Millis(60'000));
+  EXPECT_EQ(ask(Unavailable("asked")), Code::kUnavailable);
+  EXPECT_EQ(works, 3);
+}
+
+TEST(OwnWork, EndsWithItsTimeOrWithTheBuilder) {
+  Strand clock("clock");
+  CancelToken stop;
+  std::promise<void> late;
+  OwnWork slow(&clock, 0, &stop, "making the layer");
+  auto told = slow.token()->OnCancel([&] { late.set_value(); });
+  late.get_future().wait();
+  EXPECT_EQ(slow.token()->Check().code(), Code::kDeadlineExceeded);
+  EXPECT_THAT(slow.token()->Check().message(), HasSubstr("making the layer took longer than 0 s"));
+  OwnWork work(&clock, 3600, &stop, "making the layer");
+  EXPECT_FALSE(work.token()->cancelled());
+  stop.Cancel();
+  EXPECT_EQ(work.token()->Check().code(), Code::kCancelled);
+}
+
+TEST(RuntimeLayers, AreForPythonsThatTheClientRunsIn) {
+  auto want = [](const std::string& python) {
+    ImageSpec image;
+    image.set_image_id("im-1");
+    image.set_builder_version("2025.06");
+    image.set_python_version(python);
+    return RuntimeLayers::Want(image, "1.6.4", true);
+  };
+  for (const char* python : {"3.9.22", "3.14.2", "3.15.0", "3.13t"}) EXPECT_TRUE(want(python).ok()) << python;
+  for (const char* python : {"3.8.1", "3.16.0", "3.20", "3.99.1"}) {
+    EXPECT_EQ(want(python).status().code(), Code::kFailedPrecondition);
+    EXPECT_THAT(want(python).status().message(), HasSubstr("3.9 to 3.15 have one")) << python;
+  }
+  EXPECT_THAT(want("").status().message(), HasSubstr("has no Python"));
+  EXPECT_EQ(want("3.13.3")->Key(), "3.13 1.6.4 2025.06");
+}
+
 TEST(Recipe, ParsesAndRefuses) {
   std::string good =
       R"({"format": 1, "name": "x:1", "also": ["x:1.<n>"], "root": {"suite": "s", "packages": ["a"]}, "cmd": ["c"]})";
@@ -119,6 +202,7 @@ TEST(Names, ImagesAndTarballs) {
   EXPECT_EQ(PythonSeries("3.11.2"), "3.11");
   EXPECT_EQ(PythonSeries("3.13t"), "3.13");
   EXPECT_EQ(PythonSeries("python"), "");
+  EXPECT_EQ(PythonSeries("3.145"), "");
   EXPECT_TRUE(PlainVersion("1.6.4.dev2+abc"));
   EXPECT_FALSE(PlainVersion("1; rm") || PlainVersion("-e x") || PlainVersion(""));
 }

@@ -13,6 +13,7 @@
 #include "base/executor.h"
 #include "base/fd.h"
 #include "base/log.h"
+#include "build/ask_once.h"
 #include "build/bases.h"
 #include "build/container.h"
 #include "build/image_build.h"
@@ -25,7 +26,8 @@ namespace lydian::build {
 namespace {
 
 constexpr size_t kReplayBytes = size_t{1} << 20;
-constexpr size_t kErrorBytes = 3800;  // a status text stays under 4 KiB
+constexpr Millis kKeepFailures{60'000};  // of work that many containers wait for
+constexpr size_t kErrorBytes = 3800;     // a status text stays under 4 KiB
 
 // What comes with the executable: beside it, where packages put it, or in the build tree. "" = nowhere.
 std::string FindNear(std::initializer_list<const char*> places) {
@@ -125,7 +127,7 @@ class BuilderImpl : public Builder {
                &containers_, &stage_),
         bases_({options_.cache_dir, "", Scratch(options_), options_.debian_mirror}, layers, &steps_, &stage_,
                std::move(recipes)),
-        runtime_(options_.cache_dir, layers, &steps_, &bases_) {
+        runtime_(options_.cache_dir, layers, &steps_, &bases_, &clock_, &stop_) {
     tools_ = {
         layers_, &steps_, &stage_, &bases_, &runtime_, {}, &step_flights_, &clock_, options_.step_seconds};
     tools_.fetch = [content](const std::string& sha256) -> Result<std::string> {
@@ -147,6 +149,9 @@ class BuilderImpl : public Builder {
     for (auto& running : all) running->cancel.Cancel();
     builds_.Stop();
     assets_.Stop();
+    answers_.Stop();
+    runtimes_.Stop();
+    clients_.Stop();
     mounts_.Stop();
     clock_.Stop();
   }
@@ -199,14 +204,28 @@ class BuilderImpl : public Builder {
 
   void RuntimeLayers(const ImageSpec& image, const std::string& client_version, bool dependencies,
                      std::function<void(Result<std::vector<std::string>>)> reply) override {
-    assets_.Post([=, this, reply = std::move(reply)] {
-      reply(Contained<std::vector<std::string>>(
-          "the client's runtime", [&] { return runtime_.For(image, client_version, dependencies); }));
+    answers_.Post([=, this, reply = std::move(reply)] {
+      auto wanted = runtime_.Want(image, client_version, dependencies);
+      if (!wanted.ok()) return reply(wanted.status());
+      if (auto made = runtime_.Made(*wanted)) return reply(*made);
+      auto make = [this, wanted = *wanted] {
+        return Contained<std::vector<std::string>>("the client's runtime",
+                                                   [&] { return runtime_.For(wanted); });
+      };
+      runtimes_.Ask(wanted->Key(), std::move(make), reply);
     });
   }
 
   void EnsureClient(const std::string& client_version, std::function<void(Status)> reply) override {
-    assets_.Post([=, this, reply = std::move(reply)] { reply(runtime_.Ensure(client_version)); });
+    clients_.Ask(
+        client_version,
+        [this, client_version] {
+          return Contained<bool>("looking for a client", [&]() -> Result<bool> {
+            RETURN_IF_ERROR(runtime_.Ensure(client_version));
+            return true;
+          });
+        },
+        [reply = std::move(reply)](const Result<bool>& done) { reply(done.status()); });
   }
 
   void MountLayer(const std::string& mount_id, const std::vector<ContextFile>& files,
@@ -241,7 +260,8 @@ class BuilderImpl : public Builder {
   // So that the first container does not wait for it.
   void MakeRuntimeAhead(ImageSpec image, const LogSink& log) {
     image.set_builder_version("2025.06");
-    auto layers = runtime_.For(image, options_.client_version, true);
+    auto wanted = runtime_.Want(image, options_.client_version, true);
+    auto layers = wanted.ok() ? runtime_.For(*wanted) : wanted.status();
     if (!layers.ok())
       log(3, "the client's runtime for Python " + image.python_version() +
                  " could not be made yet: " + layers.status().message() + "\n");
@@ -264,7 +284,7 @@ class BuilderImpl : public Builder {
         tools_, spec, [&](int fd, const std::string& text) { running.Log(fd, text); }, &running.cancel);
     BuildResult result;
     std::string libc;
-    TimeLimit limit(&clock_, options_.build_seconds, &running.cancel, "the build");
+    TimeLimit limit(&clock_, options_.build_seconds, &running.cancel, "the build", kLimitsSetBy);
     auto image = Contained<ImageSpec>("the build", [&] { return build.Run(&libc); });
     if (image.ok()) {
       result.set_ok(true);
@@ -322,8 +342,12 @@ class BuilderImpl : public Builder {
   std::mutex mutex_;                                          // guards the two below
   std::map<std::string, std::shared_ptr<Running>> running_;   // by image id
   std::map<std::string, std::shared_ptr<Running>> by_build_;  // by build id
-  // Mounts stand apart: a start waits for them, and must not queue behind a base that takes minutes.
+  // Mounts and runtimes stand apart: a start waits for them, and must not queue behind a base that takes
+  // minutes.
   Pool builds_{"build", 8}, assets_{"assets", 8}, mounts_{"mounts", 4};
+  Pool answers_{"answers", 2};  // what is there already: nothing here takes long
+  AskOnce<std::vector<std::string>> runtimes_{"runtimes", 8, kKeepFailures};  // by what is wanted
+  AskOnce<bool> clients_{"clients", 2, kKeepFailures};                        // by version
 };
 
 }  // namespace

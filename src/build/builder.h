@@ -53,7 +53,8 @@ class Builder {
   virtual void OnExit(const std::string& container_id, int status, bool oom) = 0;
 
   // The layers to put on top of an image for the client's runtime: bottom first: dependency layer (when
-  // `dependencies`), client layer, both with bytecode for that Python. Made on first use, once.
+  // `dependencies`), client layer, both with bytecode for that Python. Made on first use, once;
+  // what is made already waits for nothing that is being made.
   virtual void RuntimeLayers(const ImageSpec& image, const std::string& client_version, bool dependencies,
                              std::function<void(Result<std::vector<std::string>>)> reply) = 0;
   virtual void EnsureClient(const std::string& client_version, std::function<void(Status)> reply) = 0;
