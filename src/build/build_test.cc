@@ -366,6 +366,22 @@ TEST(ContainerRunner, GivesOutputAndExit) {
   EXPECT_EQ(spawner->removed, 1);
 }
 
+// More than a pipe holds, from a tool that takes the next request only after it was said.
+TEST(ContainerRunner, ReadsWhatIsSaidDuringTheTalk) {
+  auto spawner = std::make_shared<FakeSpawner>();
+  ContainerRunner runner([&] { return spawner; });
+  spawner->on_exit = [&](const std::string& id, int status) { runner.OnExit(id, status, false); };
+  std::string seen;
+  auto talk = [&](UniqueFd) {
+    EXPECT_TRUE(WriteAll(spawner->err_.get(), std::string(1 << 20, 'x')).ok());
+    spawner->End(0);
+  };
+  auto result = runner.Run(
+      Job(), [&](int, const std::string& text) { seen += text; }, nullptr, talk);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(seen.size(), size_t{1} << 20);
+}
+
 TEST(ContainerRunner, CancelKills) {
   auto spawner = std::make_shared<FakeSpawner>();
   ContainerRunner runner([&] { return spawner; });
