@@ -159,11 +159,15 @@ class BuilderImpl : public Builder {
   void Start(const BuildSpec& spec, std::function<void(BuildUpdate)> on_update) override {
     std::shared_ptr<Running> running;
     bool first = false;
+    size_t before = 0;
     {
       std::lock_guard guard(mutex_);
       auto& slot = running_[spec.image_id()];
       first = slot == nullptr;
-      if (first) slot = std::make_shared<Running>(spec.image_id());
+      if (first) {
+        slot = std::make_shared<Running>(spec.image_id());
+        before = unfinished_++;
+      }
       running = slot;
       if (by_build_.try_emplace(spec.build_id(), running).second) ++running->askers;
     }
@@ -173,7 +177,11 @@ class BuilderImpl : public Builder {
       if (running->result) return TellResult(spec.build_id(), on_update, *running->result);
       running->listeners[spec.build_id()] = std::move(on_update);
     }
-    if (first) builds_.Post([this, running, spec] { RunBuild(*running, spec); });
+    if (!first) return;
+    if (before >= options_.builds_at_once)
+      running->Log(3, "Waiting: " + std::to_string(before) +
+                          " images are being built on this machine; this one begins when it is its turn.\n");
+    builds_.Post([this, running, spec] { RunBuild(*running, spec); });
   }
 
   void Cancel(const std::string& build_id) override {
@@ -314,6 +322,7 @@ class BuilderImpl : public Builder {
       // From here on a new request for this id starts afresh.
       std::lock_guard guard(mutex_);
       Forget(running);
+      --unfinished_;
       std::erase_if(by_build_, [&](const auto& entry) { return entry.second.get() == &running; });
     }
     std::lock_guard guard(running.mutex);
@@ -339,12 +348,13 @@ class BuilderImpl : public Builder {
   BuildTools tools_;
   CancelToken stop_;
   Strand clock_{"build-clock"};
-  std::mutex mutex_;                                          // guards the two below
+  std::mutex mutex_;                                          // guards all until the pools
   std::map<std::string, std::shared_ptr<Running>> running_;   // by image id
   std::map<std::string, std::shared_ptr<Running>> by_build_;  // by build id
+  size_t unfinished_ = 0;                                     // also those that were cancelled
   // Mounts and runtimes stand apart: a start waits for them, and must not queue behind a base that takes
   // minutes.
-  Pool builds_{"build", 8}, assets_{"assets", 8}, mounts_{"mounts", 4};
+  Pool builds_{"build", options_.builds_at_once}, assets_{"assets", 8}, mounts_{"mounts", 4};
   Pool answers_{"answers", 2};  // what is there already: nothing here takes long
   AskOnce<std::vector<std::string>> runtimes_{"runtimes", 8, kKeepFailures};  // by what is wanted
   AskOnce<bool> clients_{"clients", 2, kKeepFailures};                        // by version

@@ -36,6 +36,7 @@ struct BuilderOptions {
   uint64_t step_memory_bytes = 0;   // of a step that asks for no limit; 0 = none
   uint32_t step_seconds = 3600;     // a RUN that takes longer fails
   uint32_t build_seconds = 4 * 3600;
+  size_t builds_at_once = 32;  // each has a thread, which mostly waits; the others wait their turn
 };
 
 class Builder {
