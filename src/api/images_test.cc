@@ -37,9 +37,11 @@ TEST_F(ImagesTest, AClientVersionThatCannotBeHadIsNotLookedForAtOnceAgain) {
   workers_.ensure_status = NotFound("no such version");
   pb::MountGetOrCreateRequest request;
   request.set_namespace_(pb::DEPLOYMENT_NAMESPACE_GLOBAL);
-  for (const char* name : {"modal-client-mount-0.0.1", "modal-client-mount-0.0.1", "modal-client-mount-0.0.2"}) {
+  for (const char* name :
+       {"modal-client-mount-0.0.1", "modal-client-mount-0.0.1", "modal-client-mount-0.0.2"}) {
     request.set_deployment_name(name);
-    EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(), Code::kNotFound);
+    EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(),
+              Code::kNotFound);
   }
   EXPECT_EQ(workers_.ensured, (std::vector<std::string>{"0.0.1", "0.0.2"}));
 }
@@ -196,6 +198,24 @@ TEST_F(ImagesTest, WhoComesBackWhileABuildIsCancelledGetsANewOne) {
   EXPECT_EQ(part.result().status(), pb::GenericResult::GENERIC_STATUS_SUCCESS);
 }
 
+TEST_F(ImagesTest, ABuildThatItsWorkerCancelsUnaskedStartsAgainAFewTimes) {
+  auto request = ImageRequest(NewApp());
+  auto image = Ordered(request);
+  auto stream = Open("ImageJoinStreaming", JoinOf(image->image_id()));
+  workers_.Build(0).second(Cancelled());
+  workers_.Build(1).second(Ready("ly-1"));
+  pb::ImageJoinStreamingResponse part;
+  ASSERT_TRUE(part.ParseFromString(stream->WaitEnd().back()));
+  EXPECT_EQ(part.result().status(), pb::GenericResult::GENERIC_STATUS_SUCCESS);
+
+  request.mutable_image()->add_dockerfile_commands("RUN true");
+  stream = Open("ImageJoinStreaming", JoinOf(Ordered(request)->image_id()));
+  for (size_t i = 2; i < 5; ++i) workers_.Build(i).second(Cancelled());
+  ASSERT_TRUE(part.ParseFromString(stream->WaitEnd().back()));
+  EXPECT_EQ(part.result().exception(), "its worker cancelled the build");
+  EXPECT_EQ(workers_.count(), 5u);
+}
+
 TEST_F(ImagesTest, AWorkspaceHasAFewBuildsAtOnce) {
   image_options_.builds_at_once = 2;
   Boot();
@@ -224,6 +244,32 @@ TEST_F(ImagesTest, AWorkspaceHasAFewBuildsAtOnce) {
   EXPECT_EQ(workers_.count(), 3u);
   workers_.Build(0).second(Ready("ly-1"));
   EXPECT_EQ(workers_.Build(3).first.image_id(), ids[2]);
+}
+
+TEST_F(ImagesTest, APlaceGoesOnWhenTheBuildThatWasNextIsGivenUp) {
+  image_options_.builds_at_once = 1;
+  image_options_.asked_grace = Millis(0);
+  Boot();
+  control::Images& images = objects_->images();
+  control::Scope scope{user_.workspace_id, "", "test"};
+  auto ordered = [&](const std::string& line) {
+    control::ImageRequest request;
+    request.spec.set_builder_version("2025.06");
+    request.spec.add_dockerfile_commands(line);
+    auto image = images.GetOrBuild(scope, request);
+    EXPECT_TRUE(image.ok()) << image.status();
+    return image.ok() ? image->id : "";
+  };
+  // In one turn of the strand: the first ends in the next one, and the second is given up right after it.
+  std::vector<std::shared_ptr<void>> followed = OnStrand([&] {
+    std::vector<std::shared_ptr<void>> held;
+    held.push_back(images.Follow(ordered("FROM a")));
+    ordered("FROM b");
+    held.push_back(images.Follow(ordered("FROM c")));
+    workers_.Build(0).second(Ready("ly-1"));
+    return held;
+  });
+  EXPECT_EQ(workers_.Build(1).first.dockerfile_commands(0), "FROM c");
 }
 
 TEST_F(ImagesTest, ABuildThatWorkersGiveBackIsTriedAFewTimes) {

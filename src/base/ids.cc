@@ -87,6 +87,22 @@ std::string Sha256Raw(std::string_view data) { return Digest(Sha256(), data); }
 std::string Sha256Hex(std::string_view data) { return HexEncode(Sha256Raw(data)); }
 std::string Md5Hex(std::string_view data) { return HexEncode(Digest(EVP_md5(), data)); }
 
+Sha256Stream::Sha256Stream()
+    : context_(EVP_MD_CTX_new(), [](void* context) { EVP_MD_CTX_free(static_cast<EVP_MD_CTX*>(context)); }) {
+  CHECK(context_ && EVP_DigestInit_ex(static_cast<EVP_MD_CTX*>(context_.get()), Sha256(), nullptr) == 1);
+}
+
+void Sha256Stream::Update(std::string_view data) {
+  CHECK(EVP_DigestUpdate(static_cast<EVP_MD_CTX*>(context_.get()), data.data(), data.size()) == 1);
+}
+
+std::string Sha256Stream::Hex() {
+  unsigned char out[EVP_MAX_MD_SIZE];
+  unsigned length = 0;
+  CHECK(EVP_DigestFinal_ex(static_cast<EVP_MD_CTX*>(context_.get()), out, &length) == 1);
+  return HexEncode({reinterpret_cast<char*>(out), length});
+}
+
 std::string HmacSha256Hex(std::string_view key, std::string_view data) {
   unsigned char out[EVP_MAX_MD_SIZE];
   unsigned length = 0;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -26,6 +27,17 @@ std::string HmacSha256Hex(std::string_view key, std::string_view data);
 std::string HexEncode(std::string_view raw);
 std::string Base64Encode(std::string_view raw);
 std::string Base64UrlEncode(std::string_view raw);  // without padding
+// SHA-256 of what comes in pieces: all of it at once may be more than memory should hold. One thread at a
+// time.
+class Sha256Stream {
+ public:
+  Sha256Stream();
+  void Update(std::string_view data);
+  std::string Hex();  // once, at the end
+
+ private:
+  std::shared_ptr<void> context_;
+};
 // In time that does not depend on where they differ.
 bool ConstantTimeEqual(std::string_view a, std::string_view b);
 

@@ -396,7 +396,7 @@ std::vector<Builder::Base> BaseImages::List() {
     list.push_back(std::move(base));
   }
   // What clients ask for by default and nobody here can make.
-  for (const char* series : {"3.10", "3.11", "3.12", "3.13", "3.14", "3.15"}) {
+  for (const char* series : kClientPythons) {
     std::string name = std::string("python:") + series + "-slim-bookworm";
     if (OffersPython(series) || layers_->GetRecord("base/import/" + name).ok()) continue;
     list.push_back(

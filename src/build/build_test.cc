@@ -1,5 +1,4 @@
 // What needs no network: parsing, matching, digests, and a container that is faked.
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -11,6 +10,7 @@
 #include "base/fd.h"
 #include "base/ids.h"
 #include "build/apt_sources.h"
+#include "build/ask_once.h"
 #include "build/bases.h"
 #include "build/container.h"
 #include "build/context_match.h"
@@ -21,6 +21,8 @@
 #include "build/runtime_layers.h"
 #include "build/single_flight.h"
 #include "build/step_runner.h"
+#include "build/testing.h"
+#include "build/time_limit.h"
 #include "image/layer_store.h"
 #include "os/loop.h"
 
@@ -82,6 +84,87 @@ TEST(SingleFlight, WorksOnceForAllAndPassesOnACancelledWork) {
   EXPECT_EQ(flights.Do("k", &cancel, work).status().code(), Code::kCancelled);
 }
 
+TEST(AskOnce, WorksOnceAndThoseWhoWaitHoldNoThread) {
+  AskOnce<int> asks("asks", 2, Millis(60'000));
+  std::promise<void> go;
+  std::atomic<int> works = 0;
+  std::vector<std::future<Result<int>>> answers;
+  auto ask = [&](const std::string& key, std::function<Result<int>()> work) {
+    auto answer = std::make_shared<std::promise<Result<int>>>();
+    answers.push_back(answer->get_future());
+    asks.Ask(key, std::move(work), [answer](Result<int> result) { answer->set_value(std::move(result)); });
+  };
+  for (int i = 0; i < 5; ++i) {
+    ask("slow", [&]() -> Result<int> {
+      ++works;
+      go.get_future().wait();
+      return 7;
+    });
+  }
+  ask("quick", [] { return Result<int>(8); });
+  EXPECT_EQ(*answers.back().get(), 8);
+  answers.pop_back();
+  go.set_value();
+  for (auto& answer : answers) EXPECT_EQ(*answer.get(), 7);
+  EXPECT_EQ(works, 1);
+}
+
+TEST(AskOnce, KeepsFailuresForAWhileUnlessTheyPass) {
+  FakeClock clock;
+  AskOnce<int> asks("asks", 1, Millis(60'000), &clock);
+  int works = 0;
+  auto ask = [&](Status status) {
+    std::promise<Result<int>> answer;
+    asks.Ask(
+        "key",
+        [&]() -> Result<int> {
+          ++works;
+          return status;
+        },
+        [&](Result<int> result) { answer.set_value(std::move(result)); });
+    return answer.get_future().get().status().code();
+  };
+  EXPECT_EQ(ask(Unavailable("the spawner is not connected")), Code::kUnavailable);
+  EXPECT_EQ(ask(NotFound("no wheel")), Code::kNotFound);
+  EXPECT_EQ(ask(Unavailable("not asked")), Code::kNotFound);
+  EXPECT_EQ(works, 2);
+  clock.Advance(Millis(60'000));
+  EXPECT_EQ(ask(Unavailable("asked")), Code::kUnavailable);
+  EXPECT_EQ(works, 3);
+}
+
+TEST(OwnWork, EndsWithItsTimeOrWithTheBuilder) {
+  Strand clock("clock");
+  CancelToken stop;
+  std::promise<void> late;
+  OwnWork slow(&clock, 0, &stop, "making the layer");
+  auto told = slow.token()->OnCancel([&] { late.set_value(); });
+  late.get_future().wait();
+  EXPECT_EQ(slow.token()->Check().code(), Code::kDeadlineExceeded);
+  EXPECT_THAT(slow.token()->Check().message(), HasSubstr("making the layer took longer than 0 s"));
+  OwnWork work(&clock, 3600, &stop, "making the layer");
+  EXPECT_FALSE(work.token()->cancelled());
+  stop.Cancel();
+  EXPECT_EQ(work.token()->Check().code(), Code::kCancelled);
+}
+
+TEST(RuntimeLayers, AreForPythonsThatTheClientRunsIn) {
+  auto want = [](const std::string& python) {
+    ImageSpec image;
+    image.set_image_id("im-1");
+    image.set_builder_version("2025.06");
+    image.set_python_version(python);
+    return RuntimeLayers::Want(image, "1.6.4", true);
+  };
+  for (const char* python : {"3.9.22", "3.14.2", "3.15.0", "3.13t"}) EXPECT_TRUE(want(python).ok()) << python;
+  for (const char* python : {"3.8.1", "3.16.0", "3.20", "3.99.1"}) {
+    EXPECT_EQ(want(python).status().code(), Code::kFailedPrecondition);
+    EXPECT_THAT(want(python).status().message(), HasSubstr("3.9 to 3.15 have one")) << python;
+  }
+  EXPECT_THAT(want("").status().message(), HasSubstr("has no Python"));
+  EXPECT_EQ(want("3.13.3")->Key(), "3.13 1.6.4 2025.06");
+}
+
 TEST(Recipe, ParsesAndRefuses) {
   std::string good =
       R"({"format": 1, "name": "x:1", "also": ["x:1.<n>"], "root": {"suite": "s", "packages": ["a"]}, "cmd": ["c"]})";
@@ -123,6 +206,7 @@ TEST(Names, ImagesAndTarballs) {
   EXPECT_EQ(PythonSeries("3.11.2"), "3.11");
   EXPECT_EQ(PythonSeries("3.13t"), "3.13");
   EXPECT_EQ(PythonSeries("python"), "");
+  EXPECT_EQ(PythonSeries("3.145"), "");
   EXPECT_TRUE(PlainVersion("1.6.4.dev2+abc"));
   EXPECT_FALSE(PlainVersion("1; rm") || PlainVersion("-e x") || PlainVersion(""));
 }
@@ -170,26 +254,27 @@ TEST(HostSettings, LendsWhatIsThereUnderNamesOfItsOwn) {
 class ContextTest : public ::testing::Test {
  protected:
   ContextTest() {
-    for (const char* path : {"/a.py", "/src/b.py", "/src/c.txt", "/src/deep/d.py"}) {
-      ContextFile file;
-      file.set_path(path);
-      file.set_sha256(Sha256Hex(path));
-      file.set_mode(0644);
-      files_.push_back(file);
-    }
+    for (const char* path : {"/a.py", "/src/b.py", "/src/c.txt", "/src/deep/d.py"}) Add(path);
   }
   std::vector<std::string> Match(const std::vector<std::string>& sources) {
-    std::vector<const ContextFile*> context;
-    for (const auto& file : files_) context.push_back(&file);
-    auto matches = MatchContext(context, sources);
+    BuildContext context(files_);
+    auto matches = context.Match(sources, nullptr, limits_);
     if (!matches.ok()) return {matches.status().message()};
     std::vector<std::string> out;
     for (const auto& match : *matches)
-      out.push_back(match.in_folder ? "dir:" + match.relative : match.source);
+      out.push_back(match.in_folder ? "dir:" + std::string(match.relative) : std::string(match.source));
     digest_ = ContextDigest(*matches);
     return out;
   }
+  void Add(const std::string& path) {
+    ContextFile file;
+    file.set_path(path);
+    file.set_sha256(Sha256Hex(path));
+    file.set_mode(0644);
+    files_.push_back(file);
+  }
   std::vector<ContextFile> files_;
+  MatchLimits limits_;
   std::string digest_;
 };
 
@@ -200,6 +285,44 @@ TEST_F(ContextTest, Matches) {
   EXPECT_THAT(Match({"sr?"}), ElementsAre("dir:b.py", "dir:c.txt", "dir:deep/d.py"));
   EXPECT_THAT(Match({"../../a.py"}), ElementsAre("/a.py"));
   EXPECT_THAT(Match({"none"}), ElementsAre(HasSubstr("not in the build context")));
+}
+
+TEST_F(ContextTest, NamesThatBeginAlikeAreApart) {
+  for (const char* path : {"src-x/e.py", "src.txt", "src", "srcs/f.py"}) Add(path);
+  EXPECT_THAT(Match({"src"}), ElementsAre("dir:b.py", "dir:c.txt", "dir:deep/d.py", "/src"));
+  EXPECT_THAT(Match({"*/*.py"}), ElementsAre("/src-x/e.py", "/src/b.py", "/srcs/f.py"));
+  EXPECT_THAT(Match({"src*"}), ElementsAre("dir:b.py", "dir:c.txt", "dir:deep/d.py", "/src", "dir:e.py",
+                                           "/src.txt", "dir:f.py"));
+  EXPECT_THAT(Match({"*/*/*"}), ElementsAre("/src/deep/d.py"));
+  EXPECT_THAT(Match({"*/*/*/*"}), ElementsAre(HasSubstr("not in the build context")));
+}
+
+// Steps of before are found in the cache by it.
+TEST_F(ContextTest, TheDigestOfAListStays) {
+  Match({".", "src/*.py"});
+  EXPECT_EQ(digest_, "a0f8a39f5d32793d62ebc5b2b805811d657d5c8b6b6665fd7a3eacd862f1d9c4");
+}
+
+// With every match looked for among all files, this would not end in a test's time.
+TEST_F(ContextTest, AWildcardTakesTensOfThousands) {
+  files_.clear();
+  for (int i = 0; i < 50'000; ++i) Add("/data/" + std::to_string(i));
+  EXPECT_EQ(Match({"data/*"}).size(), 50'000u);
+}
+
+TEST_F(ContextTest, SourcesAndMatchesAreBounded) {
+  limits_ = {.sources = 3, .matches = 7};
+  EXPECT_EQ(Match({"src", "src", "a.py"}).size(), 7u);
+  EXPECT_THAT(Match({".", "."}), ElementsAre(HasSubstr("more than 7 files of the build context")));
+  EXPECT_THAT(Match({"src/*", "src*", "*"}), ElementsAre(HasSubstr("more than 7 files")));
+  EXPECT_THAT(Match({"a.py", "a.py", "a.py", "a.py"}), ElementsAre(HasSubstr("it has 4 sources; 3 is")));
+}
+
+TEST_F(ContextTest, MatchingEndsWhenTheBuildIsCancelled) {
+  CancelToken cancel;
+  cancel.Cancel();
+  BuildContext context(files_);
+  EXPECT_EQ(context.Match({"."}, &cancel).status().code(), Code::kCancelled);
 }
 
 TEST_F(ContextTest, TheDigestDependsOnContentAndModeOfWhatIsMatchedOnly) {
@@ -226,55 +349,6 @@ TEST(HostProcess, FailsWithCodeAndOutput) {
   EXPECT_EQ(RunHostCommand({.argv = {"sleep", "1000"}}, nullptr, &cancel).code(), Code::kCancelled);
   later.join();
 }
-
-// A spawner that writes something and ends as it is told.
-class FakeSpawner : public spawner::Client {
- public:
-  int pid() const override { return 1; }
-  void Create(Job job, std::function<void(Result<spawner::Container>)> reply) override {
-    int out[2], err[2];
-    ASSERT_EQ(::pipe2(out, O_CLOEXEC), 0);
-    ASSERT_EQ(::pipe2(err, O_CLOEXEC), 0);
-    out_ = UniqueFd(out[1]);
-    err_ = UniqueFd(err[1]);
-    id_ = job.container_id();
-    spawner::Container container;
-    container.fds["stdout"] = UniqueFd(out[0]);
-    container.fds["stderr"] = UniqueFd(err[0]);
-    if (writable.valid()) container.fds["writable"] = std::move(writable);
-    if (on_create) on_create();
-    reply(std::move(container));
-  }
-  void Kill(const std::string&, std::function<void(Status)> reply) override {
-    End(9);
-    reply(OkStatus());
-  }
-  void Remove(const std::string&, std::function<void(Status)> reply) override {
-    ++removed;
-    reply(remove_status);
-  }
-  void End(int status) {
-    out_.reset();
-    err_.reset();
-    on_exit(id_, status);
-  }
-  void CreateInheriting(Job, std::vector<UniqueFd>,
-                        std::function<void(Result<spawner::Container>)>) override {}
-  void Exec(ExecRequest, std::function<void(Result<spawner::Exec>)>) override {}
-  void Signal(const std::string&, const std::string&, int, std::function<void(Status)>) override {}
-  void List(std::function<void(Result<ContainerList>)>) override {}
-  void Attach(const std::string&, std::function<void(Result<spawner::Container>)>) override {}
-  void MakePlan(Job, std::function<void(Result<Plan>)>) override {}
-  void DrainPools(std::function<void(Status)>) override {}
-
-  std::function<void()> on_create;
-  std::function<void(const std::string&, int)> on_exit;
-  UniqueFd out_, err_;
-  std::string id_;
-  int removed = 0;
-  Status remove_status;
-  UniqueFd writable;  // handed over with the container
-};
 
 TEST(ContainerRunner, GivesOutputAndExit) {
   auto spawner = std::make_shared<FakeSpawner>();
@@ -319,6 +393,22 @@ TEST(ContainerRunner, KeepsNothingOfAContainerThatHasNotEnded) {
   auto failed = runner.Run(handed, nullptr, nullptr);
   ASSERT_TRUE(failed.ok()) << failed.status();
   EXPECT_EQ(failed->How(), "exit code 1");
+}
+
+// More than a pipe holds, from a tool that takes the next request only after it was said.
+TEST(ContainerRunner, ReadsWhatIsSaidDuringTheTalk) {
+  auto spawner = std::make_shared<FakeSpawner>();
+  ContainerRunner runner([&] { return spawner; });
+  spawner->on_exit = [&](const std::string& id, int status) { runner.OnExit(id, status, false); };
+  std::string seen;
+  auto talk = [&](UniqueFd) {
+    EXPECT_TRUE(WriteAll(spawner->err_.get(), std::string(1 << 20, 'x')).ok());
+    spawner->End(0);
+  };
+  auto result = runner.Run(
+      Job(), [&](int, const std::string& text) { seen += text; }, nullptr, talk);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(seen.size(), size_t{1} << 20);
 }
 
 TEST(ContainerRunner, CancelKills) {

@@ -7,11 +7,13 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <optional>
 
 #include "base/clock.h"
 #include "base/executor.h"
 #include "base/fd.h"
 #include "base/log.h"
+#include "build/ask_once.h"
 #include "build/bases.h"
 #include "build/container.h"
 #include "build/image_build.h"
@@ -24,7 +26,8 @@ namespace lydian::build {
 namespace {
 
 constexpr size_t kReplayBytes = size_t{1} << 20;
-constexpr size_t kErrorBytes = 3800;  // a status text stays under 4 KiB
+constexpr Millis kKeepFailures{60'000};  // of work that many containers wait for
+constexpr size_t kErrorBytes = 3800;     // a status text stays under 4 KiB
 
 // What comes with the executable: beside it, where packages put it, or in the build tree. "" = nowhere.
 std::string FindNear(std::initializer_list<const char*> places) {
@@ -54,11 +57,14 @@ std::string FindStageTool() {
 
 // A build that runs, and who listens.
 struct Running {
+  explicit Running(std::string id) : image_id(std::move(id)) {}
+  const std::string image_id;
+  size_t askers = 0;  // build ids that point here; guarded by the builder's mutex
   std::mutex mutex;  // guards all below; held while listeners are called, so that their updates stay in order
   std::map<std::string, std::function<void(BuildUpdate)>> listeners;
   std::deque<LogEntry> log;  // for those who come late
   size_t log_bytes = 0;
-  bool finished = false;
+  std::optional<BuildResult> result;  // once it has ended
   CancelToken cancel;
 
   void Log(int fd, const std::string& text) {
@@ -121,7 +127,7 @@ class BuilderImpl : public Builder {
                &containers_, &stage_),
         bases_({options_.cache_dir, "", Scratch(options_), options_.debian_mirror}, layers, &steps_, &stage_,
                std::move(recipes)),
-        runtime_(options_.cache_dir, layers, &steps_, &bases_) {
+        runtime_(options_.cache_dir, layers, &steps_, &bases_, &clock_, &stop_) {
     tools_ = {
         layers_, &steps_, &stage_, &bases_, &runtime_, {}, &step_flights_, &clock_, options_.step_seconds};
     tools_.fetch = [content](const std::string& sha256) -> Result<std::string> {
@@ -143,6 +149,9 @@ class BuilderImpl : public Builder {
     for (auto& running : all) running->cancel.Cancel();
     builds_.Stop();
     assets_.Stop();
+    answers_.Stop();
+    runtimes_.Stop();
+    clients_.Stop();
     mounts_.Stop();
     clock_.Stop();
   }
@@ -150,38 +159,49 @@ class BuilderImpl : public Builder {
   void Start(const BuildSpec& spec, std::function<void(BuildUpdate)> on_update) override {
     std::shared_ptr<Running> running;
     bool first = false;
+    size_t before = 0;
     {
       std::lock_guard guard(mutex_);
       auto& slot = running_[spec.image_id()];
       first = slot == nullptr;
-      if (first) slot = std::make_shared<Running>();
+      if (first) {
+        slot = std::make_shared<Running>(spec.image_id());
+        before = unfinished_++;
+      }
       running = slot;
-      by_build_[spec.build_id()] = running;
+      if (by_build_.try_emplace(spec.build_id(), running).second) ++running->askers;
     }
     {
       std::lock_guard guard(running->mutex);
       for (const auto& entry : running->log) Running::Tell(spec.build_id(), on_update, entry);
+      if (running->result) return TellResult(spec.build_id(), on_update, *running->result);
       running->listeners[spec.build_id()] = std::move(on_update);
     }
-    if (first) builds_.Post([this, running, spec] { RunBuild(*running, spec); });
+    if (!first) return;
+    if (before >= options_.builds_at_once)
+      running->Log(3, "Waiting: " + std::to_string(before) +
+                          " images are being built on this machine; this one begins when it is its turn.\n");
+    builds_.Post([this, running, spec] { RunBuild(*running, spec); });
   }
 
   void Cancel(const std::string& build_id) override {
     std::shared_ptr<Running> running;
+    bool last = false;
     {
       std::lock_guard guard(mutex_);
       auto found = by_build_.find(build_id);
       if (found == by_build_.end()) return;
       running = found->second;
       by_build_.erase(found);
+      last = --running->askers == 0;
+      // Its step may take a while to end. Who asks for the image meanwhile gets a build that is not
+      // cancelled.
+      if (last) Forget(*running);
     }
-    bool last = false;
     {
       std::lock_guard guard(running->mutex);
       auto listener = running->listeners.extract(build_id);
-      if (listener.empty()) return;
-      last = running->listeners.empty();
-      TellResult(build_id, listener.mapped(), CancelledResult());
+      if (!listener.empty()) TellResult(build_id, listener.mapped(), CancelledResult());
     }
     if (last) running->cancel.Cancel();
   }
@@ -192,14 +212,28 @@ class BuilderImpl : public Builder {
 
   void RuntimeLayers(const ImageSpec& image, const std::string& client_version, bool dependencies,
                      std::function<void(Result<std::vector<std::string>>)> reply) override {
-    assets_.Post([=, this, reply = std::move(reply)] {
-      reply(Contained<std::vector<std::string>>(
-          "the client's runtime", [&] { return runtime_.For(image, client_version, dependencies); }));
+    answers_.Post([=, this, reply = std::move(reply)] {
+      auto wanted = runtime_.Want(image, client_version, dependencies);
+      if (!wanted.ok()) return reply(wanted.status());
+      if (auto made = runtime_.Made(*wanted)) return reply(*made);
+      auto make = [this, wanted = *wanted] {
+        return Contained<std::vector<std::string>>("the client's runtime",
+                                                   [&] { return runtime_.For(wanted); });
+      };
+      runtimes_.Ask(wanted->Key(), std::move(make), reply);
     });
   }
 
   void EnsureClient(const std::string& client_version, std::function<void(Status)> reply) override {
-    assets_.Post([=, this, reply = std::move(reply)] { reply(runtime_.Ensure(client_version)); });
+    clients_.Ask(
+        client_version,
+        [this, client_version] {
+          return Contained<bool>("looking for a client", [&]() -> Result<bool> {
+            RETURN_IF_ERROR(runtime_.Ensure(client_version));
+            return true;
+          });
+        },
+        [reply = std::move(reply)](const Result<bool>& done) { reply(done.status()); });
   }
 
   void MountLayer(const std::string& mount_id, const std::vector<ContextFile>& files,
@@ -234,7 +268,8 @@ class BuilderImpl : public Builder {
   // So that the first container does not wait for it.
   void MakeRuntimeAhead(ImageSpec image, const LogSink& log) {
     image.set_builder_version("2025.06");
-    auto layers = runtime_.For(image, options_.client_version, true);
+    auto wanted = runtime_.Want(image, options_.client_version, true);
+    auto layers = wanted.ok() ? runtime_.For(*wanted) : wanted.status();
     if (!layers.ok())
       log(3, "the client's runtime for Python " + image.python_version() +
                  " could not be made yet: " + layers.status().message() + "\n");
@@ -257,7 +292,7 @@ class BuilderImpl : public Builder {
         tools_, spec, [&](int fd, const std::string& text) { running.Log(fd, text); }, &running.cancel);
     BuildResult result;
     std::string libc;
-    TimeLimit limit(&clock_, options_.build_seconds, &running.cancel, "the build");
+    TimeLimit limit(&clock_, options_.build_seconds, &running.cancel, "the build", kLimitsSetBy);
     auto image = Contained<ImageSpec>("the build", [&] { return build.Run(&libc); });
     if (image.ok()) {
       result.set_ok(true);
@@ -286,12 +321,20 @@ class BuilderImpl : public Builder {
     {
       // From here on a new request for this id starts afresh.
       std::lock_guard guard(mutex_);
-      running_.erase(spec.image_id());
+      Forget(running);
+      --unfinished_;
       std::erase_if(by_build_, [&](const auto& entry) { return entry.second.get() == &running; });
     }
     std::lock_guard guard(running.mutex);
     for (const auto& [id, listener] : running.listeners) TellResult(id, listener, result);
     running.listeners.clear();
+    running.result = std::move(result);
+  }
+
+  // mutex_ is held. The place may be another's by now.
+  void Forget(const Running& running) {
+    auto found = running_.find(running.image_id);
+    if (found != running_.end() && found->second.get() == &running) running_.erase(found);
   }
 
   BuilderOptions options_;
@@ -305,11 +348,16 @@ class BuilderImpl : public Builder {
   BuildTools tools_;
   CancelToken stop_;
   Strand clock_{"build-clock"};
-  std::mutex mutex_;                                          // guards the two below
+  std::mutex mutex_;                                          // guards all until the pools
   std::map<std::string, std::shared_ptr<Running>> running_;   // by image id
   std::map<std::string, std::shared_ptr<Running>> by_build_;  // by build id
-  // Mounts stand apart: a start waits for them, and must not queue behind a base that takes minutes.
-  Pool builds_{"build", 8}, assets_{"assets", 8}, mounts_{"mounts", 4};
+  size_t unfinished_ = 0;                                     // also those that were cancelled
+  // Mounts and runtimes stand apart: a start waits for them, and must not queue behind a base that takes
+  // minutes.
+  Pool builds_{"build", options_.builds_at_once}, assets_{"assets", 8}, mounts_{"mounts", 4};
+  Pool answers_{"answers", 2};  // what is there already: nothing here takes long
+  AskOnce<std::vector<std::string>> runtimes_{"runtimes", 8, kKeepFailures};  // by what is wanted
+  AskOnce<bool> clients_{"clients", 2, kKeepFailures};                        // by version
 };
 
 }  // namespace

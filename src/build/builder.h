@@ -36,6 +36,7 @@ struct BuilderOptions {
   uint64_t step_memory_bytes = 0;   // of a step that asks for no limit; 0 = none
   uint32_t step_seconds = 3600;     // a RUN that takes longer fails
   uint32_t build_seconds = 4 * 3600;
+  size_t builds_at_once = 32;  // each has a thread, which mostly waits; the others wait their turn
 };
 
 class Builder {
@@ -53,7 +54,8 @@ class Builder {
   virtual void OnExit(const std::string& container_id, int status, bool oom) = 0;
 
   // The layers to put on top of an image for the client's runtime: bottom first: dependency layer (when
-  // `dependencies`), client layer, both with bytecode for that Python. Made on first use, once.
+  // `dependencies`), client layer, both with bytecode for that Python. Made on first use, once;
+  // what is made already waits for nothing that is being made.
   virtual void RuntimeLayers(const ImageSpec& image, const std::string& client_version, bool dependencies,
                              std::function<void(Result<std::vector<std::string>>)> reply) = 0;
   virtual void EnsureClient(const std::string& client_version, std::function<void(Status)> reply) = 0;

@@ -101,10 +101,14 @@ Result<RunResult> ContainerRunner::Run(Job job, const LogSink& log, CancelToken*
   })
                      : nullptr;
   if (writable != nullptr) *writable = std::move(container.fds["writable"]);
-  if (talk) talk(std::move(container.fds["control"]));
   RunResult result;
   Tail tail(2500);
-  Status pumped = Pump(container, log, tail);
+  UniqueFd control = std::move(container.fds["control"]);
+  auto pump = [&] { return Pump(container, log, tail); };
+  // Also during the talk: what says more than a pipe holds would stand still, and the talk with it.
+  std::future<Status> pumping = talk ? std::async(std::launch::async, pump) : std::future<Status>();
+  if (talk) talk(std::move(control));
+  Status pumped = talk ? pumping.get() : pump();
   Status ended = AwaitExit(container, *waiter);
   if (ended.ok()) {
     std::lock_guard guard(waiter->mutex);

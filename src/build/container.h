@@ -34,7 +34,8 @@ class ContainerRunner {
   explicit ContainerRunner(SpawnerRef spawner) : spawner_(std::move(spawner)) {}
 
   // `job.container_id` is set here. The container is gone when this returns. `talk` is given its control
-  // socket once it runs, and the layer that it hands over, if it does, goes to `writable`.
+  // socket once it runs (`log` may be called meanwhile, from another thread), and the layer that it hands
+  // over, if it does, goes to `writable`.
   using Talk = std::function<void(UniqueFd control)>;
   Result<RunResult> Run(Job job, const LogSink& log, CancelToken* cancel, const Talk& talk = nullptr,
                         UniqueFd* writable = nullptr);

@@ -52,24 +52,6 @@ std::string FirstLine(const std::string& text, size_t limit = 200) {
 
 }  // namespace
 
-TimeLimit::TimeLimit(Strand* clock, uint32_t seconds, CancelToken* cancel, const std::string& what)
-    : clock_(clock), target_(std::make_shared<Target>()) {
-  target_->cancel = cancel;
-  timer_ = clock_->PostAfter(std::chrono::seconds(seconds), [target = target_, what, seconds] {
-    std::lock_guard guard(target->mutex);
-    if (target->cancel == nullptr) return;
-    target->cancel->Cancel(DeadlineExceeded(what + " took longer than " + std::to_string(seconds) +
-                                            " s, the limit on this machine (lydian up --step-timeout, "
-                                            "--build-timeout)"));
-  });
-}
-
-TimeLimit::~TimeLimit() {
-  clock_->CancelTimer(timer_);
-  std::lock_guard guard(target_->mutex);
-  target_->cancel = nullptr;
-}
-
 ImageBuild::ImageBuild(const BuildTools& tools, const BuildSpec& spec, LogSink log, CancelToken* cancel)
     : tools_(tools), spec_(spec), log_(std::move(log)), cancel_(cancel) {}
 
@@ -181,9 +163,8 @@ Status ImageBuild::DoStep(const image::Plan& plan, size_t stage, const image::In
       return MakeWorkdir(*tools_.stage, {tree.layer_ids, t.dir(), {}}, step, cancel_);
     };
   } else if (step.from.empty()) {
-    std::vector<const ContextFile*> context;
-    for (const auto& file : spec_.context()) context.push_back(&file);
-    auto found = MatchContext(context, step.sources);
+    if (!context_) context_.emplace(spec_.context());
+    auto found = context_->Match(step.sources, cancel_);
     if (!found.ok()) return image::InstructionError(instruction, found.status().message());
     matches = std::move(*found);
     inputs = ContextDigest(matches);
@@ -258,7 +239,8 @@ Status ImageBuild::RunCommand(const image::Step& step, const Tree& tree,
                       .script = step.script,
                       .no_network = step.no_network,
                       .limits = spec_.limits()};
-  TimeLimit limit(tools_.clock, tools_.step_seconds, cancel_, "the step \"" + FirstLine(step.text) + "\"");
+  TimeLimit limit(tools_.clock, tools_.step_seconds, cancel_, "the step \"" + FirstLine(step.text) + "\"",
+                  kLimitsSetBy);
   ASSIGN_OR_RETURN(RunResult result, tools_.steps->Run(command, log_, cancel_));
   if (result.ok()) return OkStatus();
   std::string tail = result.tail;

@@ -5,20 +5,25 @@
 
 #include <map>
 #include <memory>
-#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/executor.h"
 #include "base/status.h"
 #include "build/bases.h"
+#include "build/context_match.h"
 #include "build/runtime_layers.h"
 #include "build/single_flight.h"
 #include "build/stage_steps.h"
 #include "build/step_runner.h"
+#include "build/time_limit.h"
 #include "image/stage.h"
 
 namespace lydian::build {
+
+// How the limits of builds and steps are set.
+inline constexpr const char* kLimitsSetBy = "lydian up --step-timeout, --build-timeout";
 
 // What a build works with; lives as long as the builder.
 struct BuildTools {
@@ -31,24 +36,6 @@ struct BuildTools {
   SingleFlight<std::string>* step_flights = nullptr;
   Strand* clock = nullptr;  // on which time limits run out
   uint32_t step_seconds = 0;
-};
-
-// Ends a piece of work that takes too long; gone with the object. `cancel` outlives it.
-class TimeLimit {
- public:
-  TimeLimit(Strand* clock, uint32_t seconds, CancelToken* cancel, const std::string& what);
-  ~TimeLimit();
-  TimeLimit(const TimeLimit&) = delete;
-  TimeLimit& operator=(const TimeLimit&) = delete;
-
- private:
-  struct Target {
-    std::mutex mutex;     // held while it is cancelled, so that the token is there until then
-    CancelToken* cancel;  // null once the work has ended
-  };
-  Strand* clock_;
-  std::shared_ptr<Target> target_;
-  Strand::TimerId timer_;
 };
 
 class ImageBuild {
@@ -87,6 +74,7 @@ class ImageBuild {
   LogSink log_;
   CancelToken* cancel_;
   std::map<size_t, Tree> stages_;
+  std::optional<BuildContext> context_;  // made when it is first copied from
 };
 
 }  // namespace lydian::build

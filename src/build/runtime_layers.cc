@@ -14,6 +14,11 @@ namespace {
 // Bumped when the same wheels would give other layers.
 constexpr const char* kRevision = "2";
 
+// One layer: downloads and bytecode, minutes at most on a slow machine.
+constexpr uint32_t kLayerSeconds = 30 * 60;
+// All of it, with the base that it is made in when that isn't there yet.
+constexpr uint32_t kOwnSeconds = 2 * 3600;
+
 // Builders before this one install the client's dependencies into the image itself.
 bool HasDependencyLayer(const std::string& builder) {
   return builder > "2024.10" && builder.find_first_not_of("0123456789.") == std::string::npos;
@@ -45,10 +50,10 @@ std::string RuntimeLayers::Toolbox::Key() const {
   return key;
 }
 
-Result<RuntimeLayers::Toolbox> RuntimeLayers::FindToolbox(const std::string& series) {
+Result<RuntimeLayers::Toolbox> RuntimeLayers::FindToolbox(const std::string& series, CancelToken* cancel) {
   Toolbox toolbox{.series = series, .same_python = bases_->OffersPython(series)};
-  ASSIGN_OR_RETURN(toolbox.image, toolbox.same_python ? bases_->ForPython(series, nullptr, nullptr)
-                                                      : bases_->AnyPython(nullptr, nullptr));
+  ASSIGN_OR_RETURN(toolbox.image, toolbox.same_python ? bases_->ForPython(series, nullptr, cancel)
+                                                      : bases_->AnyPython(nullptr, cancel));
   return toolbox;
 }
 
@@ -57,6 +62,7 @@ Result<std::string> RuntimeLayers::MakeLayer(const std::string& id, const std::s
                                              const std::vector<std::string>& arguments,
                                              const std::vector<std::string>& keep, const LogSink& log,
                                              CancelToken* cancel) {
+  TimeLimit limit(clock_, kLayerSeconds, cancel, "making the " + note);
   ASSIGN_OR_RETURN(auto transaction, layers_->Begin());
   StepCommand command{.layer_ids = {toolbox.image.layer_ids().begin(), toolbox.image.layer_ids().end()},
                       .own_dir = transaction->dir()};
@@ -92,67 +98,82 @@ Result<std::string> RuntimeLayers::MakeLayer(const std::string& id, const std::s
   return info.id;
 }
 
-Result<std::string> RuntimeLayers::Client(const std::string& version, const Toolbox& toolbox) {
+Result<std::string> RuntimeLayers::Client(const std::string& version, const Toolbox& toolbox,
+                                          CancelToken* cancel) {
   std::string id = DigestId(
       "ly", std::string("client ") + kRevision + " " + version + " " + toolbox.Key() + kClientScript);
-  return flights_.Do(id, nullptr, [&]() -> Result<std::string> {
+  return flights_.Do(id, cancel, [&]() -> Result<std::string> {
     if (layers_->Find(id).ok()) return id;
     return MakeLayer(id, "client " + version + " for Python " + toolbox.series, toolbox, kClientScript,
-                     {version}, {"pkg"}, nullptr, nullptr);
+                     {version}, {"pkg"}, nullptr, cancel);
   });
 }
 
-Result<std::string> RuntimeLayers::Dependencies(const std::string& client_version,
-                                                const std::string& client_layer, const std::string& builder,
-                                                const Toolbox& toolbox) {
+Result<std::string> RuntimeLayers::Dependencies(const Wanted& wanted, const std::string& client_layer,
+                                                const Toolbox& toolbox, CancelToken* cancel) {
+  const std::string& builder = wanted.builder;
   ASSIGN_OR_RETURN(image::Tree client, layers_->Open(client_layer));
   auto list = client.Read("/pkg/modal/builder/" + builder + ".txt", size_t{1} << 20);
-  if (!list.ok()) return NotFound("client " + client_version + " knows no image builder version " + builder);
+  if (!list.ok())
+    return NotFound("client " + wanted.client_version + " knows no image builder version " + builder);
   std::string id = DigestId("ly", std::string("dependencies ") + kRevision + " " + builder + " " +
                                       toolbox.Key() + " " + Sha256Hex(*list) + kDependencyScript);
-  return flights_.Do(id, nullptr, [&]() -> Result<std::string> {
+  return flights_.Do(id, cancel, [&]() -> Result<std::string> {
     if (layers_->Find(id).ok()) return id;
     return MakeLayer(id, "dependencies of builder " + builder + " for Python " + toolbox.series, toolbox,
-                     kDependencyScript, {*list}, {"pkg", "__modal"}, nullptr, nullptr);
+                     kDependencyScript, {*list}, {"pkg", "__modal"}, nullptr, cancel);
   });
 }
 
-Result<std::vector<std::string>> RuntimeLayers::Make(const std::string& series,
-                                                     const std::string& client_version,
-                                                     const std::string& builder) {
-  ASSIGN_OR_RETURN(Toolbox toolbox, FindToolbox(series));
-  ASSIGN_OR_RETURN(std::string client, Client(client_version, toolbox));
+Result<std::vector<std::string>> RuntimeLayers::Make(const Wanted& wanted, CancelToken* cancel) {
+  ASSIGN_OR_RETURN(Toolbox toolbox, FindToolbox(wanted.series, cancel));
+  ASSIGN_OR_RETURN(std::string client, Client(wanted.client_version, toolbox, cancel));
   std::vector<std::string> layers;
-  if (!builder.empty()) {
-    ASSIGN_OR_RETURN(std::string layer, Dependencies(client_version, client, builder, toolbox));
+  if (!wanted.builder.empty()) {
+    ASSIGN_OR_RETURN(std::string layer, Dependencies(wanted, client, toolbox, cancel));
     layers.push_back(layer);
   }
   layers.push_back(client);
   return layers;
 }
 
-Result<std::vector<std::string>> RuntimeLayers::For(const ImageSpec& image, const std::string& client_version,
-                                                    bool dependencies) {
-  const std::string series = PythonSeries(image.python_version());
-  if (series.empty())
+Result<RuntimeLayers::Wanted> RuntimeLayers::Want(const ImageSpec& image, const std::string& client_version,
+                                                  bool dependencies) {
+  // An image says of itself which Python it has, and may say anything.
+  Wanted wanted{.series = PythonSeries(image.python_version()), .client_version = client_version};
+  if (wanted.series.empty())
     return FailedPrecondition("image " + image.image_id() +
                               " has no Python that the client's runtime could run in");
+  const auto* known = std::find(std::begin(kClientPythons), std::end(kClientPythons), wanted.series);
+  if (known == std::end(kClientPythons))
+    return FailedPrecondition("image " + image.image_id() + " has Python " + wanted.series +
+                              ", for which there is no runtime of the client: " + kClientPythons[0] + " to " +
+                              *std::rbegin(kClientPythons) + " have one");
   if (!PlainVersion(client_version))
     return InvalidArgument("\"" + client_version + "\" is not a version of the client");
-  const bool with = dependencies && HasDependencyLayer(image.builder_version());
-  const std::string builder = with ? image.builder_version() : "";
-  const std::string key = series + " " + client_version + " " + builder;
+  if (dependencies && HasDependencyLayer(image.builder_version())) wanted.builder = image.builder_version();
+  return wanted;
+}
+
+std::optional<std::vector<std::string>> RuntimeLayers::Made(const Wanted& wanted) {
+  std::vector<std::string> layers;
   {
-    // Every start asks; what was made is looked for, not worked out again.
     std::lock_guard guard(mutex_);
-    auto known = made_.find(key);
-    if (known != made_.end() && std::all_of(known->second.begin(), known->second.end(),
-                                            [&](const auto& id) { return layers_->Find(id).ok(); }))
-      return known->second;
+    auto known = made_.find(wanted.Key());
+    if (known == made_.end()) return std::nullopt;
+    layers = known->second;
   }
-  ASSIGN_OR_RETURN(auto layers, Make(series, client_version, builder));
+  for (const auto& id : layers)
+    if (!layers_->Find(id).ok()) return std::nullopt;
+  return layers;
+}
+
+Result<std::vector<std::string>> RuntimeLayers::For(const Wanted& wanted) {
+  if (auto known = Made(wanted)) return *known;
+  OwnWork work(clock_, kOwnSeconds, stop_, "making the client's runtime for Python " + wanted.series);
+  ASSIGN_OR_RETURN(auto layers, Make(wanted, work.token()));
   std::lock_guard guard(mutex_);
-  made_[key] = layers;
+  made_[wanted.Key()] = layers;
   return layers;
 }
 
@@ -161,12 +182,13 @@ Status RuntimeLayers::Ensure(const std::string& client_version) {
     return InvalidArgument("\"" + client_version + "\" is not a version of the client");
   std::string key = "client/" + client_version;
   if (layers_->GetRecord(key).ok()) return OkStatus();
-  auto done = flights_.Do(key, nullptr, [&]() -> Result<std::string> {
+  OwnWork work(clock_, kOwnSeconds, stop_, "looking for client " + client_version);
+  auto done = flights_.Do(key, work.token(), [&]() -> Result<std::string> {
     Toolbox toolbox;
-    ASSIGN_OR_RETURN(toolbox.image, bases_->AnyPython(nullptr, nullptr));
+    ASSIGN_OR_RETURN(toolbox.image, bases_->AnyPython(nullptr, work.token()));
     std::string id = DigestId("ly", "probe " + client_version);
     auto made = MakeLayer(id, "the wheel of client " + client_version, toolbox, kEnsureScript,
-                          {client_version}, {}, nullptr, nullptr);
+                          {client_version}, {}, nullptr, work.token());
     if (!made.ok()) return made.status();
     (void)layers_->Remove(id);
     RETURN_IF_ERROR(layers_->PutRecord(key, "yes"));

@@ -19,10 +19,10 @@ StageFile FileOf(const ContextMatch& match, const image::Step& step) {
   StageFile file;
   file.set_mode(match.file->mode() == 0 ? 0644 : match.file->mode());
   if (match.in_folder) {
-    file.set_path(JoinPath(step.destination, match.relative));
+    file.set_path(JoinPath(step.destination, std::string(match.relative)));
   } else {
     file.set_path(step.destination);
-    file.set_name(BaseName(match.source));
+    file.set_name(BaseName(std::string(match.source)));
     file.set_unpack(step.unpack);
   }
   return file;

@@ -209,7 +209,7 @@ void Images::Watch(const std::string& image_id, Build& build, Millis grace) {
 }
 
 void Images::Abandon(const std::string& image_id, Build& build) {
-  if (build.by_function && build.placed) return;  // its container ends with the app
+  if (build.by_function && !build.build_id.empty()) return;  // its container ends with the app
   LOG_INFO("nobody waits for a build any more", {{"image_id", image_id}, {"build_id", build.build_id}});
   build.wanted = false;
   if (build.build_id.empty()) {  // waits for its turn
@@ -244,7 +244,11 @@ void Images::LeavePlace(const Build& build) {
   while (!place.waiting.empty()) {
     auto [image_id, serial] = place.waiting.front();
     place.waiting.pop_front();
-    if (Find(image_id, serial) == nullptr) continue;
+    Build* next = Find(image_id, serial);
+    if (next == nullptr) continue;
+    // It has the place from now on, and passes it on when it is given up before it runs.
+    next->placed = true;
+    ++place.running;
     strand_->Post([this, id = image_id, of = serial] { Run(id, of); });
     return;
   }
@@ -323,6 +327,12 @@ void Images::OnResult(const std::string& image_id, const BuildResult& result) {
     build.cancelling = false;
     --build.attempts;
     return Run(image_id, build.serial);
+  }
+  if (result.cancelled() && !build.cancelling) {  // nobody here told the worker to
+    BuildResult given_back;
+    given_back.set_error("its worker cancelled the build");
+    given_back.set_retryable(true);
+    return OnResult(image_id, given_back);
   }
   bool again = !result.ok() && result.retryable() && build.wanted &&
                build.attempts < options_.most_attempts &&

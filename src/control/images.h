@@ -52,7 +52,7 @@ struct ImageRequest {
 };
 
 struct ImageOptions {
-  size_t builds_at_once = 3;      // of one workspace, run_function's counted apart; a worker does 8
+  size_t builds_at_once = 3;      // of one workspace, run_function's counted apart; a worker does 32
   Millis abandoned_after{5'000};  // when the last follower has gone; the client comes back at once
   Millis asked_grace{30'000};     // when somebody asked and doesn't follow
   Millis resumed_grace{60'000};   // the same after control's restart, when clients come back as they can
