@@ -115,6 +115,7 @@ class EngineCore : public WorkerEvents {
 
   // outputs
   void ServePoll(const std::shared_ptr<Poll>& poll);
+  void AnswerNews(const std::shared_ptr<Poll>& poll, OutputsPage page);
   void AnswerPoll(const std::shared_ptr<Poll>& poll, Result<OutputsPage> page);
   void WakePolls(Call* call);
   void KeepResult(Call* call);

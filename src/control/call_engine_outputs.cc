@@ -43,7 +43,7 @@ void EngineCore::GetOutputs(uint64_t handle, OutputsQuery query,
   if (!found.ok()) return reply(found.status());
   Call* call = *found;
   // The end of a map: the client has all it wants. It asks from the start again, and doesn't read the answer.
-  if (query.clear_on_success && !Ranged(query)) {
+  if (query.clear_on_success && !Ranged(query) && call->call_type == kCallMap) {
     OutputsPage page;
     page.last_entry_id = query.last_entry_id;
     page.unfinished = static_cast<int32_t>(call->unfinished);
@@ -102,11 +102,7 @@ void EngineCore::ServePoll(const std::shared_ptr<Poll>& poll) {
       // wait.
       return;
     }
-    bool last = call->call_type == kCallUnary && poll->query.clear_on_success && call->synchronous() &&
-                call->unfinished == 0;
-    AnswerPoll(poll, std::move(page));
-    if (last) Acknowledge(call);
-    return;
+    return AnswerNews(poll, std::move(page));
   }
   size_t news =
       call->outputs.empty() || call->outputs.back().seq <= poll->cursor
@@ -117,7 +113,7 @@ void EngineCore::ServePoll(const std::shared_ptr<Poll>& poll) {
                                  [](uint32_t cursor, const OutputView& o) { return cursor < o.seq; }));
   if (news == 0) return;
   size_t many = poll->query.max_values == 0 ? kManyOutputs : std::min(poll->query.max_values, kManyOutputs);
-  if (poll->coalesced || news >= many) return AnswerPoll(poll, Collect(*call, *poll));
+  if (poll->coalesced || news >= many) return AnswerNews(poll, Collect(*call, *poll));
   // With nothing unfinished it is the end, unless the client is about to put more in.
   const bool last = call->unfinished == 0 && !poll->last;
   if (poll->coalesce && !last) return;
@@ -131,6 +127,15 @@ void EngineCore::ServePoll(const std::shared_ptr<Poll>& poll) {
     gathered->coalesced = true;
     ServePoll(gathered);
   });
+}
+
+// Who asks to clear what it gets has all of a unary call then.
+void EngineCore::AnswerNews(const std::shared_ptr<Poll>& poll, OutputsPage page) {
+  Call* call = poll->call;
+  const bool last = call->call_type == kCallUnary && poll->query.clear_on_success && call->synchronous() &&
+                    call->unfinished == 0;
+  AnswerPoll(poll, std::move(page));
+  if (last) Acknowledge(call);
 }
 
 void EngineCore::AnswerPoll(const std::shared_ptr<Poll>& poll, Result<OutputsPage> page) {
