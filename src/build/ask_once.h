@@ -28,14 +28,14 @@ class AskOnce {
       : keep_failures_(keep_failures), clock_(clock), pool_(std::move(name), threads) {}
 
   // `work` does not throw.
-  void Ask(const std::string& key, std::function<Result<T>()> work, Reply reply) {
+  void Ask(const std::string& key, std::function<Result<T>()> work, const Reply& reply) {
     std::optional<Status> failed;
     {
       std::lock_guard guard(mutex_);
       failed = Failure(key);
       if (!failed) {
         auto& waiting = waiting_[key];
-        waiting.push_back(std::move(reply));
+        waiting.push_back(reply);
         if (waiting.size() > 1) return;
       }
     }

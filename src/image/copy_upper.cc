@@ -95,16 +95,13 @@ class UpperCopy : public TreeVisitor {
   Status Shared(int folder, const std::string& name, const struct stat& info, int target) {
     const std::string copied = std::to_string(info.st_ino);
     if (::linkat(links_, copied.c_str(), target, name.c_str(), 0) == 0) return OkStatus();
-    if (errno == ENOENT) {
-      if (++shared_ > limits_.shared)
-        return ResourceExhausted("more than " + std::to_string(limits_.shared) +
-                                 " files have several names each");
-    } else if (errno != EMLINK) {
-      return ErrnoStatus("linking " + name);
-    } else if (::unlinkat(links_, copied.c_str(), 0) != 0) {
-      // The file system gives the copy no more names: the others are of a second one.
-      return ErrnoStatus("linking " + name);
-    }
+    if (errno != ENOENT && errno != EMLINK) return ErrnoStatus("linking " + name);
+    // EMLINK: the file system gives the copy no more names. The others are of a second one.
+    const bool first = errno == ENOENT;
+    if (!first && ::unlinkat(links_, copied.c_str(), 0) != 0) return ErrnoStatus("forgetting " + name);
+    if (first && ++shared_ > limits_.shared)
+      return ResourceExhausted("more than " + std::to_string(limits_.shared) +
+                               " files have several names each");
     RETURN_IF_ERROR(Regular(folder, name, info, target));
     if (::linkat(target, name.c_str(), links_, copied.c_str(), 0) != 0) return ErrnoStatus("linking " + name);
     return OkStatus();
