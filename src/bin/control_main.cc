@@ -23,7 +23,6 @@
 #include "gateway/pages.h"
 #include "gateway/root_handler.h"
 #include "rpc/server.h"
-#include "runtime/plan.h"
 #include "worker/guest_api.h"
 
 namespace lydian::bin {
@@ -45,17 +44,17 @@ class Control {
     engine.journal_path = args_.state_dir + "/calls.db";
     engine.logs = logs_.get();
     engine.result_text = api::ResultText;
-    // With what calls hold (daemon.cc) these are less than all.
-    const uint64_t memory = runtime::DaemonMemory(args_.memory_reserve_bytes, runtime::TotalMemory());
-    engine.max_queued_bytes = std::min(engine.max_queued_bytes, memory / 3);
-    engine.max_chunk_bytes = std::min(engine.max_chunk_bytes, memory / 8);
-    engine.max_result_bytes = std::min(engine.max_result_bytes, memory / 8);
+    const MemoryShares memory = SharesOfMemory(args_);
+    engine.max_queued_bytes = std::min(engine.max_queued_bytes, memory.queued);
+    engine.max_chunk_bytes = std::min(engine.max_chunk_bytes, memory.chunks);
+    engine.max_result_bytes = std::min(engine.max_result_bytes, memory.results);
     ASSIGN_OR_RETURN(engine_, control::CallEngine::Open(std::move(engine)));
     ASSIGN_OR_RETURN(objects_, control::Objects::Open({.state_dir = args_.state_dir}, &SystemClock()));
     objects_->Attach(engine_.get(), &engine_->registry(), logs_.get());
     signer_ = std::make_unique<blob::UrlSigner>(objects_->key().Derive("urls"));
     specs_ = std::make_unique<api::TaskSpecs>(objects_.get());
     engine_->SetTaskSpecSource(specs_.get());
+    engine_->SetWorkspaceCount([this] { return objects_->tokens().workspaces_in_use(); });
     services_ = std::make_shared<api::Services>();
     services_->objects = objects_.get();
     services_->engine = engine_.get();

@@ -127,6 +127,11 @@ void DaemonArgs::WaitForStop() const {
   LOG_INFO("stopping", {{"signal", signal}});
 }
 
+MemoryShares SharesOfMemory(const DaemonArgs& args) {
+  const uint64_t all = runtime::DaemonMemory(args.memory_reserve_bytes, runtime::TotalMemory());
+  return {.calls = all / 4, .queued = all / 4, .chunks = all / 10, .results = all / 10};
+}
+
 int RunDaemon(int argc, char** argv) {
   cli::LockFile lock;  // for as long as the process lives
   auto args = Prepare(argc, argv, &lock);
@@ -135,9 +140,7 @@ int RunDaemon(int argc, char** argv) {
     return 1;
   }
   LOG_INFO("starting", {{"pid", ::getpid()}, {"instance", args->instance}});
-  // Others' bytes, as calls hold them, leave room for what is made of them; and control and worker share.
-  rpc::MemoryBudget::OfProcess()->Limit(
-      runtime::DaemonMemory(args->memory_reserve_bytes, runtime::TotalMemory()) / 3);
+  rpc::MemoryBudget::OfProcess()->Limit(SharesOfMemory(*args).calls);
   if (args->role == "control") return ControlMain(*args);
   if (args->role == "worker") return WorkerMain(*args);
   if (args->role == "spawner") return SpawnerMain(*args);

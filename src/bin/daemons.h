@@ -45,6 +45,16 @@ struct DaemonArgs {
   void WaitForStop() const;
 };
 
+// Parts of the memory that the daemons' control group has (runtime::DaemonMemory), in bytes: together with
+// the worker's for calls less than all of it.
+struct MemoryShares {
+  uint64_t calls = 0;    // of control and of the worker each: others' bytes, as calls hold them
+  uint64_t queued = 0;   // control's three: unfinished inputs,
+  uint64_t chunks = 0;   // generators' data,
+  uint64_t results = 0;  // results
+};
+MemoryShares SharesOfMemory(const DaemonArgs& args);
+
 // Each returns the process's exit code.
 int ControlMain(const DaemonArgs& args);
 int WorkerMain(const DaemonArgs& args);

@@ -21,6 +21,12 @@ Result<std::unique_ptr<CallEngine>> CallEngine::Open(EngineOptions options, Cloc
 CallEngine::CallEngine(std::unique_ptr<EngineCore> core) : core_(std::move(core)) {}
 CallEngine::~CallEngine() = default;
 
+void CallEngine::SetWorkspaceCount(std::function<size_t()> count) {
+  core_->strand().Post([core = core_.get(), count = std::move(count)]() mutable {
+    core->SetWorkspaceCount(std::move(count));
+  });
+}
+
 void CallEngine::SetTaskSpecSource(TaskSpecSource* source) {
   core_->strand().Post([core = core_.get(), source] { core->SetTaskSpecSource(source); });
 }

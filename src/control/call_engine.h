@@ -163,6 +163,8 @@ class CallEngine : public Engine {
   ~CallEngine() override;
   // Before the first worker connects.
   void SetTaskSpecSource(TaskSpecSource* source);
+  // How many workspaces there are: with more than one, each has a share of a worker alone. From any thread.
+  void SetWorkspaceCount(std::function<size_t()> count);
 
   void CreateCall(NewCall call, std::function<void(Result<CreatedCall>)> reply);
   void PutInputs(const CallScope& scope, const std::string& call_id, const std::string& function_id,

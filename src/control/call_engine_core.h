@@ -30,6 +30,7 @@ class EngineCore : public WorkerEvents {
   WorkerRegistry& registry() { return registry_; }
   std::optional<TaskIdentity> IdentityOfTask(const std::string& task_id) const;
   void SetTaskSpecSource(TaskSpecSource* source) { spec_source_ = source; }
+  void SetWorkspaceCount(std::function<size_t()> count) { workspace_count_ = std::move(count); }
   Pool& pool() { return pool_; }
   Journal& journal() { return *journal_; }
   uint64_t NewHandle() { return next_handle_.fetch_add(1); }
@@ -196,6 +197,7 @@ class EngineCore : public WorkerEvents {
   const EngineOptions options_;
   Clock& clock_;
   TaskSpecSource* spec_source_ = nullptr;
+  std::function<size_t()> workspace_count_ = [] { return size_t{1}; };
 
   std::map<std::string, std::unique_ptr<AppState>> apps_;
   std::unordered_map<std::string, std::unique_ptr<FunctionState>> functions_;
@@ -241,7 +243,8 @@ class EngineCore : public WorkerEvents {
 
   std::unique_ptr<Journal> journal_;
   Pool pool_;
-  Strand strand_;  // last: stops first
+  Pool results_pool_;  // apart: starts of containers don't wait for who reads old results
+  Strand strand_;      // last: stops first
   WorkerRegistry registry_;
 };
 

@@ -334,6 +334,28 @@ TEST_F(LimitsTest, CancelledStartsGiveTheirPlacesBackAtOnce) {
   EXPECT_EQ(task->function_id(), "fu-2");
 }
 
+TEST_F(LimitsTest, AWorkspaceHasAShareOfAWorkerOnceThereAreSeveral) {
+  std::atomic<size_t> workspaces{1};
+  FunctionInfo info = Function();
+  info.limits.set_milli_cpu_request(30'000);
+  Begin(info);
+  engine_->SetWorkspaceCount([&] { return workspaces.load(); });
+  auto worker = Connect();
+  std::string call = Map("x");
+  ASSERT_TRUE(worker->WaitStart()) << "by itself it may have nearly all";
+  workspaces = 2;  // no function of the other is known yet
+  info = Function("fu-2");
+  info.limits.set_milli_cpu_request(30'000);
+  engine_->PutFunction(info, false);
+  NewCall refused = CallOf("y");
+  refused.function_id = "fu-2";
+  auto page = Poll(Create(refused)->call_id);
+  ASSERT_TRUE(page.ok());
+  ASSERT_EQ(page->outputs.size(), 1u);
+  EXPECT_NE(page->outputs[0].text.find("of one workspace, while there are several"), std::string::npos)
+      << page->outputs[0].text;
+}
+
 TEST_F(LimitsTest, WhatIsCancelledLeavesTheBufferItsContainers) {
   FunctionInfo info = Function();
   info.buffer_containers = 1;

@@ -6,6 +6,7 @@ EngineCore::EngineCore(EngineOptions options, Clock& clock)
     : options_(std::move(options)),
       clock_(clock),
       pool_("engine-io", 2),
+      results_pool_("engine-results", 2),
       strand_("engine"),
       registry_(strand_, options_.worker_grace) {
   registry_.SetEvents(this);
@@ -13,6 +14,7 @@ EngineCore::EngineCore(EngineOptions options, Clock& clock)
 
 EngineCore::~EngineCore() {
   pool_.Stop();
+  results_pool_.Stop();
   strand_.Stop();
   journal_.reset();
 }

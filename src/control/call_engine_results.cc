@@ -39,8 +39,8 @@ void EngineCore::ReplyWithResults(Call* call, OutputsPage page,
   }
   if (seqs.empty()) return reply(std::move(page));
   ++call->readers;
-  pool_.Post([this, number = call->number, call_id = call->id, seqs = std::move(seqs), page = std::move(page),
-              reply = std::move(reply)]() mutable {
+  results_pool_.Post([this, number = call->number, call_id = call->id, seqs = std::move(seqs),
+                      page = std::move(page), reply = std::move(reply)]() mutable {
     auto results = journal_->Results(number, seqs);
     if (results.ok()) {
       auto next = results->begin();

@@ -44,7 +44,7 @@ void EngineCore::Scale() {
     out.milli_cpu = worker->capacity.milli_cpu();
     out.memory_bytes = worker->capacity.memory_bytes();
     out.refuses = !worker->connected || worker->capacity.disk_low();
-    out.shared = workspaces_.size() > 1;
+    out.shared = workspace_count_() > 1;
     view.workers.push_back(std::move(out));
   }
   std::vector<FunctionState*> functions;

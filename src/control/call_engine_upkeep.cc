@@ -95,7 +95,7 @@ void EngineCore::Housekeeping() {
   double now = UnixSeconds();
   std::vector<Call*> old;
   for (auto& [id, call] : calls_) {
-    if (call->unfinished > 0 || !call->committed || !call->polls.empty()) continue;
+    if (call->unfinished > 0 || !call->committed || !call->polls.empty() || call->readers > 0) continue;
     double age = now - std::max(call->finished_at, call->created_at);
     double keep = call->synchronous() ? kSyncKeepSecs : kAsyncKeepSecs;
     if (call->synchronous() && call->function->app->stopped)

@@ -2,6 +2,8 @@
 
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <string_view>
 
 #include "base/fd.h"
 #include "base/ids.h"
@@ -43,6 +45,7 @@ Status Tokens::Load(const std::string& first_token_path) {
       alive = alive || !entry.info.revoked;
       tokens_[row.Text(0)] = std::move(entry);
     }
+    CountLocked();
   }
   if (alive || (!tokens_.empty() && Exists(first_token_path))) return OkStatus();
   ASSIGN_OR_RETURN(NewToken token, Create("main", "first token"));
@@ -123,6 +126,7 @@ Result<NewToken> Tokens::Create(const std::string& workspace, const std::string&
   RETURN_IF_ERROR(db_->Sync());
   std::unique_lock lock(mutex_);
   tokens_[token_id] = std::move(entry);
+  CountLocked();
   return NewToken{token_id, secret, workspace_name};
 }
 
@@ -133,8 +137,17 @@ Status Tokens::Revoke(const std::string& token_id) {
   {
     std::unique_lock lock(mutex_);
     tokens_[token_id].info.revoked = true;
+    CountLocked();
   }
   return db_->Sync();
+}
+
+void Tokens::CountLocked() {
+  std::set<std::string_view> workspaces;
+  for (const auto& [id, entry] : tokens_) {
+    if (!entry.info.revoked) workspaces.insert(entry.info.workspace_id);
+  }
+  workspaces_in_use_ = workspaces.size();
 }
 
 std::vector<TokenInfo> Tokens::List() const {

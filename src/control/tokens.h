@@ -4,6 +4,7 @@
 // Thread-safety: every method from any thread. Create and Revoke block on the disk.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <shared_mutex>
 #include <string>
@@ -44,6 +45,8 @@ class Tokens {
   // "main" of "ac-...".
   Result<std::string> WorkspaceName(const std::string& workspace_id) const;
   std::vector<std::string> WorkspaceIds() const;
+  // Of how many a token isn't revoked. Cheap.
+  size_t workspaces_in_use() const { return workspaces_in_use_.load(std::memory_order_relaxed); }
   // Writes when tokens were last used; called now and then and at the end.
   Status Flush();
 
@@ -54,12 +57,14 @@ class Tokens {
     bool dirty = false;
   };
   Result<std::string> EnsureWorkspace(const std::string& name);
+  void CountLocked();
 
   store::Database* db_;
   Clock* clock_;
   mutable std::shared_mutex mutex_;  // guards the maps
   std::map<std::string, Entry, std::less<>> tokens_;
   std::map<std::string, std::string> workspaces_;  // id -> name
+  std::atomic<size_t> workspaces_in_use_{0};
 };
 
 }  // namespace lydian::control

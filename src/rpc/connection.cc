@@ -478,7 +478,7 @@ void Connection::HeadersLocked(H2Stream& stream, bool end) {
       stream.encoded_ = !encoding.empty() && encoding != "identity";
       stream.header_bytes_ = headers.size();
       AccountLocked(stream);
-      if (held_bytes_ > MostHeldLocked())
+      if (!TakesMoreLocked(stream))
         return RefuseLocked(stream, ResourceExhausted("more calls than there is memory for"));
       PushLocked(stream, {H2Stream::Item::Kind::kRequest, {}, std::move(headers), {}});
     }
@@ -505,7 +505,7 @@ void Connection::DataLocked(H2Stream& stream, std::string_view bytes) {
     PushLocked(stream, {H2Stream::Item::Kind::kMessage, std::move(message), {}, {}});
   }
   AccountLocked(stream);
-  if (status.ok() && stream.parser_.held_bytes() > 0 && held_bytes_ > MostHeldLocked()) {
+  if (status.ok() && stream.parser_.held_bytes() > 0 && !TakesMoreLocked(stream)) {
     status = ResourceExhausted("more bytes of unfinished calls than there is memory for: try again later");
   }
   if (server() && !stream.encoded_ && status.code() == Code::kUnimplemented)

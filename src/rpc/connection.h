@@ -177,7 +177,7 @@ class Connection : public Loop::Watched, public std::enable_shared_from_this<Con
   size_t MostUnreadLocked() const;
   bool FullLocked() const;
   bool DrainedLocked(const H2Stream& stream, size_t limit);
-  size_t MostHeldLocked() const;
+  bool TakesMoreLocked(const H2Stream& stream) const;
   void WakeLocked();
   void WatchReaderLocked();
   void LookAgain();

@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t kLeastRead = size_t{256} << 10;  // of unread answers, in the time that a client has for it
 constexpr size_t kAlwaysHeld = size_t{64} << 10;  // of a connection's, either way, whatever others hold
-constexpr size_t kPartOfLeft = 16;
+constexpr size_t kPartOfLeft = 16, kTimesLeft = 4;
 constexpr Millis kLookAgain{500};
 
 }  // namespace
@@ -22,12 +22,14 @@ size_t Connection::MostUnreadLocked() const {
   return std::min(options_.most_unread, std::max(kAlwaysHeld, options_.memory->left() / kPartOfLeft));
 }
 
-// ... and of what comes from the other side and is not done with: as much as is left, so that one by itself
-// takes half.
-size_t Connection::MostHeldLocked() const {
-  if (options_.memory == nullptr) return SIZE_MAX;
-  if (options_.most_unread == SIZE_MAX) return options_.memory->exceeded() ? kAlwaysHeld : SIZE_MAX;
-  return std::max(kAlwaysHeld, options_.memory->left());
+// ... and of what comes from the other side and is not done with: a few times what is left, so that one by
+// itself has four fifths, and many leave something however many they are. A worker's link carries what all
+// its containers say: only large messages are held back there, and only when there is no memory at all.
+bool Connection::TakesMoreLocked(const H2Stream& stream) const {
+  if (options_.memory == nullptr) return true;
+  if (options_.most_unread == SIZE_MAX)
+    return stream.parser_.held_bytes() <= kAlwaysHeld || !options_.memory->exceeded();
+  return held_bytes_ <= std::max(kAlwaysHeld, kTimesLeft * options_.memory->left());
 }
 
 bool Connection::FullLocked() const { return server() && unsent_ > MostUnreadLocked(); }
@@ -39,6 +41,7 @@ void Connection::BufferedLocked(H2Stream& stream, size_t now) {
   if (options_.memory) options_.memory->Change(stream.buffered_, now);
   stream.buffered_ = now;
   if (!watched_ && FullLocked()) WatchReaderLocked();
+  if (backed_up_.empty() && !held_up_) return;
   // When all is over, what waits is not begun any more.
   if (!closed_ && unsent_ <= MostUnreadLocked() / 2) WakeLocked();
 }
@@ -60,8 +63,9 @@ void Connection::WakeLocked() {
 bool Connection::DrainedLocked(const H2Stream& stream, size_t limit) {
   if (stream.closed_) return true;
   if (stream.buffered_ >= limit) return false;
-  held_up_ |= FullLocked();
-  return !FullLocked();
+  const bool full = FullLocked();
+  held_up_ |= full;
+  return !full;
 }
 
 void Connection::WatchReaderLocked() {

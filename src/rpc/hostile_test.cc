@@ -294,7 +294,7 @@ TEST_F(Hostile, HeadersOfCallsAreCounted) {
   ASSERT_TRUE(refusal);
   EXPECT_EQ(Decoder().Fields(refusal->payload).at("grpc-status"),
             std::to_string(static_cast<int>(Code::kResourceExhausted)));
-  EXPECT_GE(refusal->stream, 19u);  // half of the budget by itself
+  EXPECT_GE(refusal->stream, 30u);  // four fifths of the budget by itself
   const auto reset = client.Next(kResetFrame);
   ASSERT_TRUE(reset);  // nothing more of it is wanted
   EXPECT_EQ(NumberOf(reset->payload), 0u);
@@ -443,6 +443,34 @@ TEST_F(Hostile, StreamsThatAreNotReadWaitForEachOther) {
   ASSERT_TRUE(client.Next(kDataFrame));
   EXPECT_EQ(Echo("others go on").value(), "others go on");
   EXPECT_LT(memory->held(), size_t{24} << 20);  // a sixteenth, and what the streams were about to write
+}
+
+TEST_F(Hostile, OneLargeMessageMayHaveMostOfTheMemory) {
+  auto memory = std::make_shared<MemoryBudget>(size_t{8} << 20);
+  Serve({.memory = memory});
+  const std::string large(size_t{6} << 20, 'x');
+  EXPECT_EQ(Echo(large).value(), large);
+}
+
+// A worker brings its containers' calls on one connection, while others hold all that there is.
+TEST_F(Hostile, SmallCallsOfALinkAreAlwaysTaken) {
+  auto memory = std::make_shared<MemoryBudget>(size_t{1} << 20);
+  Serve({.max_unread_bytes = SIZE_MAX, .memory = memory});
+  Client client(port());
+  std::string bytes;
+  for (uint32_t i = 0; i < 20; ++i) {  // none of them ends
+    bytes +=
+        HeaderBlock(1 + 2 * i, Request() + Literal("x-token", "1")) +
+        Frame(kDataFrame, 0, 1 + 2 * i, std::string(1, '\0') + Number(20'000, 4) + std::string(8'000, 'x'));
+  }
+  client.Send(bytes);
+  memory->Change(0, size_t{2} << 20);  // somebody's
+  client.Send(HeaderBlock(101, Request() + Literal("x-token", "1")) +
+              Frame(kDataFrame, kEndStream, 101, std::string(5, '\0')));
+  const auto answer = client.Next(kDataFrame);
+  ASSERT_TRUE(answer);
+  EXPECT_EQ(answer->stream, 101u);
+  memory->Change(size_t{2} << 20, 0);
 }
 
 TEST_F(Hostile, SmallMessagesThatNeverEndAreBoundedTogether) {

@@ -27,8 +27,11 @@
 namespace lydian::worker {
 namespace {
 
-// Of unfinished calls: one container is not to take what there is for all.
-constexpr size_t kPartOfContainer = 4;  // of the memory for calls
+// Of the memory for calls a container has a part, since one is not to take what there is for all; on a small
+// machine so much that one message of results still fits.
+constexpr size_t kPartOfContainer = 4, kLeastOfContainer = size_t{64} << 20;
+
+size_t MostOfContainer() { return std::max(MostOfContainer(), kLeastOfContainer); }
 
 constexpr size_t kPoolThreads = 4;
 constexpr size_t kCommitThreads = 2;  // each copies a layer: more would only take turns at the disk
