@@ -33,17 +33,44 @@ TEST_F(ImagesTest, AsksAWorkerOnceForAClientVersion) {
   EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(), Code::kNotFound);
 }
 
-TEST_F(ImagesTest, AClientVersionThatCannotBeHadIsNotLookedForAtOnceAgain) {
-  workers_.ensure_status = NotFound("no such version");
-  pb::MountGetOrCreateRequest request;
-  request.set_namespace_(pb::DEPLOYMENT_NAMESPACE_GLOBAL);
-  for (const char* name :
-       {"modal-client-mount-0.0.1", "modal-client-mount-0.0.1", "modal-client-mount-0.0.2"}) {
-    request.set_deployment_name(name);
-    EXPECT_EQ(Ask<pb::MountGetOrCreateResponse>("MountGetOrCreate", request).status().code(),
-              Code::kNotFound);
-  }
-  EXPECT_EQ(workers_.ensured, (std::vector<std::string>{"0.0.1", "0.0.2"}));
+TEST_F(ImagesTest, AWorkspaceHasOneUnknownClientVersionLookedForAtATime) {
+  workers_.hold_ensured = true;
+  rpc::Caller other = user_;
+  other.workspace_id = "ac-other";
+  std::atomic<int> answered{0};
+  auto ask = [&](const rpc::Caller& caller, const std::string& version) {
+    pb::MountGetOrCreateRequest request;
+    request.set_namespace_(pb::DEPLOYMENT_NAMESPACE_GLOBAL);
+    request.set_deployment_name("modal-client-mount-" + version);
+    CapturedHandlers().unary.at("MountGetOrCreate")(request.SerializeAsString(),
+                                                    std::make_shared<FakeContext>("MountGetOrCreate", caller),
+                                                    [&](const Result<std::string>&) { ++answered; });
+  };
+  auto ensured = [&] {
+    OnStrand([] { return 0; });
+    std::lock_guard lock(workers_.mutex);
+    return workers_.ensured;
+  };
+  for (const char* version : {"0.0.1", "0.0.2", "0.0.3"}) ask(user_, version);
+  EXPECT_EQ(ensured(), (std::vector<std::string>{"0.0.1"}));
+  ask(other, "0.0.4");
+  EXPECT_EQ(ensured(), (std::vector<std::string>{"0.0.1", "0.0.4"})) << "who asks for much waits alone";
+  auto end = [&](size_t index) {
+    std::unique_lock lock(workers_.mutex);
+    auto done = workers_.held.at(index);
+    workers_.held.at(index) = nullptr;
+    lock.unlock();
+    done(NotFound("no such version"));
+    done = nullptr;
+    OnStrand([] { return 0; });
+  };
+  end(0);
+  EXPECT_EQ(ensured(), (std::vector<std::string>{"0.0.1", "0.0.4", "0.0.2"}));
+  end(2);
+  EXPECT_EQ(ensured().back(), "0.0.3");
+  end(1);
+  end(3);
+  EXPECT_EQ(answered, 4);
 }
 
 TEST_F(ImagesTest, TwoWhoAskShareABuildAndFailuresAreNotKept) {

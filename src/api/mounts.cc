@@ -2,7 +2,6 @@
 // workers.
 #include <modal_proto/api.pb.h>
 
-#include <chrono>
 #include <map>
 #include <set>
 
@@ -18,8 +17,6 @@ namespace pb = modal::client;
 namespace {
 
 constexpr int kMostHashes = 10'000, kMostFiles = 200'000;
-constexpr auto kFailureKept = std::chrono::minutes(1);
-constexpr size_t kMostFailures = 1000;
 constexpr std::string_view kClientPrefix = "modal-client-mount-";
 
 Result<pb::MountBatchedCheckExistenceResponse> CheckExistence(
@@ -113,8 +110,7 @@ bool IsVersion(std::string_view text) {
 }
 
 // Mounts of client versions: asked of a worker once, then known. Each is a container that looks for packages,
-// so workspaces take turns at those that aren't known, and one that can't be had isn't looked for at once
-// again. On the strand.
+// so workspaces take turns at those that aren't known. On the strand.
 class ClientMounts : public std::enable_shared_from_this<ClientMounts> {
  public:
   using Answered = rpc::Reply<pb::MountGetOrCreateResponse>;
@@ -124,9 +120,6 @@ class ClientMounts : public std::enable_shared_from_this<ClientMounts> {
   void Get(const ServicesPtr& services, const std::string& workspace, const std::string& version,
            const Answered& reply) {
     if (known_.count(version) > 0) return Finish(services, version, OkStatus(), reply);
-    const auto now = std::chrono::steady_clock::now();
-    std::erase_if(failed_, [&](const auto& entry) { return now - entry.second.at > kFailureKept; });
-    if (auto failed = failed_.find(version); failed != failed_.end()) return reply(failed->second.status);
     auto& waiting = waiting_[version];
     waiting.push_back(reply);
     if (waiting.size() > 1) return;
@@ -142,12 +135,9 @@ class ClientMounts : public std::enable_shared_from_this<ClientMounts> {
  private:
   void Ended(const ServicesPtr& services, const std::string& version, const Status& status) {
     if (status.ok()) known_.insert(version);
-    if (!status.ok() && !IsTransient(status.code()) && failed_.size() < kMostFailures)
-      failed_[version] = {std::chrono::steady_clock::now(), status};
     auto waiting = waiting_.extract(version);
     for (const auto& reply : waiting.mapped()) Finish(services, version, status, reply);
   }
-  static bool IsTransient(Code code) { return code == Code::kUnavailable || code == Code::kCancelled; }
   void Finish(const ServicesPtr& services, const std::string& version, const Status& status,
               const Answered& reply) {
     if (!status.ok()) return reply(status);
@@ -156,14 +146,8 @@ class ClientMounts : public std::enable_shared_from_this<ClientMounts> {
     reply(Answer(*mount));
   }
 
-  struct Failure {
-    SteadyTime at;
-    Status status;
-  };
-
   const std::shared_ptr<Turns> turns_;
   std::set<std::string> known_;
-  std::map<std::string, Failure> failed_;
   std::map<std::string, std::vector<Answered>> waiting_;
 };
 

@@ -183,6 +183,7 @@ class FakeWorkers : public control::Workers {
     {
       std::lock_guard lock(mutex);
       ensured.push_back(name);
+      if (hold_ensured) return held.push_back(std::move(done));
     }
     done(ensure_status);
   }
@@ -201,6 +202,8 @@ class FakeWorkers : public control::Workers {
   std::condition_variable changed;
   std::vector<std::pair<BuildSpec, std::function<void(const BuildUpdate&)>>> builds;
   std::vector<std::string> ensured, cancelled;
+  bool hold_ensured = false;  // the answers wait in `held`
+  std::vector<std::function<void(Status)>> held;
   Status ensure_status;
 };
 
