@@ -12,7 +12,6 @@
 #include <cstring>
 #include <memory>
 #include <set>
-#include <unordered_set>
 #include <vector>
 
 #include "base/paths.h"
@@ -136,7 +135,7 @@ class Unpacker {
       RETURN_IF_ERROR(WriteData(reader, fd.get(), path));
       struct stat st;
       if (::fstat(fd.get(), &st) != 0) return ErrnoStatus(path);
-      written_files_.insert(st.st_ino);
+      written_files_.emplace(st.st_dev, st.st_ino);
     } else if (type == AE_IFLNK) {
       RETURN_IF_ERROR(Clear(folder, name));
       RETURN_IF_ERROR(budget_.Entry());
@@ -165,7 +164,7 @@ class Unpacker {
   Status ChargeLink(int folder, const std::string& name, const std::string& path) {
     struct stat st;
     if (::fstatat(folder, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) return ErrnoStatus(path);
-    if (!S_ISREG(st.st_mode) || written_files_.contains(st.st_ino)) return OkStatus();
+    if (!S_ISREG(st.st_mode) || written_files_.contains({st.st_dev, st.st_ino})) return OkStatus();
     return Charge(static_cast<uint64_t>(st.st_size));
   }
 
@@ -244,7 +243,7 @@ class Unpacker {
   const UnpackOptions& options_;
   Budget& budget_;
   uint64_t archive_bytes_, written_ = 0;
-  std::unordered_set<ino_t> written_files_;  // of this archive
+  std::set<std::pair<dev_t, ino_t>> written_files_;  // of this archive
   std::vector<std::pair<std::string, timespec>> folder_times_;
   std::set<std::string> placed_;  // of this archive, when whiteouts must tell them from what lies below
 };

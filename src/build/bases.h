@@ -17,7 +17,7 @@
 namespace lydian::build {
 
 // Those that the client runs in.
-inline constexpr const char* kClientPythons[] = {"3.9", "3.10", "3.11", "3.12", "3.13", "3.14", "3.15"};
+inline constexpr const char* kClientPythons[] = {"3.10", "3.11", "3.12", "3.13", "3.14", "3.15"};
 
 struct BaseOptions {
   std::string cache_dir;  // "" = none

@@ -124,6 +124,8 @@ def test_headers_that_grow_when_decoded(lydian, neighbour):
 
 @pytest.mark.feature("limits: connections without a token")
 def test_silent_connections_of_one_address(lydian, neighbour, many_descriptors):
+    if many_descriptors < 2500:
+        pytest.skip(f"SKIPPED: a process may have {many_descriptors} descriptors here: too few for 1,500 connections")
     with neighbour:
         silent = [connect(lydian) for _ in range(1500)]
         for s in silent:
@@ -136,8 +138,9 @@ def test_silent_connections_of_one_address(lydian, neighbour, many_descriptors):
 @pytest.mark.feature("limits: connections without a token")
 def test_silent_connections_of_many_addresses(lydian, neighbour, many_descriptors):
     """More than the port takes in all, from addresses that each keep to their part."""
-    addresses = [f"127.0.1.{i}" for i in range(1, 26)]
-    each = min(430, (many_descriptors - 1000) // len(addresses))
+    addresses, each = [f"127.0.1.{i}" for i in range(1, 26)], 430
+    if many_descriptors < len(addresses) * each + 1000:
+        pytest.skip(f"SKIPPED: a process may have {many_descriptors} descriptors here: too few for more connections than the port takes")
     silent = []
     try:
         with neighbour:

@@ -292,6 +292,21 @@ TEST_F(BuildAttackTest, SharedLayersComeFromOurOwnImages) {
     }
 }
 
+TEST_F(BuildAttackTest, WhatOneWorkspacesStepsMadeIsNoOthers) {
+  const auto of = [&](const std::string& workspace) {
+    auto spec = Spec({kFrom, "RUN echo made by && od -An -N8 -tx8 /dev/urandom | tee /made"});
+    spec.set_workspace_id(workspace);
+    return Build(spec);
+  };
+  const auto mine = of("ac-mine"), again = of("ac-mine"), others = of("ac-others");
+  ASSERT_TRUE(mine.result.ok() && again.result.ok() && others.result.ok()) << others.result.error();
+  const auto layers = [](const auto& built) { return built.result.image().layer_ids(); };
+  EXPECT_EQ(*layers(mine).rbegin(), *layers(again).rbegin());
+  EXPECT_THAT(again.log, HasSubstr("cached"));
+  EXPECT_NE(*layers(mine).rbegin(), *layers(others).rbegin());
+  EXPECT_THAT(others.log, ::testing::Not(HasSubstr("cached")));
+}
+
 TEST_F(BuildAttackTest, WhatAnImagesPythonSaysIsNotKept) {
   const auto peak = [] {
     rusage use{};

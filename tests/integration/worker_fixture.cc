@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "build/builder.h"
 #include "image/layer_store.h"
+#include "image/testing.h"
 #include "modal_proto/api.pb.h"
 #include "rpc/http.h"
 #include "runtime/runtime.h"
@@ -98,22 +99,16 @@ def calls(x):
     return x
 )";
 
-class GatedTransaction : public image::LayerTransaction {
+class GatedTransaction : public image::PassingTransaction {
  public:
   GatedTransaction(std::unique_ptr<image::LayerTransaction> real, std::shared_ptr<CommitGate> gate)
-      : real_(std::move(real)), gate_(std::move(gate)) {}
-  const std::string& dir() const override { return real_->dir(); }
+      : PassingTransaction(std::move(real)), gate_(std::move(gate)) {}
   Status Take(int writable, const std::function<Status()>& check) override {
     RETURN_IF_ERROR(gate_->Wait(check));
-    return real_->Take(writable, check);
-  }
-  Result<image::Tree> Upper() const override { return real_->Upper(); }
-  Result<image::LayerInfo> Commit(const std::string& id, const std::string& note) override {
-    return real_->Commit(id, note);
+    return PassingTransaction::Take(writable, check);
   }
 
  private:
-  std::unique_ptr<image::LayerTransaction> real_;
   std::shared_ptr<CommitGate> gate_;
 };
 
