@@ -88,14 +88,21 @@ class ProcsTest : public testing::Test {
 
   void TearDown() override {
     if (folder_.empty()) return;
+    // Held before they are killed: a process leaves its lock before it leaves its control group.
+    std::vector<UniqueFd> ending;
     for (const char* role : {"up", "control", "worker", "spawner"}) {
-      if (auto pid = Pid(role); pid != 0) ::kill(pid, SIGKILL);
+      int pid = Pid(role);
+      if (pid == 0) continue;
+      ending.push_back(Hold(pid));
+      ::kill(pid, SIGKILL);
     }
+    for (const UniqueFd& process : ending) WaitGone(process);
     for (pid_t child : children_) ::waitpid(child, nullptr, 0);
-    for (const char* role : {"control", "worker", "spawner"}) WaitGone(Pid(role));
     // Of an `up` that was killed.
     auto memory = os::MemoryGroup::Open(runtime::DaemonGroup(cli::InstanceName(paths_.root)), 0);
-    EXPECT_TRUE(memory.ok() && memory->Remove().ok());
+    ASSERT_TRUE(memory.ok()) << memory.status();
+    Status removed = memory->Remove();
+    EXPECT_TRUE(removed.ok()) << removed;
     EXPECT_TRUE(RemoveTree(folder_).ok());
   }
 
@@ -133,12 +140,16 @@ class ProcsTest : public testing::Test {
     return got;
   }
 
-  static void WaitGone(int pid) {
-    UniqueFd pidfd(pid == 0 ? -1 : static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-    pollfd wait{pidfd.get(), POLLIN, 0};
-    if (pidfd.valid()) {
+  static UniqueFd Hold(int pid) { return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))); }
+
+  static void WaitGone(const UniqueFd& process) {
+    pollfd wait{process.get(), POLLIN, 0};
+    if (process.valid()) {
       EXPECT_EQ(::poll(&wait, 1, 20'000), 1);
     }
+  }
+  static void WaitGone(int pid) {
+    if (pid != 0) WaitGone(Hold(pid));
   }
 
   int Port() {
