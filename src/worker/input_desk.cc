@@ -18,9 +18,19 @@ LeaseRef Ref(const HeldLease& lease) {
 }  // namespace
 
 void RunningInput::Set(std::string input_id, std::string call_id) {
+  std::function<void()> told;
+  {
+    std::lock_guard lock(mutex_);
+    if (input_id == input_id_ && call_id == call_id_) return;
+    input_id_ = std::move(input_id);
+    call_id_ = std::move(call_id);
+    told.swap(on_next_set_);
+  }
+  if (told) told();
+}
+void RunningInput::OnNextSet(std::function<void()> fn) {
   std::lock_guard lock(mutex_);
-  input_id_ = std::move(input_id);
-  call_id_ = std::move(call_id);
+  on_next_set_ = std::move(fn);
 }
 void RunningInput::Get(std::string* input_id, std::string* call_id) const {
   std::lock_guard lock(mutex_);
