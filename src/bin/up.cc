@@ -216,6 +216,8 @@ Status Supervise(const UpOptions& options, Announcer& announcer) {
                                     std::to_string(options.step_timeout_s),
                                     "--build-timeout",
                                     std::to_string(options.build_timeout_s),
+                                    "--list-stopped",
+                                    std::to_string(options.list_stopped_s),
                                     "--app-log-quota",
                                     std::to_string(options.app_log_bytes),
                                     "--log-quota",
