@@ -193,7 +193,8 @@ class Call final : public Context,
   }
 
   Status Admit(bool relayed) {
-    if (method_ == &host_->router->impl().unknown) {
+    if (const Router::Impl& router = host_->router->impl(); method_ == &router.unknown) {
+      if (router.unknown_text) return Unimplemented(router.unknown_text(full_method_));
       return Unimplemented("Lydian does not implement " + std::string(method()) + " yet (" +
                            full_method_.substr(std::min<size_t>(1, full_method_.size())) + ")");
     }
@@ -296,6 +297,7 @@ class Call final : public Context,
   // Once, when it is known how the call ends.
   void Count(Code code) {
     method_->metrics.Finished(code, std::chrono::steady_clock::now() - started_);
+    if (code == Code::kOk && method_ != &host_->router->impl().relayed) RecordAnswered(full_method_);
     if (timer_) Deadlines().CancelTimer(*timer_);
   }
 
