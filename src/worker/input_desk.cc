@@ -252,6 +252,7 @@ void InputDesk::Put(Output output, std::function<void()> done) {
     LOG_WARN("an output is kept by control alone", {{"task_id", options_.task_id}, {"why", spooled}});
     pending.done.push_back(std::move(done));
   }
+  UpdateRunning();
   options_.send_output(pending.output, /*soon=*/pending.spooled && !queued_.empty());
   const bool safe = pending.spooled;
   if (spool_->crowded()) TidySpool();
@@ -378,6 +379,7 @@ void InputDesk::SendDemand(bool first) {
 void InputDesk::UpdateRunning() {
   const HeldLease* only = nullptr;
   for (const auto& [key, held] : held_) {
+    if (outputs_.contains(key)) continue;  // done; control has only not heard of it yet
     if (only != nullptr) {
       running_->Set("", "");
       return;

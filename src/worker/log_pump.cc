@@ -330,8 +330,10 @@ void LogPump::Decide(Source& source, int index, bool all, SteadyTime now) {
 void LogPump::BeginPartial(Source& source, int index, SteadyTime now) {
   Stream& stream = source.streams[index];
   stream.partial_since = now;
-  if (!source.config.running) return;
-  source.config.running->Get(&stream.partial_input, &stream.partial_call);
+  stream.partial_input.clear();
+  stream.partial_call.clear();
+  if (source.config.running) source.config.running->Get(&stream.partial_input, &stream.partial_call);
+  if (stream.partial_input.empty()) return;  // nobody's alone: nobody's end ends it
   source.config.running->OnNextSet(
       [this, task_id = source.config.task_id] { Post([this, task_id] { EndPartials(task_id); }); });
 }
@@ -341,9 +343,13 @@ void LogPump::EndPartials(const std::string& task_id) {
   auto it = sources_.find(task_id);
   if (it == sources_.end()) return;
   Source& source = *it->second;
+  std::string input_id, call_id;
+  source.config.running->Get(&input_id, &call_id);
   for (int i = 0; i < 2; ++i) {
     Stream& stream = source.streams[i];
-    if (stream.partial_since == SteadyTime::max()) continue;
+    if (stream.partial_since == SteadyTime::max() || stream.partial_input.empty() ||
+        stream.partial_input == input_id)
+      continue;
     if (stream.pipe.valid() && stream.polled) Read(source, i);
     if (stream.partial_since != SteadyTime::max())
       Decide(source, i, false, stream.partial_since + options_.partial_line);
