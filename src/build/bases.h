@@ -42,6 +42,8 @@ class BaseImages {
   Status Import(const std::string& name, const std::string& archive);
   std::vector<Builder::Base> List();
   Status NoSuchBase(const std::string& name) const;
+  // "" unless it is an image for a Python that no recipe offers.
+  std::string PythonAdvice(const std::string& name) const;
 
  private:
   struct Product {

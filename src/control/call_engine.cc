@@ -169,10 +169,10 @@ void CallEngine::StopApp(const std::string& app_id, const std::string& reason, u
   });
 }
 
-void CallEngine::StopTask(const std::string& task_id, const std::string& reason,
+void CallEngine::StopTask(const std::string& task_id, const std::string& reason, bool graceful,
                           std::function<void(Status)> done) {
-  core_->strand().Post([core = core_.get(), task_id, reason, done = std::move(done)]() mutable {
-    core->StopTaskById(task_id, reason, std::move(done));
+  core_->strand().Post([core = core_.get(), task_id, reason, graceful, done = std::move(done)]() mutable {
+    core->StopTaskById(task_id, reason, graceful, std::move(done));
   });
 }
 

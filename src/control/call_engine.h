@@ -192,7 +192,7 @@ class CallEngine : public Engine {
   void ActivateApp(const std::string& app_id) override;
   void StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms,
                std::function<void()> done) override;
-  void StopTask(const std::string& task_id, const std::string& reason,
+  void StopTask(const std::string& task_id, const std::string& reason, bool graceful,
                 std::function<void(Status)> done) override;
   void RunBuilder(const std::string& function_id, const std::string& input,
                   std::function<void(BuilderOutcome)> done) override;

@@ -76,7 +76,8 @@ class EngineCore : public WorkerEvents {
   void ActivateApp(const std::string& app_id);
   void StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms,
                std::function<void()> done);
-  void StopTaskById(const std::string& task_id, const std::string& reason, std::function<void(Status)> done);
+  void StopTaskById(const std::string& task_id, const std::string& reason, bool graceful,
+                    std::function<void(Status)> done);
   void RunBuilder(const std::string& function_id, const std::string& input,
                   std::function<void(BuilderOutcome)> done);
   std::vector<TaskView> TaskViews() const;
