@@ -94,6 +94,7 @@ Result<control::ImageRequest> RequestOf(const pb::ImageGetOrCreateRequest& reque
     wanted.build_function_digest =
         Sha256Hex(image.build_function().definition() + '\0' + image.build_function().globals());
     wanted.build_input = image.build_function().input().SerializeAsString();
+    wanted.build_input_blob = image.build_function().input().args_blob_id();
   } else if (image.dockerfile_commands().empty()) {
     return InvalidArgument("the image has neither commands nor a build function");
   }

@@ -5,6 +5,7 @@
 
 #include "base/ids.h"
 #include "base/log.h"
+#include "control/references.h"
 
 namespace lydian::control {
 
@@ -107,6 +108,7 @@ Result<Image> Images::GetOrBuild(const Scope& scope, const ImageRequest& request
     if (!rows.empty()) image_id = rows[0].Text(0);
     auto known = ById(image_id);
     if (known.ok() && known->state != ImageState::kFailed) {
+      RETURN_IF_ERROR(Keep(*db_, RefKind::kImage, image_id));
       Ensure(*known);
       return known;
     }
@@ -115,6 +117,17 @@ Result<Image> Images::GetOrBuild(const Scope& scope, const ImageRequest& request
   RETURN_IF_ERROR(Insert(scope, image_id, recipe, request));
   Start(image_id, options_.asked_grace);
   return ById(image_id);
+}
+
+// What it is built from. Its layers come when it is.
+std::vector<Reference> Images::ReferencesOf(const Scope& scope, const ImageRequest& request) {
+  std::vector<Reference> references;
+  for (const auto& [name, id] : request.bases) references.push_back({RefKind::kImage, id});
+  for (const auto& id : request.secret_ids) references.push_back({RefKind::kSecret, id});
+  for (const auto& file : request.spec.context())
+    references.push_back({RefKind::kObject, ObjectTarget(scope.workspace_id, file.sha256())});
+  if (!request.build_input_blob.empty()) references.push_back({RefKind::kBlob, request.build_input_blob});
+  return references;
 }
 
 Status Images::Insert(const Scope& scope, const std::string& image_id, const std::string& recipe,
@@ -132,17 +145,22 @@ Status Images::Insert(const Scope& scope, const std::string& image_id, const std
   }
   std::string parent = request.bases.empty() ? "" : request.bases[0].second;
   std::string bytes = spec.SerializeAsString(), secrets = nlohmann::json(request.secret_ids).dump();
-  return db_->Execute(
-      "INSERT INTO image (id, workspace_id, environment_id, recipe, state, builder_version, build, secrets, "
-      "parent, function_id, "
-      "input, indexed, spec, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-      "ON CONFLICT (id) DO UPDATE SET state = excluded.state, build = excluded.build, secrets = "
-      "excluded.secrets, "
-      "function_id = excluded.function_id, input = excluded.input, error = '', created_at = "
-      "excluded.created_at",
-      {image_id, scope.workspace_id, request.environment_id, recipe, ImageState::kBuilding,
-       spec.builder_version(), store::Blob{bytes}, secrets, parent, request.build_function_id,
-       store::Blob{request.build_input}, !request.ignore_cache, store::Blob{""}, clock_->UnixSeconds()});
+  return db_->Transaction([&](store::Session& session) -> Status {
+    RETURN_IF_ERROR(session.Execute(
+        "INSERT INTO image (id, workspace_id, environment_id, recipe, state, builder_version, build, "
+        "secrets, "
+        "parent, function_id, input, indexed, spec, created_at) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (id) DO UPDATE SET state = excluded.state, build = excluded.build, secrets = "
+        "excluded.secrets, function_id = excluded.function_id, input = excluded.input, error = '', "
+        "created_at = excluded.created_at",
+        {image_id, scope.workspace_id, request.environment_id, recipe, ImageState::kBuilding,
+         spec.builder_version(), store::Blob{bytes}, secrets, parent, request.build_function_id,
+         store::Blob{request.build_input}, !request.ignore_cache, store::Blob{""}, clock_->UnixSeconds()}));
+    RETURN_IF_ERROR(Release(session, image_id));
+    RETURN_IF_ERROR(Keep(session, RefKind::kImage, image_id));
+    return Refer(session, image_id, ReferencesOf(scope, request));
+  });
 }
 
 Status Images::Resume() {
@@ -375,6 +393,10 @@ void Images::Finish(const std::string& image_id, const BuildResult& result) {
         {result.ok() ? ImageState::kReady : ImageState::kFailed, store::Blob{bytes}, result.libc_version(),
          error, clock_->UnixSeconds(), image_id}));
     if (!result.ok()) return OkStatus();
+    std::vector<Reference> layers;
+    for (const auto& id : spec.layer_ids()) layers.push_back({RefKind::kLayer, id});
+    RETURN_IF_ERROR(Release(session, image_id, RefKind::kLayer));
+    RETURN_IF_ERROR(Refer(session, image_id, layers));
     return session.Execute(
         "INSERT INTO recipe (digest, image_id) SELECT recipe, id FROM image WHERE id = ? AND indexed = 1 "
         "ON CONFLICT (digest) DO UPDATE SET image_id = excluded.image_id",

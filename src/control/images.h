@@ -23,6 +23,7 @@
 #include "base/status.h"
 #include "control/engine.h"
 #include "control/log_store.h"
+#include "control/references.h"
 #include "control/scope.h"
 #include "control/secrets.h"
 #include "lydian/worker.pb.h"
@@ -47,6 +48,7 @@ struct ImageRequest {
   std::vector<std::pair<std::string, std::string>> bases;  // name in FROM -> image id
   std::vector<std::string> secret_ids;
   std::string build_function_id, build_function_digest, build_input;  // run_function
+  std::string build_input_blob;                                       // that its input names; "" = none
   bool force_build = false;   // a new image, which takes the recipe's place
   bool ignore_cache = false;  // a new image, which doesn't
 };
@@ -99,6 +101,7 @@ class Images {
   };
 
   Result<std::string> RecipeDigest(const Scope& scope, const ImageRequest& request);
+  static std::vector<Reference> ReferencesOf(const Scope& scope, const ImageRequest& request);
   Status Insert(const Scope& scope, const std::string& image_id, const std::string& recipe,
                 const ImageRequest& request);
   Build* Find(const std::string& image_id, uint64_t serial);

@@ -2,6 +2,7 @@
 
 #include "base/fd.h"
 #include "base/log.h"
+#include "control/references.h"
 #include "control/state_schema.h"
 
 namespace lydian::control {
@@ -10,6 +11,7 @@ Result<std::unique_ptr<Objects>> Objects::Open(ObjectsOptions options, Clock* cl
   RETURN_IF_ERROR(MakeDirs(options.state_dir, 0700));
   ASSIGN_OR_RETURN(Key key, Key::LoadOrCreate(options.state_dir + "/key"));
   ASSIGN_OR_RETURN(auto db, store::Database::Open(options.state_dir + "/state.db", StateMigrations()));
+  RETURN_IF_ERROR(NoteOldReferences(*db));
   std::unique_ptr<Objects> objects(new Objects(std::move(options), clock, std::move(key), std::move(db)));
   RETURN_IF_ERROR(objects->tokens_->Load(objects->options_.state_dir + "/first-token.json"));
   return objects;

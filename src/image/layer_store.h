@@ -27,6 +27,9 @@ struct LayerInfo {
   std::string note;    // for people: the command that made it
 };
 
+// The layer that a mount's files become.
+std::string MountLayerId(const std::string& mount_id);
+
 class LayerTransaction {
  public:
   virtual ~LayerTransaction() = default;  // rolls back unless committed

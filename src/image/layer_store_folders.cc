@@ -309,6 +309,8 @@ Result<LayerInfo> FolderTransaction::Commit(const std::string& id, const std::st
 
 }  // namespace
 
+std::string MountLayerId(const std::string& mount_id) { return DigestId("ly", "mount " + mount_id); }
+
 Result<std::unique_ptr<LayerStore>> LayerStore::OpenFolders(const std::string& root) {
   auto store = std::make_unique<FolderStore>(root);
   RETURN_IF_ERROR(store->Prepare());
