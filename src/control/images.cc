@@ -107,7 +107,7 @@ Result<Image> Images::GetOrBuild(const Scope& scope, const ImageRequest& request
     ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT image_id FROM recipe WHERE digest = ?", {recipe}));
     if (!rows.empty()) image_id = rows[0].Text(0);
     auto known = ById(image_id);
-    if (known.ok() && known->state != ImageState::kFailed) {
+    if (known.ok() && (known->state == ImageState::kBuilding || known->state == ImageState::kReady)) {
       RETURN_IF_ERROR(Keep(*db_, RefKind::kImage, image_id));
       Ensure(*known);
       return known;
@@ -183,6 +183,29 @@ void Images::Ensure(const Image& image) {
   }
   logs_->Reopen(image.id);
   Start(image.id, options_.asked_grace);
+}
+
+Status Images::Rebuild(const std::string& image_id) {
+  ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT state, function_id FROM image WHERE id = ?", {image_id}));
+  if (rows.empty()) return NoSuch("image", "im", image_id);
+  if (static_cast<ImageState>(rows[0].Int(0)) != ImageState::kLost) return OkStatus();
+  ASSIGN_OR_RETURN(
+      auto bases,
+      db_->Query("SELECT image.id, state FROM reference JOIN image ON image.id = target WHERE holder "
+                 "= ? AND kind = 'image' AND state != ?",
+                 {image_id, ImageState::kReady}));
+  for (const auto& base : bases) RETURN_IF_ERROR(Rebuild(base.Text(0)));
+  if (!bases.empty()) return OkStatus();  // its turn comes when they are there and it is asked for again
+  if (!rows[0].Text(1).empty()) {
+    return FailedPrecondition("a layer of image " + image_id +
+                              " is gone, and it was made by run_function: run or deploy its app again");
+  }
+  RETURN_IF_ERROR(
+      db_->Execute("UPDATE image SET state = ?, error = '' WHERE id = ?", {ImageState::kBuilding, image_id}));
+  LOG_INFO("building an image again whose layers are gone", {{"image_id", image_id}});
+  logs_->Reopen(image_id);
+  Start(image_id, options_.abandoned_after * 120);
+  return OkStatus();
 }
 
 Images::Build* Images::Find(const std::string& image_id, uint64_t serial) {

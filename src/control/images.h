@@ -31,7 +31,8 @@
 
 namespace lydian::control {
 
-enum class ImageState { kBuilding = 0, kReady = 1, kFailed = 2 };
+// Lost: it was ready, and a layer of it is gone. It is built again when it is asked for or needed.
+enum class ImageState { kBuilding = 0, kReady = 1, kFailed = 2, kLost = 3 };
 
 struct Image {
   std::string id, workspace_id, environment_id, builder_version, libc_version, error;
@@ -76,6 +77,9 @@ class Images {
   Result<std::vector<Image>> List(size_t most);
   // Of an image that is being built: that somebody builds it.
   void Ensure(const Image& image);
+  // Builds a lost image again, after the ones that it stands on. FAILED_PRECONDITION when only a client can:
+  // a build function that has ended with its app.
+  Status Rebuild(const std::string& image_id);
   // Keeps the build from being given up, until what is returned goes (on any thread). Null when it is not
   // being built.
   std::shared_ptr<void> Follow(const std::string& image_id);

@@ -1,5 +1,6 @@
 #include "control/journal_schema.h"
 
+#include "control/blob_ids.h"
 #include "lydian/journal.pb.h"
 
 namespace lydian::control {
@@ -28,6 +29,18 @@ CREATE TABLE task (
 CREATE INDEX task_alive ON task (ended) WHERE ended = 0;
 CREATE TABLE function (function_id TEXT PRIMARY KEY, app_id TEXT NOT NULL, info BLOB NOT NULL);
 CREATE TABLE app (app_id TEXT PRIMARY KEY, state TEXT NOT NULL);
+)sql"},
+          // The blob that a row's message names, '' for none. NULL: written before this column was.
+          {2, R"sql(
+ALTER TABLE input ADD COLUMN blob TEXT;
+ALTER TABLE output ADD COLUMN blob TEXT;
+ALTER TABLE chunk ADD COLUMN blob TEXT;
+CREATE INDEX input_by_blob ON input (blob) WHERE blob != '';
+CREATE INDEX output_by_blob ON output (blob) WHERE blob != '';
+CREATE INDEX chunk_by_blob ON chunk (blob) WHERE blob != '';
+CREATE INDEX input_unread ON input (id) WHERE blob IS NULL;
+CREATE INDEX output_unread ON output (id) WHERE blob IS NULL;
+CREATE INDEX chunk_unread ON chunk (id) WHERE blob IS NULL;
 )sql"}};
 }
 
@@ -93,8 +106,9 @@ uint32_t LowOf(const Row& row) { return static_cast<uint32_t>(row.Int(0)); }
 Status InsertInputs(Session& session, const std::vector<InputRow>& inputs) {
   for (const InputRow& input : inputs) {
     RETURN_IF_ERROR(session.Execute(
-        "INSERT INTO input (id, input_id, method, attempt, payload) VALUES (?, ?, ?, ?, ?)",
-        {RowId(input.call, input.idx), input.input_id, input.method, input.attempt, Blob{*input.payload}}));
+        "INSERT INTO input (id, input_id, method, attempt, payload, blob) VALUES (?, ?, ?, ?, ?, ?)",
+        {RowId(input.call, input.idx), input.input_id, input.method, input.attempt, Blob{*input.payload},
+         BlobIdIn(*input.payload, kInputBlobField)}));
   }
   return {};
 }
@@ -156,12 +170,13 @@ Journal::Record Journal::Finish(std::vector<OutputRow> outputs) {
       RETURN_IF_ERROR(session.Execute("DELETE FROM input WHERE id = ?", {RowId(output.call, output.idx)}));
       RETURN_IF_ERROR(session.Execute(
           "INSERT INTO output (id, idx, input_id, task_id, status, data_format, result, text, started_at, "
-          "created_at) "
-          "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+          "created_at, blob) "
+          "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
           {RowId(output.call, output.seq), output.idx, output.input_id, output.task_id, output.status,
            output.data_format,
            output.result == nullptr ? store::Param(nullptr) : store::Param(Blob{*output.result}), output.text,
-           output.started_at, output.created_at}));
+           output.started_at, output.created_at,
+           output.result == nullptr ? "" : BlobIdIn(*output.result, kResultBlobField)}));
     }
     return {};
   };
@@ -191,8 +206,9 @@ Journal::Record Journal::PutChunks(std::vector<ChunkRow> chunks) {
   record.apply = [chunks = std::move(chunks)](Session& session) -> Status {
     for (const ChunkRow& chunk : chunks) {
       RETURN_IF_ERROR(session.Execute(
-          "INSERT INTO chunk (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data",
-          {RowId(chunk.call, chunk.idx), Blob{*chunk.chunk}}));
+          "INSERT INTO chunk (id, data, blob) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET data = "
+          "excluded.data, blob = excluded.blob",
+          {RowId(chunk.call, chunk.idx), Blob{*chunk.chunk}, BlobIdIn(*chunk.chunk, kChunkBlobField)}));
     }
     return {};
   };
@@ -290,6 +306,47 @@ Journal::Record Journal::PutApp(std::string app_id, std::string state) {
         {app_id, state});
   };
   return record;
+}
+
+Status ReadOldBlobIds(store::Database& database) {
+  struct Table {
+    std::string select, update;
+    int field;
+  };
+  constexpr int kRows = 200;
+  for (const Table& table : {Table{"SELECT id, payload FROM input WHERE blob IS NULL LIMIT ?",
+                                   "UPDATE input SET blob = ? WHERE id = ?", kInputBlobField},
+                             Table{"SELECT id, result FROM output WHERE blob IS NULL LIMIT ?",
+                                   "UPDATE output SET blob = ? WHERE id = ?", kResultBlobField},
+                             Table{"SELECT id, data FROM chunk WHERE blob IS NULL LIMIT ?",
+                                   "UPDATE chunk SET blob = ? WHERE id = ?", kChunkBlobField}}) {
+    for (bool more = true; more;) {
+      ASSIGN_OR_RETURN(auto rows, database.Query(table.select, {kRows}));
+      more = !rows.empty();
+      RETURN_IF_ERROR(database.Transaction([&](Session& session) -> Status {
+        for (const Row& row : rows) {
+          RETURN_IF_ERROR(session.Execute(
+              table.update, {row.IsNull(1) ? "" : BlobIdIn(row.Text(1), table.field), row.Int(0)}));
+        }
+        return {};
+      }));
+    }
+  }
+  return {};
+}
+
+Result<std::set<std::string>> Journal::BlobsInUse(const std::vector<std::string>& blob_ids) {
+  std::set<std::string> used;
+  for (const std::string& id : blob_ids) {
+    RETURN_IF_ERROR(database_->ForEach(
+        "SELECT 1 FROM input WHERE blob = ? AND blob != '' UNION ALL SELECT 1 FROM output WHERE blob = ? AND "
+        "blob != '' UNION ALL SELECT 1 FROM chunk WHERE blob = ? AND blob != ''",
+        {id, id, id}, [&](Row&) -> Status {
+          used.insert(id);
+          return {};
+        }));
+  }
+  return used;
 }
 
 Result<std::vector<SharedBytes>> Journal::Results(uint32_t call, const std::vector<uint32_t>& seqs) {

@@ -36,10 +36,19 @@ Objects::~Objects() { Stop(); }
 void Objects::Attach(Engine* engine, Workers* workers, LogStore* logs) {
   apps_->Attach(engine, logs);
   images_->Attach(engine, workers, logs);
+  logs_ = logs;
+}
+
+void Objects::StartCollector(const CollectorOptions& options, CollectorDeps deps) {
+  collector_ = std::make_unique<Collector>(db_.get(), &strand_, clock_, options, std::move(deps));
+  store_check_ =
+      std::make_unique<StoreCheck>(db_.get(), collector_.get(), tokens_.get(), logs_, options_.state_dir);
+  collector_->Start();
 }
 
 void Objects::Stop() {
-  strand_.Stop();
+  strand_.Stop();  // whoever waits for it is told
+  if (collector_ != nullptr) collector_->Stop();
   if (Status flushed = tokens_->Flush(); !flushed.ok())
     LOG_WARN("could not note when tokens were used", {{"error", flushed}});
 }
