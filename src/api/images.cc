@@ -180,6 +180,7 @@ Result<pb::ImageFromIdResponse> FromId(const pb::ImageFromIdRequest& request, Ca
   ASSIGN_OR_RETURN(Image image, call.objects().images().Get(call.scope, request.image_id()));
   if (image.state != ImageState::kReady)
     return NotFound("the image " + image.id + " was never built to its end");
+  RETURN_IF_ERROR(call.objects().images().Touch(image.id));
   pb::ImageFromIdResponse response;
   response.set_image_id(image.id);
   *response.mutable_metadata() = Metadata(image);

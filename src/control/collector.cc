@@ -85,6 +85,12 @@ void Collector::Stop() {
   }
   changed_.notify_all();
   if (thread_.joinable()) thread_.join();
+  std::lock_guard over(pass_mutex_);  // one that was asked for
+}
+
+bool Collector::Stopping() {
+  std::lock_guard lock(mutex_);
+  return stopping_;
 }
 
 void Collector::Loop() {
@@ -120,10 +126,7 @@ Status Collector::OnStrand(const std::function<Status()>& work) {
 }
 
 Status Collector::Before(const std::string& step) {
-  {
-    std::lock_guard lock(mutex_);
-    if (stopping_) return Unavailable("the server is stopping");
-  }
+  if (Stopping()) return Unavailable("the server is stopping");
   return deps_.before ? deps_.before(step) : OkStatus();
 }
 

@@ -51,7 +51,8 @@ class Collector {
   ~Collector();
 
   void Start();  // passes by itself
-  void Stop();
+  void Stop();   // ends a pass where it is, and waits for it
+  bool Stopping();
 
   struct Line {
     std::string kind;  // "images", "blobs", ...

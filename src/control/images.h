@@ -74,6 +74,8 @@ class Images {
   Result<Image> GetOrBuild(const Scope& scope, const ImageRequest& request);
   Result<Image> Get(const Scope& scope, const std::string& image_id);
   Result<Image> ById(const std::string& image_id);
+  // Somebody was told that it exists, and may use it: it isn't collected soon.
+  Status Touch(const std::string& image_id) { return Keep(*db_, RefKind::kImage, image_id); }
   Result<std::vector<Image>> List(size_t most);
   // Of an image that is being built: that somebody builds it.
   void Ensure(const Image& image);

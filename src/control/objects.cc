@@ -49,6 +49,7 @@ void Objects::StartCollector(const CollectorOptions& options, CollectorDeps deps
 void Objects::Stop() {
   strand_.Stop();  // whoever waits for it is told
   if (collector_ != nullptr) collector_->Stop();
+  if (store_check_ != nullptr) store_check_->Stop();
   if (Status flushed = tokens_->Flush(); !flushed.ok())
     LOG_WARN("could not note when tokens were used", {{"error", flushed}});
 }

@@ -18,12 +18,18 @@ uint64_t FileBytes(const std::string& path) {
 
 }  // namespace
 
+Status StoreCheck::Going() const {
+  return collector_->Stopping() ? Unavailable("the server is stopping") : OkStatus();
+}
+
 std::string StoreCheck::NameOf(const std::string& workspace_id) const {
   auto name = tokens_->WorkspaceName(workspace_id);
   return name.ok() ? *name : workspace_id;
 }
 
 Result<std::vector<StoreCheck::Usage>> StoreCheck::Measure(std::vector<std::string>* notes) {
+  std::lock_guard one_at_a_time(mutex_);
+  RETURN_IF_ERROR(Going());
   std::vector<Usage> all;
   auto by_workspace = [&](const std::string& kind, const char* sql, const std::string& place) {
     return db_->ForEach(sql, {}, [&](store::Row& row) -> Status {
@@ -112,6 +118,7 @@ Status StoreCheck::VerifyBlobs(Verdict* verdict) {
     return OkStatus();
   }));
   for (const auto& [id, size] : blobs) {
+    RETURN_IF_ERROR(Going());
     ++verdict->checked;
     auto found = deps.blobs->BlobSize(id);
     if (found.ok() && *found == size) continue;
@@ -137,6 +144,7 @@ Status StoreCheck::VerifyObjects(Verdict* verdict) {
     return OkStatus();
   }));
   for (const std::string& sha256 : digests) {
+    RETURN_IF_ERROR(Going());
     ++verdict->checked;
     Status sound = deps.blobs->CheckObject(sha256);
     if (sound.ok()) continue;
@@ -155,6 +163,7 @@ Status StoreCheck::VerifyStrays(Verdict* verdict) {
   auto& deps = collector_->deps();
   auto look = [&](const char* kind, const char* sql) {
     return [this, verdict, kind, sql](const blob::BlobStore::Entry& entry) -> Status {
+      RETURN_IF_ERROR(Going());
       ++verdict->checked;
       ASSIGN_OR_RETURN(auto rows, db_->Query(sql, {entry.name}));
       if (rows.empty()) {
@@ -169,6 +178,7 @@ Status StoreCheck::VerifyStrays(Verdict* verdict) {
 }
 
 Status StoreCheck::VerifyWorkers(Verdict* verdict) {
+  RETURN_IF_ERROR(Going());
   ASSIGN_OR_RETURN(auto used, collector_->LayersOfImages());
   const double now = collector_->Now();
   ASSIGN_OR_RETURN(auto workers, collector_->Inventories(true, &verdict->notes));
@@ -187,6 +197,7 @@ Status StoreCheck::VerifyWorkers(Verdict* verdict) {
 }
 
 Result<StoreCheck::Verdict> StoreCheck::Verify() {
+  std::lock_guard one_at_a_time(mutex_);
   Verdict verdict;
   RETURN_IF_ERROR(VerifyBlobs(&verdict));
   RETURN_IF_ERROR(VerifyObjects(&verdict));

@@ -2,6 +2,7 @@
 // Thread-safety: any thread but the objects strand; everything blocks. Ownership: what is given outlives it.
 #pragma once
 
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,9 @@ class StoreCheck {
  public:
   StoreCheck(store::Database* db, Collector* collector, Tokens* tokens, LogStore* logs, std::string state_dir)
       : db_(db), collector_(collector), tokens_(tokens), logs_(logs), state_dir_(std::move(state_dir)) {}
+
+  // After the collector's Stop: waits for what is being looked at.
+  void Stop() { std::lock_guard over(mutex_); }
 
   struct Usage {
     std::string kind, workspace, app;  // the last two: names; empty where it is nobody's alone
@@ -36,6 +40,7 @@ class StoreCheck {
   Result<Verdict> Verify();
 
  private:
+  Status Going() const;  // UNAVAILABLE once the collector was stopped
   std::string NameOf(const std::string& workspace_id) const;
   Status VerifyBlobs(Verdict* verdict);
   Status VerifyObjects(Verdict* verdict);
@@ -47,6 +52,7 @@ class StoreCheck {
   Tokens* tokens_;
   LogStore* logs_;
   const std::string state_dir_;
+  std::mutex mutex_;  // held while something is looked at
 };
 
 }  // namespace lydian::control
