@@ -155,11 +155,12 @@ struct Tail : std::enable_shared_from_this<Tail> {
   size_t most = 0;
   rpc::Reply<pb::AppFetchLogsResponse> reply;
   std::shared_ptr<void> question, turn;
+  bool over = false;
 
   void Begin(const std::string& workspace) {
     services->log_scans->Take(workspace, [self = shared_from_this()](std::shared_ptr<void> turn) {
       self->turn = std::move(turn);
-      if (self->ctx->cancelled()) return self->reply(Cancelled("the client has gone"));
+      if (self->ctx->cancelled()) return self->End(Cancelled("the client has gone"));
       self->question = self->services->logs->ReadLast(
           self->stream, self->filter, self->search, self->most, kMostFetchedBytes,
           [self](Result<control::LogStore::Page> page) {
@@ -175,7 +176,8 @@ struct Tail : std::enable_shared_from_this<Tail> {
     });
   }
   void End(const Result<control::LogStore::Page>& page) {
-    if (turn == nullptr) return;  // ended before
+    if (over) return;
+    over = true;
     question.reset();
     turn.reset();
     if (!page.ok()) return reply(page.status());

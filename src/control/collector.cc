@@ -172,11 +172,12 @@ Status Collector::Apps(bool dry_run, Line* line) {
     const std::string& id = row.Text(0);
     RETURN_IF_ERROR(OnStrand([&] {
       return db_->Transaction([&](store::Session& session) -> Status {
+        // NOLINTNEXTLINE(bugprone-suspicious-missing-comma): one is longer than a line.
         for (const char* sql :
              {"DELETE FROM reference WHERE holder IN (SELECT id FROM function WHERE app_id = ?)",
-              "DELETE FROM reference WHERE holder IN (SELECT bound_function.id FROM bound_function JOIN "
-              "function "
-              "ON function.id = base_id WHERE app_id = ?)",
+              "DELETE FROM reference WHERE holder IN (SELECT b.id FROM bound_function AS b, function AS f "
+              "WHERE "
+              "f.id = base_id AND app_id = ?)",
               "DELETE FROM bound_function WHERE base_id IN (SELECT id FROM function WHERE app_id = ?)",
               "DELETE FROM definition WHERE function_id IN (SELECT id FROM function WHERE app_id = ?)",
               "DELETE FROM function WHERE app_id = ?", "DELETE FROM class WHERE app_id = ?",
