@@ -172,16 +172,16 @@ Status Collector::Apps(bool dry_run, Line* line) {
     const std::string& id = row.Text(0);
     RETURN_IF_ERROR(OnStrand([&] {
       return db_->Transaction([&](store::Session& session) -> Status {
-        // NOLINTNEXTLINE(bugprone-suspicious-missing-comma): one is longer than a line.
-        for (const char* sql :
-             {"DELETE FROM reference WHERE holder IN (SELECT id FROM function WHERE app_id = ?)",
-              "DELETE FROM reference WHERE holder IN (SELECT b.id FROM bound_function AS b, function AS f "
-              "WHERE "
-              "f.id = base_id AND app_id = ?)",
-              "DELETE FROM bound_function WHERE base_id IN (SELECT id FROM function WHERE app_id = ?)",
-              "DELETE FROM definition WHERE function_id IN (SELECT id FROM function WHERE app_id = ?)",
-              "DELETE FROM function WHERE app_id = ?", "DELETE FROM class WHERE app_id = ?",
-              "DELETE FROM app_member WHERE app_id = ?", "DELETE FROM app WHERE id = ?"}) {
+        const std::string functions = "(SELECT id FROM function WHERE app_id = ?)";
+        const std::string bound = "(SELECT id FROM bound_function WHERE base_id IN " + functions + ")";
+        for (const std::string& sql : {"DELETE FROM reference WHERE holder IN " + functions,
+                                       "DELETE FROM reference WHERE holder IN " + bound,
+                                       "DELETE FROM bound_function WHERE base_id IN " + functions,
+                                       "DELETE FROM definition WHERE function_id IN " + functions,
+                                       std::string("DELETE FROM function WHERE app_id = ?"),
+                                       std::string("DELETE FROM class WHERE app_id = ?"),
+                                       std::string("DELETE FROM app_member WHERE app_id = ?"),
+                                       std::string("DELETE FROM app WHERE id = ?")}) {
           RETURN_IF_ERROR(session.Execute(sql, {id}));
         }
         return OkStatus();

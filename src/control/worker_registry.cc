@@ -281,7 +281,7 @@ void WorkerRegistry::TakeInventory(bool verify, std::function<void(Inventories)>
 void WorkerRegistry::Drop(const std::string& worker_id, const DropImages& what,
                           std::function<void(Result<StoreDropped>)> reply) {
   strand_.Post([this, worker_id, what, reply = std::move(reply)]() mutable {
-    stores_.Drop(worker_id, std::move(what), std::move(reply));
+    stores_.Drop(worker_id, what, std::move(reply));
   });
 }
 
