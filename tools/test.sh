@@ -26,7 +26,9 @@ for kind in "${kinds[@]}"; do
   started=$SECONDS
   printf '\n== %s\n' "$kind"
   case "$kind" in
-    unit) run_ctest unit "-j$(nproc)" ;;
+    unit)
+      run_ctest unit "-j$(nproc)"
+      "$venv/bin/python" tools/field_coverage.py || bad="$bad fields" ;;
     integration) run_ctest integration ;;
     fuzz) tools/fuzz.sh "${FUZZ_SECONDS:-$([ "${CI:-}" = true ] && echo 60 || echo 10)}" || bad="$bad fuzz" ;;
     client) ;;

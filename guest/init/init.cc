@@ -34,7 +34,7 @@ long Call(long number, long a, long b, long c, long d) {
 }
 #endif
 
-constexpr long kSetParentDeathSignal = 1, kSigKill = 9, kSigBlock = 0, kNoHang = 1;
+constexpr long kSetParentDeathSignal = 1, kSetDumpable = 4, kSigKill = 9, kSigBlock = 0, kNoHang = 1;
 constexpr unsigned long kChildSignal = 1UL << (17 - 1);
 
 long Address(const void* p) { return reinterpret_cast<long>(p); }
@@ -43,6 +43,7 @@ long Address(const void* p) { return reinterpret_cast<long>(p); }
 
 extern "C" [[noreturn]] void _start() {
   Call(kPrctl, kSetParentDeathSignal, kSigKill, 0, 0);
+  Call(kPrctl, kSetDumpable, 0, 0, 0);  // so that no process of the container can trace it
   // Blocked and waited for: a child that ends between the reaping and the wait stays pending, so none is
   // missed.
   unsigned long set = kChildSignal;

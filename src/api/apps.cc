@@ -9,6 +9,7 @@
 #include "api/log_pump.h"
 #include "api/publish.h"
 #include "api/task_specs.h"
+#include "api/unbuilt.h"
 #include "api/urls.h"
 #include "base/ids.h"
 #include "base/log.h"
@@ -132,7 +133,8 @@ Status CheckDeployName(const std::string& name) {
 
 Result<pb::AppPublishResponse> Publish(const pb::AppPublishRequest& request, Call& call) {
   ASSIGN_OR_RETURN(App app, call.objects().apps().GetAlive(call.scope, request.app_id()));
-  if (request.staged()) return Unimplemented("staged deployments aren't built yet");
+  if (request.staged()) return NotBuilt(Feature::kAppHistory);
+  if (!request.deployment_tag().empty()) return NotBuilt(Feature::kDeploymentTags);
   control::Apps::Publication publication;
   switch (request.app_state()) {
     case pb::APP_STATE_UNSPECIFIED:
@@ -157,6 +159,12 @@ Result<pb::AppPublishResponse> Publish(const pb::AppPublishRequest& request, Cal
   ASSIGN_OR_RETURN(app, call.objects().apps().Publish(app, publication));
   RETURN_IF_ERROR(PutApp(call.services, app, changed));
   pb::AppPublishResponse response;
+  ASSIGN_OR_RETURN(std::string unused, UnusedSettings(call.services, app));
+  if (!unused.empty()) {
+    auto& warning = *response.add_server_warnings();
+    warning.set_type(pb::Warning::WARNING_TYPE_FUNCTION_CONFIGURATION);
+    warning.set_message(unused);
+  }
   response.set_url(PageUrl(call.services, *call.ctx, app.id));
   response.set_deployed_at(call.objects().clock().UnixSeconds());
   return response;
@@ -332,7 +340,17 @@ Result<pb::AppGetInfoResponse> GetInfo(const pb::AppGetInfoRequest& request, Cal
   ASSIGN_OR_RETURN(App app, call.objects().apps().Get(call.scope, request.app_id()));
   pb::AppGetInfoResponse response;
   ASSIGN_OR_RETURN(*response.mutable_info(), Handle(app, call));
-  for (const auto& [tag, id] : response.info().functions()) (*response.mutable_function_info_summaries())[id];
+  for (const auto& [tag, id] : response.info().functions()) {
+    ASSIGN_OR_RETURN(auto function, call.objects().functions().ById(id));
+    ASSIGN_OR_RETURN(auto definition, call.objects().functions().DefinitionOf(function));
+    pb::FunctionData data;
+    if (!data.ParseFromString(definition.data)) return DataLoss("the definition of " + id + " is damaged");
+    auto& summary = (*response.mutable_function_info_summaries())[id];
+    if (data.has_schedule()) *summary.mutable_schedule() = data.schedule();
+    if (data.ranked_functions_size() == 0) continue;
+    const auto& resources = data.ranked_functions(0).function().resources();
+    if (resources.has_gpu_config()) *summary.add_gpu_config() = resources.gpu_config();
+  }
   return response;
 }
 

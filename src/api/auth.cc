@@ -1,22 +1,8 @@
 #include "api/auth.h"
 
-#include <algorithm>
-#include <array>
+#include "rpc/restricted.h"
 
 namespace lydian::api {
-
-namespace {
-
-// What a container with restrict_modal_access may ask for besides what its worker answers: payloads of its
-// own inputs.
-constexpr std::array<std::string_view, 6> kOwnTask = {"BlobCreate",
-                                                      "BlobGet",
-                                                      "FunctionCallGetDataIn",
-                                                      "FunctionCallPutDataOut",
-                                                      "FunctionGetDynamicConcurrency",
-                                                      "TaskResult"};
-
-}  // namespace
 
 Result<rpc::Caller> ApiAuthenticator::Authenticate(const Headers& headers, std::string_view method,
                                                    const rpc::MethodOptions& options) {
@@ -46,10 +32,7 @@ Result<rpc::Caller> LinkAuthenticator::Authenticate(const Headers& headers, std:
   caller->kind = rpc::Caller::Kind::kTask;
   caller->task_id = task_id;
   caller->unix_socket = true;
-  if (caller->restricted && std::find(kOwnTask.begin(), kOwnTask.end(), method) == kOwnTask.end()) {
-    return PermissionDenied(std::string(method) +
-                            " is not open to this container: it was made with restrict_modal_access=True");
-  }
+  if (caller->restricted) RETURN_IF_ERROR(rpc::CheckRestricted(method));
   return caller;
 }
 

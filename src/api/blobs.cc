@@ -19,6 +19,10 @@ Result<pb::BlobCreateResponse> Create(const pb::BlobCreateRequest& request, Call
     return InvalidArgument("a blob may have 0 bytes to 64 GiB, not " +
                            std::to_string(request.content_length()));
   }
+  if (!request.content_md5().empty() && blob::Md5HexOfBase64(request.content_md5()).empty()) {
+    return InvalidArgument("content_md5 is not an MD5 in base64 (24 characters): \"" +
+                           request.content_md5().substr(0, 40) + "\"");
+  }
   auto size = static_cast<uint64_t>(request.content_length());
   std::string blob_id = NewId("bl");
   RETURN_IF_ERROR(call.objects().blobs().Announce(

@@ -377,17 +377,24 @@ void RegisterCalls(rpc::Router& router, CallsDeps deps) {
                const rpc::Reply<pb::FunctionGetOutputsResponse>& reply) {
         GetOutputs(*engine, request, ctx, reply);
       });
-  // How many inputs a map has makes no difference here: each is queued as it comes.
+  // Each input is queued as it comes, so nothing waits for this; but a lost one would never be noticed.
   router.Unary<pb::FunctionFinishInputsRequest, Empty>(
       kService, "FunctionFinishInputs",
       [engine](const pb::FunctionFinishInputsRequest& request, const rpc::Ctx& ctx,
                const rpc::Reply<Empty>& reply) {
         auto scope = ScopeOf(*ctx);
         if (!scope.ok()) return reply(scope.status());
-        engine->GetCallInfo(*scope, request.function_call_id(), [reply](Result<control::CallInfo> info) {
-          if (!info.ok()) return reply(info.status());
-          reply(Empty());
-        });
+        engine->GetCallInfo(
+            *scope, request.function_call_id(),
+            [reply, announced = request.num_inputs()](Result<control::CallInfo> info) {
+              if (!info.ok()) return reply(info.status());
+              if (info->total < announced) {
+                return reply(FailedPrecondition("the call " + info->call_id + " was to have " +
+                                                std::to_string(announced) + " inputs, and " +
+                                                std::to_string(info->total) + " have come"));
+              }
+              reply(Empty());
+            });
       });
   router.Unary<pb::FunctionCallCancelRequest, Empty>(
       kService, "FunctionCallCancel",

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "api/unbuilt.h"
 #include "base/ids.h"
 
 namespace lydian::api {
@@ -12,20 +13,16 @@ namespace pb = modal::client;
 
 namespace {
 
-Status NotBuilt(const std::string& what) {
-  return Unimplemented(what + " isn't built yet in this version of Lydian");
-}
-
 Status CheckWebhook(const pb::WebhookConfig& config) {
   if (config.type() == pb::WEBHOOK_TYPE_UNSPECIFIED) return OkStatus();
-  return NotBuilt("a web endpoint");
+  return NotBuilt(Feature::kWebEndpoints);
 }
 
 Status CheckResources(const pb::Resources& resources) {
   if (resources.gpu_config().count() > 0) {
-    return NotBuilt("a GPU (gpu=\"" + resources.gpu_config().gpu_type().substr(0, 40) + "\")");
+    return NotBuilt(Feature::kGpus);
   }
-  if (resources.rdma()) return NotBuilt("RDMA between containers");
+  if (resources.rdma()) return NotBuilt(Feature::kRdma);
   if (resources.memory_mb_max() != 0 && resources.memory_mb_max() < resources.memory_mb()) {
     return InvalidArgument("memory: the limit is below the request");
   }
@@ -59,21 +56,22 @@ Status CheckParts(const pb::Function& function) {
   for (const auto& [name, method] : function.method_definitions())
     RETURN_IF_ERROR(CheckWebhook(method.webhook_config()));
   RETURN_IF_ERROR(CheckResources(function.resources()));
-  if (function.is_server() || function.has_http_config()) return NotBuilt("a server (@app.server)");
-  if (!function.proxy_id().empty()) return NotBuilt("a proxy (proxy=)");
-  if (function.volume_mounts_size() > 0) return NotBuilt("a Volume (volumes=)");
+  if (function.is_server() || function.has_http_config()) return NotBuilt(Feature::kServers);
+  if (!function.proxy_id().empty()) return NotBuilt(Feature::kProxies);
+  if (function.volume_mounts_size() > 0) return NotBuilt(Feature::kVolumes);
   if (function.cloud_bucket_mounts_size() > 0 || function.s3_mounts_size() > 0)
-    return NotBuilt("a CloudBucketMount (volumes=)");
-  if (function.shared_volume_mounts_size() > 0)
-    return NotBuilt("a NetworkFileSystem (network_file_systems=)");
-  if (function.i6pn_enabled()) return NotBuilt("the private network between containers (i6pn)");
-  if (function._experimental_group_size() > 1) return NotBuilt("a clustered function (@clustered)");
-  if (function.block_network()) return NotBuilt("block_network=True");
+    return NotBuilt(Feature::kBuckets);
+  if (function.shared_volume_mounts_size() > 0) return NotBuilt(Feature::kNetworkFileSystems);
+  if (function.i6pn_enabled()) return NotBuilt(Feature::kPrivateNetwork);
+  if (function._experimental_group_size() > 1 || function._experimental_fabric_size() > 1)
+    return NotBuilt(Feature::kClusters);
+  if (function.is_sessioned()) return NotBuilt(Feature::kSessions);
+  if (function.block_network()) return NotBuilt(Feature::kNetworkRules);
   const auto access = function.network_access().network_access_type();
   if (access != pb::NetworkAccess::UNSPECIFIED && access != pb::NetworkAccess::OPEN)
-    return NotBuilt("restricted network access");
-  if (function.rate_limit().limit() > 0) return NotBuilt("a rate limit");
-  if (function.pty_info().enabled()) return NotBuilt("an interactive run (-i)");
+    return NotBuilt(Feature::kNetworkRules);
+  if (function.rate_limit().limit() > 0) return NotBuilt(Feature::kRateLimits);
+  if (function.pty_info().enabled()) return NotBuilt(Feature::kShell);
   return OkStatus();
 }
 
@@ -86,9 +84,9 @@ Status CheckSupported(const pb::Function& function) {
 Status CheckSupported(const pb::FunctionOptions& options) {
   RETURN_IF_ERROR(CheckPlaces(options));
   RETURN_IF_ERROR(CheckResources(options.resources()));
-  if (options.volume_mounts_size() > 0) return NotBuilt("a Volume (volumes=)");
-  if (options.cloud_bucket_mounts_size() > 0) return NotBuilt("a CloudBucketMount (volumes=)");
-  if (options.has_pinned_app_version()) return NotBuilt("a pinned app version");
+  if (options.volume_mounts_size() > 0) return NotBuilt(Feature::kVolumes);
+  if (options.cloud_bucket_mounts_size() > 0) return NotBuilt(Feature::kBuckets);
+  if (options.has_pinned_app_version()) return NotBuilt(Feature::kAppHistory);
   return OkStatus();
 }
 
@@ -240,6 +238,7 @@ TaskLimits LimitsOf(const pb::Function& definition) {
   limits.set_memory_request_bytes(uint64_t{resources.memory_mb() != 0 ? resources.memory_mb() : 128} << 20);
   limits.set_memory_limit_bytes(uint64_t{resources.memory_mb_max()} << 20);
   limits.set_disk_bytes(uint64_t{resources.ephemeral_disk_mb()} << 20);
+  limits.set_keep_thread_counts(resources.skip_num_threads_env_vars());
   return limits;
 }
 
@@ -251,6 +250,7 @@ control::FunctionInfo InfoOf(const control::Function& function, const pb::Functi
   info.workspace_id = function.workspace_id;
   info.environment = environment;
   info.name = function.tag;
+  info.base_id = function.base_id;
   uint32_t concurrent = definition.max_concurrent_inputs();
   info.batch_max_size = definition.batch_max_size();
   info.batch_linger_ms = definition.batch_linger_ms();

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "api/handlers.h"
+#include "api/unbuilt.h"
 #include "base/ids.h"
 
 namespace lydian::api {
@@ -52,12 +53,9 @@ Result<pb::EnvironmentGetOrCreateResponse> GetOrCreate(const pb::EnvironmentGetO
 
 Result<pb::EnvironmentListItem> Update(const pb::EnvironmentUpdateRequest& request, Call& call) {
   if (request.has_max_concurrent_tasks() || request.has_max_concurrent_gpus()) {
-    return Unimplemented(
-        "limits of an environment (max_concurrent_tasks, max_concurrent_gpus) aren't built yet");
+    return NotBuilt(Feature::kEnvironmentLimits);
   }
-  if (request.has_block_unauthenticated_resources()) {
-    return Unimplemented("block_unauthenticated_resources isn't built yet");
-  }
+  if (request.has_block_unauthenticated_resources()) return NotBuilt(Feature::kRestrictedEnvironments);
   control::Environments::Change change;
   if (request.has_name()) change.name = request.name().value();
   if (request.has_web_suffix()) change.webhook_suffix = request.web_suffix().value();
@@ -137,6 +135,7 @@ void RegisterEnvironments(rpc::Router& router, ServicesPtr services) {
   OnObjects<pb::EnvironmentCreateRequest, Empty>(
       router, services, "EnvironmentCreate", Who::kUser,
       [](const pb::EnvironmentCreateRequest& request, Call& call) -> Result<Empty> {
+        if (request.is_managed()) return NotBuilt(Feature::kRestrictedEnvironments);
         const auto& settings = request.settings();
         std::string suffix = settings.webhook_suffix().empty() ? request.name() : settings.webhook_suffix();
         auto made = call.objects().environments().Create(call.scope.workspace_id, request.name(), suffix,
@@ -168,13 +167,6 @@ void RegisterEnvironments(rpc::Router& router, ServicesPtr services) {
         pb::WorkspaceNameLookupResponse response;
         response.set_username(name);
         return response;
-      });
-  OnObjects<pb::WorkspaceDashboardUrlRequest, pb::WorkspaceDashboardUrlResponse>(
-      router, services, "WorkspaceDashboardUrlGet", Who::kUser,
-      [](const pb::WorkspaceDashboardUrlRequest&, Call&) -> Result<pb::WorkspaceDashboardUrlResponse> {
-        return Unimplemented(
-            "WorkspaceDashboardUrlGet: there is no dashboard yet; each run prints the address of its own "
-            "page");
       });
 }
 

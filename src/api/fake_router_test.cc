@@ -6,6 +6,7 @@ namespace lydian::rpc {
 struct Router::Impl {};
 Router::Router() = default;
 Router::~Router() = default;
+void Router::SetUnknownText(UnknownText) {}
 void Router::AddUnary(std::string_view, std::string_view method, RawUnary handler, MethodOptions) {
   api::CapturedHandlers().unary[std::string(method)] = std::move(handler);
 }

@@ -4,6 +4,7 @@
 #include "api/definitions.h"
 #include "api/handlers.h"
 #include "api/publish.h"
+#include "api/unbuilt.h"
 #include "base/ids.h"
 
 namespace lydian::api {
@@ -73,7 +74,7 @@ Result<pb::FunctionCreateResponse> Create(const pb::FunctionCreateRequest& reque
   bool deploys = app.state == control::AppState::kDeployed || app.state == control::AppState::kInitializing;
   bool scheduled = definition.schedule().schedule_oneof_case() != pb::Schedule::SCHEDULE_ONEOF_NOT_SET;
   if (scheduled && deploys)
-    return Unimplemented("a schedule (schedule=) isn't built yet in this version of Lydian");
+    return NotBuilt(Feature::kSchedules).With("function '" + definition.function_name().substr(0, 200) + "'");
 
   auto& functions = call.objects().functions();
   RETURN_IF_ERROR(CheckTag(definition.function_name()));
@@ -118,6 +119,7 @@ Result<Found> Describe(const control::Function& function, Call& call) {
   if (!found.handle.ParseFromString(definition.handle) || !found.data.ParseFromString(definition.data)) {
     return DataLoss("the definition of " + function.id + " is damaged");
   }
+  found.handle.set_base_function_id(function.base_id.empty() ? function.id : function.base_id);
   if (!function.base_id.empty()) {
     ASSIGN_OR_RETURN(pb::Function effective, Effective(function, definition));
     found.data = DataOf(effective);

@@ -2,6 +2,7 @@
 
 #include "api/log_pump.h"
 #include "api/turns.h"
+#include "api/unbuilt.h"
 #include "base/log.h"
 
 namespace lydian::api {
@@ -68,6 +69,7 @@ void RegisterObjects(rpc::Router& router, ServicesPtr services) {
     services->log_scans = std::make_shared<Turns>(strand, kLogScans.at_once, kLogScans.of_workspace);
   }
   services->files = std::make_shared<Pool>("files", 2);
+  router.SetUnknownText(UnbuiltText);
   RegisterEnvironments(router, services);
   RegisterApps(router, services);
   RegisterAppLogs(router, services);

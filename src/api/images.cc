@@ -5,6 +5,7 @@
 #include "api/handlers.h"
 #include "api/log_pump.h"
 #include "api/log_records.h"
+#include "api/unbuilt.h"
 #include "base/ids.h"
 
 namespace lydian::api {
@@ -38,16 +39,12 @@ pb::GenericResult ResultOf(const Image& image) {
 }
 
 Status CheckSupported(const pb::Image& image) {
-  if (image.gpu_config().count() > 0)
-    return Unimplemented("a GPU in an image build isn't built yet in this version of Lydian");
-  if (image.volume_mounts_size() > 0)
-    return Unimplemented("a Volume in an image build isn't built yet in this version of Lydian");
+  if (image.gpu_config().count() > 0) return NotBuilt(Feature::kImageGpus);
+  if (image.volume_mounts_size() > 0) return NotBuilt(Feature::kImageVolumes);
   const auto& registry = image.image_registry_config();
   if (!registry.secret_id().empty() || registry.registry_auth_type() == pb::REGISTRY_AUTH_TYPE_AWS ||
       registry.registry_auth_type() == pb::REGISTRY_AUTH_TYPE_GCP) {
-    return Unimplemented(
-        "a base image from a registry that wants credentials isn't built yet; `lydian image import` takes an "
-        "archive");
+    return NotBuilt(Feature::kRegistryCredentials);
   }
   if (image.dockerfile_commands_size() > kMostCommands)
     return InvalidArgument("an image may have 10000 commands in one step");
@@ -158,6 +155,8 @@ void Join(const ServicesPtr& services, const pb::ImageJoinStreamingRequest& requ
   options.stream = image->id;
   options.after = *cursor;
   options.timeout_secs = request.timeout();
+  // What earlier builds of this recipe said, which failed, lies in the same stream.
+  options.filter.since_nanos = static_cast<int64_t>(image->created_at * 1e9);
   // Held as long as somebody reads.
   options.write = [stream, follow = services->objects->images().Follow(image->id)](
                       const std::vector<control::LogRecord>& records) {

@@ -373,11 +373,14 @@ TEST_F(ImagesTest, RefusesWhatIsNotBuiltByName) {
     EXPECT_NE(status.message().find(word), std::string::npos) << status.message();
   };
   refused([](pb::Function& f) { f.mutable_webhook_config()->set_type(pb::WEBHOOK_TYPE_ASGI_APP); },
-          "web endpoint");
+          "Web endpoints");
   refused([](pb::Function& f) { f.mutable_resources()->mutable_gpu_config()->set_count(1); }, "GPU");
   refused([](pb::Function& f) { f.add_volume_mounts(); }, "Volume");
   refused([](pb::Function& f) { f.set_block_network(true); }, "block_network");
   refused([](pb::Function& f) { f.set__experimental_group_size(2); }, "clustered");
+  refused([](pb::Function& f) { f.set__experimental_fabric_size(2); }, "clustered");
+  refused([](pb::Function& f) { f.set_is_sessioned(true); }, "sessions");
+  refused([](pb::Function& f) { f.add_volume_mounts(); }, "function '" + base.function_name() + "'");
   pb::Function fine = base;
   fine.mutable_resources()->mutable_gpu_config();
   fine.set_checkpointing_enabled(true);

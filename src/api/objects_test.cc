@@ -152,11 +152,11 @@ TEST_F(RunTest, SecretsSayWhatIsWrong) {
   request.set_object_creation_type(pb::OBJECT_CREATION_TYPE_UNSPECIFIED);
   request.add_required_keys("PASSWORD");
   Status missing = Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", request).status();
-  EXPECT_EQ(missing.code(), Code::kNotFound);
-  EXPECT_NE(missing.message().find("PASSWORD"), std::string::npos);
+  EXPECT_EQ(missing.code(), Code::kFailedPrecondition);
+  EXPECT_EQ(missing.message().rfind("Secret is missing key(s): PASSWORD", 0), 0u) << missing.message();
   request.set_deployment_name("nothing");
   missing = Ask<pb::SecretGetOrCreateResponse>("SecretGetOrCreate", request).status();
-  EXPECT_NE(missing.message().find("'nothing' in the environment 'main'"), std::string::npos)
+  EXPECT_EQ(missing.message().rfind("Secret 'nothing' not found in environment 'main'", 0), 0u)
       << missing.message();
 
   request.set_deployment_name("db");
@@ -405,6 +405,24 @@ TEST_F(RunTest, ListsAndStopsContainers) {
   stop.set_task_id(task.task_id);
   EXPECT_TRUE(Ask<pb::ContainerStopResponse>("ContainerStop", stop).ok());
   EXPECT_TRUE(engine_.Stopped(task.task_id));
+  stop.set_graceful(true);
+  EXPECT_TRUE(Ask<pb::ContainerStopResponse>("ContainerStop", stop).ok());
+  std::lock_guard lock(engine_.mutex);
+  EXPECT_EQ(engine_.stopped[task.task_id], "graceful");
+}
+
+TEST_F(RunTest, WhatWouldBeForgottenIsRefused) {
+  pb::EnvironmentCreateRequest environment;
+  environment.set_name("closed");
+  environment.set_is_managed(true);
+  EXPECT_EQ(Ask<Empty>("EnvironmentCreate", environment).status().code(), Code::kUnimplemented);
+  EXPECT_EQ(Ask<pb::EnvironmentListResponse>("EnvironmentList", Empty())->items_size(), 1);
+  pb::AppPublishRequest publish;
+  publish.set_app_id(NewApp());
+  publish.set_deployment_tag("v1");
+  const Status tagged = Ask<pb::AppPublishResponse>("AppPublish", publish).status();
+  EXPECT_EQ(tagged.code(), Code::kUnimplemented);
+  EXPECT_NE(tagged.message().find("--tag"), std::string::npos) << tagged.message();
 }
 
 TEST_F(RunTest, BlobUrlsFollowTheCaller) {
@@ -418,6 +436,11 @@ TEST_F(RunTest, BlobUrlsFollowTheCaller) {
       << mine->upload_urls().items(0);
   auto in_container = CallAs<pb::BlobCreateResponse>(task_, "BlobCreate", create);
   EXPECT_EQ(in_container->upload_urls().items(0).rfind("http://169.254.77.1/", 0), 0u);
+  for (const char* wrong : {"not base64", "1B2M2Y8AsgTpgAmY7PhCf", "1B2M2Y8AsgTpgAmY7PhCf???"}) {
+    create.set_content_md5(wrong);
+    EXPECT_EQ(Ask<pb::BlobCreateResponse>("BlobCreate", create).status().code(), Code::kInvalidArgument)
+        << wrong;
+  }
   pb::BlobGetRequest get;
   get.set_blob_id("bl-nothing");
   EXPECT_EQ(Ask<pb::BlobGetResponse>("BlobGet", get).status().code(), Code::kNotFound);
@@ -451,7 +474,8 @@ TEST_F(RunTest, TokensOpenAndClose) {
   });
   headers = {{"x-lydian-task", "ta-1"}};
   EXPECT_EQ(link.Authenticate(get, "BlobGet", {})->kind, rpc::Caller::Kind::kTask);
-  EXPECT_EQ(link.Authenticate(get, "AppCreate", {}).status().code(), Code::kPermissionDenied);
+  for (const char* closed : {"AppCreate", "FunctionMap", "FunctionCallGetDataOut", "SecretList"})
+    EXPECT_EQ(link.Authenticate(get, closed, {}).status().code(), Code::kPermissionDenied) << closed;
   headers = {{"x-lydian-task", "ta-2"}};
   EXPECT_EQ(link.Authenticate(get, "BlobGet", {}).status().code(), Code::kNotFound);
   headers.clear();

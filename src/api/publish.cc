@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <future>
+#include <map>
 #include <set>
 
 #include "api/definitions.h"
@@ -15,6 +16,8 @@ namespace lydian::api {
 namespace pb = modal::client;
 
 namespace {
+
+constexpr size_t kMostNames = 200;  // bytes of functions' names beside one setting
 
 Result<control::FunctionInfo> Info(Services& services, const control::Function& function,
                                    const std::string& environment) {
@@ -86,6 +89,42 @@ Status PutApp(Services& services, const control::App& app, const std::vector<std
   }
   services.engine->ActivateApp(app.id);
   return OkStatus();
+}
+
+Result<std::string> UnusedSettings(Services& services, const control::App& app) {
+  std::map<std::string, std::string> unused;  // setting -> functions
+  ASSIGN_OR_RETURN(auto members, services.objects->functions().Members(app.id, true));
+  for (const auto& member : members) {
+    if (IdPrefix(member.id) != "fu") continue;
+    ASSIGN_OR_RETURN(auto function, services.objects->functions().ById(member.id));
+    ASSIGN_OR_RETURN(auto definition, services.objects->functions().DefinitionOf(function));
+    pb::FunctionData data;  // without the pickled code
+    if (!data.ParseFromString(definition.data))
+      return DataLoss("the definition of " + member.id + " is damaged");
+    if (data.ranked_functions_size() == 0) continue;
+    const pb::Function& asked = data.ranked_functions(0).function();
+    const auto& placement = asked.scheduler_placement();
+    const auto& scaler = asked.autoscaler_settings();
+    const std::pair<const char*, bool> settings[] = {
+        {"region=", placement.regions_size() > 0},
+        {"nonpreemptible=", placement.nonpreemptible()},
+        {"cloud=", !asked.cloud_provider_str().empty()},
+        {"scaleup_window=", scaler.scaleup_window() > 0},
+        {"scaledown_rate_limit", scaler.scaledown_rate_limit() > 0},
+        {"enable_memory_snapshot=", asked.checkpointing_enabled() || asked.is_checkpointing_function()},
+        {"experimental_options=", asked.experimental_options_size() > 0}};
+    for (const auto& [name, set] : settings) {
+      if (!set) continue;
+      std::string& names = unused[name];
+      if (names.size() < kMostNames) names += (names.empty() ? "" : ", ") + member.tag;
+    }
+  }
+  if (unused.empty()) return std::string();
+  std::string text = "Without effect in this version of Lydian:";
+  for (const auto& [name, names] : unused) {
+    text += (text.back() == ':' ? " " : "; ") + name + " of " + names;
+  }
+  return text + ".";
 }
 
 Status Start(const ServicesPtr& services) {

@@ -15,4 +15,8 @@ Status PutFunction(Services& services, const std::string& function_id, const std
 // whose definition has changed. Functions that are no longer published keep no containers.
 Status PutApp(Services& services, const control::App& app, const std::vector<std::string>& replace);
 
+// What the published functions ask for that makes no difference here (region=, cloud=, ...), as one sentence
+// that names the functions; "" if there is none.
+Result<std::string> UnusedSettings(Services& services, const control::App& app);
+
 }  // namespace lydian::api

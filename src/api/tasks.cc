@@ -77,14 +77,16 @@ void GetInfo(const ServicesPtr& services, const pb::TaskGetInfoRequest& request,
 
 void Stop(const ServicesPtr& services, const pb::ContainerStopRequest& request, Call& call,
           const rpc::Reply<pb::ContainerStopResponse>& reply) {
-  WithTask(services, request.task_id(), call.scope, reply,
-           [services, reply, who = call.scope.who](const control::TaskView& task) {
-             if (task.finished_at > 0) return reply(pb::ContainerStopResponse());
-             services->engine->StopTask(task.task_id, "it was stopped by " + who, [reply](Status status) {
-               if (!status.ok()) return reply(status);
-               reply(pb::ContainerStopResponse());
-             });
-           });
+  WithTask(
+      services, request.task_id(), call.scope, reply,
+      [services, reply, graceful = request.graceful(), who = call.scope.who](const control::TaskView& task) {
+        if (task.finished_at > 0) return reply(pb::ContainerStopResponse());
+        services->engine->StopTask(task.task_id, "it was stopped by " + who, graceful,
+                                   [reply](Status status) {
+                                     if (!status.ok()) return reply(status);
+                                     reply(pb::ContainerStopResponse());
+                                   });
+      });
 }
 
 }  // namespace

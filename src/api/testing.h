@@ -119,10 +119,11 @@ class FakeEngine : public control::Engine {
     }
     done();
   }
-  void StopTask(const std::string& task_id, const std::string&, std::function<void(Status)> done) override {
+  void StopTask(const std::string& task_id, const std::string&, bool graceful,
+                std::function<void(Status)> done) override {
     {
       std::lock_guard lock(mutex);
-      stopped[task_id] = "";
+      stopped[task_id] = graceful ? "graceful" : "";
     }
     done(OkStatus());
   }

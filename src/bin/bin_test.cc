@@ -1,19 +1,48 @@
 #include <gmock/gmock.h>
+#include <google/protobuf/descriptor.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "api/unbuilt.h"
 #include "base/fd.h"
 #include "bin/build_destinations.h"
 #include "bin/listeners.h"
+#include "bin/methods.h"
 #include "bin/preflight.h"
 #include "bin/supervisor.h"
+#include "worker/guest_api.h"
 
 namespace lydian::bin {
 namespace {
 
 using testing::HasSubstr;
+
+// Users know features, not RPCs: whoever asks for what nobody serves hears of the feature and of a way out.
+TEST(MethodTableTest, WhatNobodyServesIsRefusedByItsFeature) {
+  ASSERT_EQ(worker::GuestMethodKind("/modal.client.ModalClient/AppCreate"), worker::RelayKind::kUnary);
+  const auto* service =
+      google::protobuf::DescriptorPool::generated_pool()->FindServiceByName("modal.client.ModalClient");
+  ASSERT_NE(service, nullptr);
+  const std::string table = "\n" + MethodTable();
+  int unbuilt = 0;
+  for (int i = 0; i < service->method_count(); ++i) {
+    const std::string name(service->method(i)->name());
+    if (table.find("\nmodal.client.ModalClient " + name + " ") != table.npos) continue;
+    ++unbuilt;
+    EXPECT_TRUE(api::FeatureOf(name)) << name << " belongs to no feature of api/unbuilt.cc";
+    const std::string text = api::UnbuiltText("/modal.client.ModalClient/" + name);
+    EXPECT_THAT(text, testing::EndsWith("."));
+    EXPECT_EQ(text.find(name), text.npos) << text;
+  }
+  EXPECT_GT(unbuilt, 0);
+  EXPECT_THAT(api::UnbuiltText("/modal.client.ModalClient/DictGet"), HasSubstr("modal.Dict"));
+  EXPECT_THAT(api::UnbuiltText("/modal.client.ModalClient/TaskClusterHello"), HasSubstr("clustered"));
+  EXPECT_THAT(api::UnbuiltText("/modal.task_command_router.TaskCommandRouter/TaskExecStart"),
+              HasSubstr("container exec"));
+  EXPECT_EQ(api::UnbuiltText("/other.Service/DictGet"), "this server has no method /other.Service/DictGet");
+}
 
 TEST(ListenersTest, HostAndPort) {
   auto address = ParseHostPort("127.0.0.1:7070");

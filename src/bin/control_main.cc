@@ -50,7 +50,10 @@ class Control {
     engine.max_chunk_bytes = std::min(engine.max_chunk_bytes, memory.chunks);
     engine.max_result_bytes = std::min(engine.max_result_bytes, memory.results);
     ASSIGN_OR_RETURN(engine_, control::CallEngine::Open(std::move(engine)));
-    ASSIGN_OR_RETURN(objects_, control::Objects::Open({.state_dir = args_.state_dir}, &SystemClock()));
+    control::ObjectsOptions objects;
+    objects.state_dir = args_.state_dir;
+    objects.apps.list_stopped_secs = args_.list_stopped_s;
+    ASSIGN_OR_RETURN(objects_, control::Objects::Open(std::move(objects), &SystemClock()));
     objects_->Attach(engine_.get(), &engine_->registry(), logs_.get());
     signer_ = std::make_unique<blob::UrlSigner>(objects_->key().Derive("urls"));
     specs_ = std::make_unique<api::TaskSpecs>(objects_.get());
@@ -181,7 +184,7 @@ int ControlMain(const DaemonArgs& args) {
   return status.ok() ? 0 : 1;
 }
 
-int PrintMethods() {
+std::string MethodTable() {
   // Registration keeps pointers and calls none of them, so an unopened control has the whole table.
   rpc::Router router;
   DaemonArgs none;
@@ -190,16 +193,22 @@ int PrintMethods() {
   api::RegisterCalls(router, {});
   api::RegisterWorkerLink(router, {});
   api::RegisterAdmin(router, {.services = services, .listeners = {}, .workers = nullptr, .started = {}});
-  auto print = [](const rpc::Router& table) {
+  std::string text;
+  auto print = [&text](const rpc::Router& table) {
     for (const rpc::Router::Entry& entry : table.entries()) {
       const char* kind = entry.kind == rpc::Router::Entry::Kind::kUnary          ? "unary"
                          : entry.kind == rpc::Router::Entry::Kind::kServerStream ? "server_stream"
                                                                                  : "bidi";
-      printf("%s %s %s\n", entry.service.c_str(), entry.method.c_str(), kind);
+      text += entry.service + " " + entry.method + " " + kind + "\n";
     }
   };
   print(router);
   print(*worker::MakeGuestRouter(nullptr, nullptr));  // what a worker answers its containers itself
+  return text;
+}
+
+int PrintMethods() {
+  fputs(MethodTable().c_str(), stdout);
   return 0;
 }
 

@@ -65,6 +65,8 @@ Result<DaemonArgs> ParseArgs(int argc, char** argv) {
       args.denied_networks.push_back(value);
     } else if (key == "--deny-private") {
       args.deny_private = value == "1";
+    } else if (key == "--list-stopped") {
+      RETURN_IF_ERROR(ParseNumber(key, value, &args.list_stopped_s));
     } else if (key == "--app-log-quota") {
       RETURN_IF_ERROR(ParseNumber(key, value, &args.app_log_bytes));
     } else if (key == "--log-quota") {

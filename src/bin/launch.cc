@@ -77,7 +77,9 @@ void DropRights(const LaunchSpec& spec, int report) {
   for (char** variable = environ; *variable != nullptr; ++variable) {
     // What has no rights needs nothing of the caller's environment, and proxy settings would be taken for
     // loopback too.
-    if (!spec.private_state.empty() && std::strncmp(*variable, "PATH=", 5) != 0) continue;
+    const bool kept =
+        std::strncmp(*variable, "PATH=", 5) == 0 || std::strncmp(*variable, "LYDIAN_RPC_RECORD=", 18) == 0;
+    if (!spec.private_state.empty() && !kept) continue;
     if (std::strncmp(*variable, "LYDIAN_FDS=", 11) != 0) env.emplace_back(*variable);
   }
   env.push_back("LYDIAN_FDS=" + cli::FormatFds(spec.fds));

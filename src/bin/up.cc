@@ -15,6 +15,7 @@
 #include <cstring>
 #include <ctime>
 
+#include "base/fd.h"
 #include "base/log.h"
 #include "bin/preflight.h"
 #include "bin/supervisor.h"
@@ -22,6 +23,7 @@
 #include "cli/lock_file.h"
 #include "os/cgroup.h"
 #include "runtime/plan.h"
+#include "runtime/runtime.h"
 
 namespace lydian::bin {
 namespace {
@@ -216,6 +218,8 @@ Status Supervise(const UpOptions& options, Announcer& announcer) {
                                     std::to_string(options.step_timeout_s),
                                     "--build-timeout",
                                     std::to_string(options.build_timeout_s),
+                                    "--list-stopped",
+                                    std::to_string(options.list_stopped_s),
                                     "--app-log-quota",
                                     std::to_string(options.app_log_bytes),
                                     "--log-quota",
@@ -312,6 +316,19 @@ int Detach(const UpOptions& options) {
   return RunAndTell(options, announcer);
 }
 
+// Control groups and networks of daemons that were killed before they could put them away.
+void RemoveLeftovers(const cli::StatePaths& paths) {
+  auto instance = ReadFile(paths.instance(), 100);
+  if (!instance.ok()) return;  // it never was up
+  auto lock = cli::LockFile::Take(paths.lock("up"), {});
+  if (!lock.ok()) return;  // it is starting again
+  runtime::RuntimeOptions options;
+  options.instance = instance->substr(0, instance->find('\n'));
+  options.state_dir = paths.worker_dir();
+  if (Status removed = runtime::RemoveInstance(options); !removed.ok())
+    std::fprintf(stderr, "lydian: left behind: %s\n", removed.message().c_str());
+}
+
 // The daemons without `up`, which was killed.
 int StopOrphans(const cli::StatePaths& paths) {
   bool any = false;
@@ -328,6 +345,7 @@ int StopOrphans(const cli::StatePaths& paths) {
       ::poll(&wait, 1, kDownTimeoutMs / 4);
     }
   }
+  RemoveLeftovers(paths);
   std::printf(any ? "Lydian is stopped.\n" : "Lydian is not up.\n");
   return 0;
 }

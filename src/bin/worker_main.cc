@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "bin/daemons.h"
+#include "runtime/plan.h"
 #include "worker/worker.h"
 
 namespace lydian::bin {
@@ -29,7 +30,10 @@ Status Serve(const DaemonArgs& args) {
   options.control_socket = args.link_target.substr(sizeof kUnixPrefix - 1);
   options.spawner_socket = args.spawner_socket;
   options.cache_dir = CacheDir();
-  options.memory_reserve_bytes = args.memory_reserve_bytes;
+  // As the runtime has it, so that no more is promised than containers can have.
+  options.memory_reserve_bytes = args.memory_reserve_bytes != 0
+                                     ? args.memory_reserve_bytes
+                                     : runtime::DefaultMemoryReserve(runtime::TotalMemory());
   options.lend_host_settings = args.lend_host_settings;
   options.step_timeout_s = args.step_timeout_s;
   options.build_timeout_s = args.build_timeout_s;

@@ -15,6 +15,7 @@
 #include "build/archive.h"
 #include "build/host_process.h"
 #include "build/host_settings.h"
+#include "build/runtime_layers.h"
 
 namespace lydian::build {
 namespace {
@@ -29,6 +30,13 @@ std::string Join(const std::vector<std::string>& list, const std::string& betwee
   std::string out;
   for (const auto& item : list) out += (out.empty() ? "" : between) + item;
   return out;
+}
+
+// "3.12" of "python:3.12-slim-bookworm"; "" of other images.
+std::string SeriesOf(const std::string& image) {
+  constexpr std::string_view kPython = "python:";
+  if (!image.starts_with(kPython)) return "";
+  return PythonSeries(image.substr(kPython.size(), image.find('-') - kPython.size()));
 }
 
 // A folder that goes when its owner does.
@@ -101,11 +109,25 @@ std::string BaseImages::CacheDir(const std::string& part) const {
   return options_.cache_dir.empty() ? "" : options_.cache_dir + "/" + part;
 }
 
+// The client asks for the Python that it runs in, unless it is told another.
+std::string BaseImages::PythonAdvice(const std::string& name) const {
+  std::string series = SeriesOf(name);
+  if (series.empty() || OffersPython(series)) return "";
+  std::vector<std::string> offered;
+  for (const char* other : kClientPythons)
+    if (OffersPython(other)) offered.push_back(other);
+  if (offered.empty()) return "";
+  return "Python " + series + " is not offered here; these are: " + Join(offered, ", ") +
+         ". The easy ways out: name one of them in the image, as in "
+         "modal.Image.debian_slim(python_version=\"" +
+         offered.back() + "\"), or run the client with one of them. ";
+}
+
 Status BaseImages::NoSuchBase(const std::string& name) const {
   std::vector<std::string> offered;
   for (const auto& recipe : recipes_) offered.push_back(recipe.name);
   return NotFound(
-      "no base image " + name +
+      PythonAdvice(name) + "There is no base image " + name +
       " here. Offered by recipes: " + (offered.empty() ? "none" : Join(offered, ", ")) +
       ". To get another: save it where a registry can be reached (docker save, skopeo copy) and run "
       "`lydian image import " +

@@ -1,13 +1,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <future>
 
 #include "base/fd.h"
 #include "cli/lock_file.h"
 #include "cli/profile.h"
 #include "cli/state.h"
+#include "cli/verbs.h"
 
 namespace lydian::cli {
 namespace {
@@ -149,6 +153,66 @@ TEST(LockFileTest, OneProcessHoldsItAndItGoesWithIt) {
   ::waitpid(child, nullptr, 0);
   EXPECT_FALSE(ReadHolder(path)->has_value());
   EXPECT_TRUE(LockFile::Take(path, {}).ok());
+}
+
+// A process that holds the lock of `up` and makes the first token when it is told to.
+class Starting {
+ public:
+  explicit Starting(const StatePaths& paths) {
+    EXPECT_EQ(::pipe(ready_), 0);
+    EXPECT_EQ(::pipe(go_), 0);
+    pid_ = ::fork();
+    if (pid_ != 0) return;
+    auto lock = LockFile::Take(paths.lock("up"), {.url = "http://127.0.0.1:7070"});
+    char byte = lock.ok() ? '+' : '-';
+    (void)!::write(ready_[1], &byte, 1);
+    (void)!::read(go_[0], &byte, 1);
+    (void)MakeDirs(paths.control_dir());
+    (void)WriteFileAtomic(paths.first_token(), R"({"token_id": "ak-1", "token_secret": "as-1"})", 0600,
+                          false);
+    ::pause();
+  }
+  ~Starting() {
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+    for (int fd : {ready_[0], ready_[1], go_[0], go_[1]}) ::close(fd);
+  }
+  bool Holds() {
+    char byte = 0;
+    return ::read(ready_[0], &byte, 1) == 1 && byte == '+';
+  }
+  void Go() { (void)!::write(go_[1], "x", 1); }
+  void Kill() { ::kill(pid_, SIGKILL); }
+
+ private:
+  int ready_[2], go_[2];
+  pid_t pid_;
+};
+
+TEST(LoginTest, WaitsForTheFirstTokenWhileUpIsStarting) {
+  Folder folder;
+  const StatePaths paths = *FindState(folder.path);
+  ::setenv("MODAL_CONFIG_PATH", (folder.path + "/modal.toml").c_str(), 1);
+  Starting up(paths);
+  ASSERT_TRUE(up.Holds());
+  auto login = std::async(std::launch::async, [&] { return Login(folder.path); });
+  EXPECT_EQ(login.wait_for(std::chrono::milliseconds(200)), std::future_status::timeout);
+  up.Go();
+  EXPECT_EQ(login.get(), 0);
+  EXPECT_THAT(*ReadFile(folder.path + "/modal.toml"), HasSubstr("ak-1"));
+  ::unsetenv("MODAL_CONFIG_PATH");
+}
+
+TEST(LoginTest, StopsWaitingWhenUpHasEndedOrIsNotThere) {
+  Folder folder;
+  const StatePaths paths = *FindState(folder.path);
+  EXPECT_NE(Login(folder.path), 0);
+  Starting up(paths);
+  ASSERT_TRUE(up.Holds());
+  auto login = std::async(std::launch::async, [&] { return Login(folder.path); });
+  EXPECT_EQ(login.wait_for(std::chrono::milliseconds(200)), std::future_status::timeout);
+  up.Kill();
+  EXPECT_NE(login.get(), 0);
 }
 
 TEST(StateTest, TheInstanceNameFollowsFromTheRealPath) {

@@ -52,6 +52,11 @@ void AddUp(CLI::App& app, Session& session) {
   command->add_flag("--deny-private", options->deny_private,
                     "Let containers reach public addresses only: not 10/8, 172.16/12, 192.168/16, 100.64/10");
   command
+      ->add_option("--list-stopped", options->list_stopped_s,
+                   "Seconds for which `modal app list` shows an app that has stopped")
+      ->check(CLI::Range(0, 365 * 86400))
+      ->capture_default_str();
+  command
       ->add_option("--app-log-quota", options->app_log_bytes,
                    "Log that is kept of an app, as in 256MiB; the oldest lines make room")
       ->transform(CLI::AsSizeValue(false));

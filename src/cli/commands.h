@@ -31,6 +31,7 @@ struct UpOptions {
   uint32_t build_timeout_s = 4 * 3600;
   std::vector<std::string> denied_networks;  // IPv4, as in 10.1.0.0/16: reached by no container
   bool deny_private = false;
+  uint64_t list_stopped_s = 3600;                // how long stopped apps are listed
   uint64_t app_log_bytes = uint64_t{256} << 20;  // kept of one app's log, and of all
   uint64_t log_bytes = uint64_t{4} << 30;
   uint32_t log_age_s = 30 * 86'400;  // seconds: a log's line, and what nobody refers to any more

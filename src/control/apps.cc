@@ -32,7 +32,6 @@ App FromRow(store::Row& row) {
 // A late timer means that we were stopped or starved: that time counts against nobody.
 constexpr Millis kLate{5000};
 
-constexpr double kListStoppedFor = 86400;  // seconds
 constexpr int kMostStopped = 100;
 
 bool HasClient(AppState state) {
@@ -119,10 +118,12 @@ Result<std::vector<App>> Apps::List(const std::string& environment_id) {
   ASSIGN_OR_RETURN(auto apps,
                    Select("WHERE app.environment_id = ? AND app.state != 5 ORDER BY app.created_at DESC",
                           {environment_id}));
-  ASSIGN_OR_RETURN(auto stopped,
-                   Select("WHERE app.environment_id = ? AND app.state = 5 AND app.stopped_at > ? "
-                          "ORDER BY app.created_at DESC LIMIT ?",
-                          {environment_id, clock_->UnixSeconds() - kListStoppedFor, kMostStopped}));
+  ASSIGN_OR_RETURN(
+      auto stopped,
+      Select("WHERE app.environment_id = ? AND app.state = 5 AND app.stopped_at > ? "
+             "ORDER BY app.created_at DESC LIMIT ?",
+             {environment_id, clock_->UnixSeconds() - static_cast<double>(options_.list_stopped_secs),
+              kMostStopped}));
   apps.insert(apps.end(), std::make_move_iterator(stopped.begin()), std::make_move_iterator(stopped.end()));
   return apps;
 }

@@ -50,8 +50,9 @@ struct App {
 };
 
 struct AppOptions {
-  Millis heartbeat_timeout{45'000};  // three beats of the client
-  uint32_t stop_grace_ms = 3000;     // from the polite request to SIGKILL
+  Millis heartbeat_timeout{45'000};   // three beats of the client
+  uint32_t stop_grace_ms = 3000;      // from the polite request to SIGKILL
+  uint64_t list_stopped_secs = 3600;  // how long a list of apps shows one that has stopped
 };
 
 class Apps {

@@ -53,7 +53,10 @@ void CallEngine::PutInputs(const CallScope& scope, const std::string& call_id, c
   auto shared = std::make_shared<std::vector<NewInput>>(std::move(inputs));
   core_->strand().Run(
       [core = core_.get(), scope, call_id, function_id, shared, reply = std::move(reply)]() mutable {
-        core->PutInputs(scope, call_id, function_id, std::move(*shared), std::move(reply));
+        core->WithCall(scope, call_id, [core, function_id, shared, reply](Result<Call*> call) {
+          if (!call.ok()) return reply(call.status());
+          core->PutInputs(*call, function_id, std::move(*shared), reply);
+        });
       });
 }
 
@@ -64,11 +67,14 @@ std::shared_ptr<void> CallEngine::GetOutputs(OutputsQuery query,
   auto shared = std::make_shared<OutputsQuery>(std::move(query));
   auto answered = std::make_shared<std::atomic<bool>>(false);
   core->strand().Run([core, handle, shared, answered, reply = std::move(reply)]() mutable {
-    core->GetOutputs(handle, std::move(*shared),
-                     [answered, reply = std::move(reply)](Result<OutputsPage> page) {
-                       answered->store(true);
-                       reply(std::move(page));
-                     });
+    const auto answer = [answered, reply = std::move(reply)](Result<OutputsPage> page) {
+      answered->store(true);
+      reply(std::move(page));
+    };
+    core->Ask(handle, shared->scope, shared->call_id, [core, handle, shared, answer](Result<Call*> call) {
+      if (!call.ok()) return answer(call.status());
+      core->GetOutputs(handle, *call, std::move(*shared), answer);
+    });
   });
   return Handle([core, handle, answered] {
     if (!answered->load()) core->strand().Run([core, handle] { core->DropPoll(handle); });
@@ -78,27 +84,30 @@ std::shared_ptr<void> CallEngine::GetOutputs(OutputsQuery query,
 void CallEngine::CancelCall(const CallScope& scope, const std::string& call_id, bool terminate,
                             std::function<void(Status)> reply) {
   core_->strand().Post([core = core_.get(), scope, call_id, terminate, reply = std::move(reply)] {
-    auto call = core->FindCall(scope, call_id);
-    if (call.ok()) core->CancelCall(*call, terminate);
-    reply(call.status());
+    core->WithCall(scope, call_id, [core, terminate, reply](Result<Call*> call) {
+      if (call.ok()) core->CancelCall(*call, terminate);
+      reply(call.status());
+    });
   });
 }
 
 void CallEngine::GetCallInfo(const CallScope& scope, const std::string& call_id,
                              std::function<void(Result<CallInfo>)> reply) {
   core_->strand().Post([core = core_.get(), scope, call_id, reply = std::move(reply)] {
-    auto call = core->FindCall(scope, call_id);
-    if (!call.ok()) return reply(call.status());
-    reply(core->InfoOf(**call));
+    core->WithCall(scope, call_id, [reply](Result<Call*> call) {
+      if (!call.ok()) return reply(call.status());
+      reply(EngineCore::InfoOf(**call));
+    });
   });
 }
 
 void CallEngine::GetCallGraph(const CallScope& scope, const std::string& call_id,
                               std::function<void(Result<CallGraph>)> reply) {
   core_->strand().Post([core = core_.get(), scope, call_id, reply = std::move(reply)] {
-    auto call = core->FindCall(scope, call_id);
-    if (!call.ok()) return reply(call.status());
-    reply(core->GraphOf(*call));
+    core->WithCall(scope, call_id, [core, reply](Result<Call*> call) {
+      if (!call.ok()) return reply(call.status());
+      core->GraphOf(*call, reply);
+    });
   });
 }
 
@@ -107,7 +116,7 @@ void CallEngine::ListCalls(const CallScope& scope, const std::string& function_i
   core_->strand().Post([core = core_.get(), scope, function_id, reply = std::move(reply)] {
     auto function = core->FindFunction(scope, function_id);
     if (!function.ok()) return reply(function.status());
-    reply(core->CallsOf(function_id));
+    core->CallsOf(**function, reply);
   });
 }
 
@@ -117,9 +126,10 @@ void CallEngine::PutChunks(const CallScope& scope, const std::string& call_id, c
   auto shared = std::make_shared<std::vector<std::pair<uint64_t, std::string>>>(std::move(chunks));
   core_->strand().Post(
       [core = core_.get(), scope, call_id, task_id, shared, reply = std::move(reply)]() mutable {
-        auto call = core->FindCall(scope, call_id);
-        if (!call.ok()) return reply(call.status());
-        core->PutChunks(*call, task_id, std::move(*shared), std::move(reply));
+        core->WithCall(scope, call_id, [core, task_id, shared, reply](Result<Call*> call) {
+          if (!call.ok()) return reply(call.status());
+          core->PutChunks(*call, task_id, std::move(*shared), reply);
+        });
       });
 }
 
@@ -129,9 +139,10 @@ std::shared_ptr<void> CallEngine::NextChunks(const CallScope& scope, const std::
   EngineCore* core = core_.get();
   uint64_t handle = core->NewHandle();
   core->strand().Post([core, handle, scope, call_id, last_index, reply = std::move(reply)]() mutable {
-    auto call = core->FindCall(scope, call_id);
-    if (!call.ok()) return reply(call.status());
-    core->NextChunks(handle, *call, last_index, std::move(reply));
+    core->Ask(handle, scope, call_id, [core, handle, last_index, reply](Result<Call*> call) {
+      if (!call.ok()) return reply(call.status());
+      core->NextChunks(handle, *call, last_index, reply);
+    });
   });
   return Handle([core, handle, call_id] {
     core->strand().Post([core, handle, call_id] { core->DropChunkWait(handle, call_id); });
@@ -162,10 +173,10 @@ void CallEngine::StopApp(const std::string& app_id, const std::string& reason, u
   });
 }
 
-void CallEngine::StopTask(const std::string& task_id, const std::string& reason,
+void CallEngine::StopTask(const std::string& task_id, const std::string& reason, bool graceful,
                           std::function<void(Status)> done) {
-  core_->strand().Post([core = core_.get(), task_id, reason, done = std::move(done)]() mutable {
-    core->StopTaskById(task_id, reason, std::move(done));
+  core_->strand().Post([core = core_.get(), task_id, reason, graceful, done = std::move(done)]() mutable {
+    core->StopTaskById(task_id, reason, graceful, std::move(done));
   });
 }
 

@@ -24,6 +24,7 @@
 #include "control/engine.h"
 #include "control/journal.h"
 #include "control/log_store.h"
+#include "control/output_index.h"
 #include "control/worker_registry.h"
 
 namespace lydian::control {
@@ -52,6 +53,8 @@ struct EngineOptions {
   uint64_t max_queued_bytes = uint64_t{1} << 30;
   uint64_t max_chunk_bytes = uint64_t{1} << 30;   // of generators' data, shared in the same way
   uint64_t max_result_bytes = uint64_t{1} << 30;  // kept in memory; all others are read from the journal
+  size_t max_idle_calls = 10'000;                 // ended ones in memory; all others rest in the journal
+  uint64_t max_idle_bytes = uint64_t{64} << 20;   // ... and what these remember of their outputs
   Millis worker_grace{15'000};                    // a worker's broken connection
   Millis missing_grace{2'000};     // a task that a returned worker doesn't name: its exit may be on the way
   Millis map_coalesce{20};         // how long a map's poll gathers outputs
@@ -105,17 +108,6 @@ struct OutputsQuery {
   std::optional<int32_t> start_idx,
       end_idx;            // both inclusive; with start_idx it is a poll for these alone, answered at once
   size_t max_values = 0;  // 0 = no limit of its own
-};
-
-struct OutputView {
-  uint32_t seq = 0, idx = 0;
-  std::string input_id, task_id;
-  int32_t status = 0, data_format = 0;
-  SharedBytes result;  // modal.client.GenericResult; null when `text` says it all
-  std::string text;
-  double started_at = 0, created_at = 0;
-  uint64_t shelved_bytes = 0;  // of a result that is in the journal alone; the engine's own
-  bool journalled = true;
 };
 
 struct OutputsPage {
@@ -204,7 +196,7 @@ class CallEngine : public Engine {
   void ActivateApp(const std::string& app_id) override;
   void StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms,
                std::function<void()> done) override;
-  void StopTask(const std::string& task_id, const std::string& reason,
+  void StopTask(const std::string& task_id, const std::string& reason, bool graceful,
                 std::function<void(Status)> done) override;
   void RunBuilder(const std::string& function_id, const std::string& input,
                   std::function<void(BuilderOutcome)> done) override;

@@ -10,6 +10,8 @@ namespace {
 constexpr uint32_t kMaxIndex = 50'000'000;
 // Of what may be queued in all: one function's, one workspace's part of it, and what is each workspace's own.
 constexpr uint64_t kFunctionShare = 4, kWorkspaceShare = 2;
+// Inputs that are ended in one turn on the strand.
+constexpr size_t kSlice = 1000;
 
 // The same for the same place in the same call, so that an answer can be given again without having been
 // kept.
@@ -32,17 +34,6 @@ Result<FunctionState*> EngineCore::FindFunction(const CallScope& scope, const st
     return NotFound("no function " + function_id);
   }
   return found;
-}
-
-Result<Call*> EngineCore::FindCall(const CallScope& scope, const std::string& call_id) {
-  auto it = calls_.find(call_id);
-  if (it != calls_.end() && it->second->committed &&
-      it->second->function->info.workspace_id == scope.workspace_id &&
-      (scope.environment.empty() || it->second->function->info.environment == scope.environment)) {
-    return it->second.get();
-  }
-  return NotFound("no function call " + call_id +
-                  " (results that were fetched, or are too old, are dropped)");
 }
 
 // RESOURCE_EXHAUSTED, which a map's client takes as "slower": it waits and puts the same again.
@@ -98,18 +89,27 @@ void EngineCore::Hold(Input* input) {
   for (Held* held : {&held_, &function->workspace->held, &function->held}) held->Add(bytes);
 }
 
-void EngineCore::CreateCall(NewCall request, std::function<void(Result<CreatedCall>)> reply) {
-  if (!request.idempotency_key.empty()) {
-    auto known = idempotent_.find(request.idempotency_key);
-    if (known != idempotent_.end()) {
-      Idempotent& entry = known->second;
-      if (!entry.committed) return entry.waiters.push_back(std::move(reply));
-      CreatedCall again{entry.call_id, {}, {}};
-      if (entry.call != nullptr) again.retry = entry.call->function->info.retry;
-      for (const NewInput& input : request.inputs)
-        again.inputs.push_back({input.idx, InputId(entry.call_id, input.idx)});
-      return reply(std::move(again));
-    }
+EngineCore::Idempotent& EngineCore::KeepKey(const std::string& digest, Call* call, const std::string& call_id,
+                                            double at) {
+  Idempotent& entry = idempotent_[digest];
+  entry.call = call;
+  entry.call_id = call_id;
+  entry.at = at;
+  keys_.emplace_back(at, digest);
+  ForgetKeys();
+  return entry;
+}
+
+void EngineCore::CreateCall(NewCall request, CreatedReply reply) {
+  const std::string key = KeyDigest(request.idempotency_key);
+  if (auto known = key.empty() ? idempotent_.end() : idempotent_.find(key); known != idempotent_.end()) {
+    Idempotent& entry = known->second;
+    if (entry.waiters) return entry.waiters->push_back(std::move(reply));
+    CreatedCall again{entry.call_id, {}, {}};
+    if (entry.call != nullptr) again.retry = entry.call->function->info.retry;
+    for (const NewInput& input : request.inputs)
+      again.inputs.push_back({input.idx, InputId(entry.call_id, input.idx)});
+    return reply(std::move(again));
   }
   auto function = FindFunction(request.scope, request.function_id);
   if (!function.ok()) return reply(function.status());
@@ -126,9 +126,9 @@ void EngineCore::CreateCall(NewCall request, std::function<void(Result<CreatedCa
   if (status.ok()) status = CheckRoom(**function, request.inputs);
   if (!status.ok()) return reply(status);
   call->number = next_call_++;
-  call->id = NewId("fc");
+  call->id = MakeCallId(call->number);
   call->parent_input_id = request.parent_input_id;
-  call->idempotency_key = request.idempotency_key;
+  call->idempotency_key = key;
   call->function = *function;
   call->invocation_type = request.invocation_type;
   call->created_at = UnixSeconds();
@@ -140,7 +140,7 @@ void EngineCore::CreateCall(NewCall request, std::function<void(Result<CreatedCa
               call->function->info.function_id,
               call->function->info.app_id,
               call->parent_input_id,
-              call->idempotency_key,
+              request.idempotency_key,
               call->call_type,
               call->invocation_type,
               call->created_at};
@@ -154,18 +154,15 @@ void EngineCore::CreateCall(NewCall request, std::function<void(Result<CreatedCa
     Input* made = AddInput(call, std::move(input), &rows.emplace_back());
     answer.push_back({made->idx, made->id});
   }
-  if (!request.idempotency_key.empty()) {
-    Idempotent& entry = idempotent_[request.idempotency_key];
-    entry.call = call;
-    entry.call_id = call->id;
-    entry.at = call->created_at;
-  }
+  if (!key.empty())
+    KeepKey(key, call, call->id, call->created_at).waiters = std::make_unique<std::vector<CreatedReply>>();
   Journal::Record record = Journal::PutCall(std::move(row), std::move(rows));
   record.durable = !call->synchronous();
   record.done = [this, call, answer = std::move(answer), reply = std::move(reply)](Status committed) {
     CreatedCall created{call->id, answer, call->function->info.retry};
-    std::vector<std::function<void(Result<CreatedCall>)>> waiters;
-    if (!call->idempotency_key.empty()) waiters.swap(idempotent_[call->idempotency_key].waiters);
+    std::vector<CreatedReply> waiters;
+    if (!call->idempotency_key.empty())
+      waiters = std::move(*std::exchange(idempotent_[call->idempotency_key].waiters, nullptr));
     waiters.push_back(reply);
     CallCommitted(call, answer, committed);  // the call is gone if it failed
     FlushOutbox();  // the way of the inputs is longer than that of the answer: it begins first
@@ -186,18 +183,14 @@ void EngineCore::CallCommitted(Call* call, const std::vector<PutInput>& answer, 
     return;
   }
   call->committed = true;
-  if (!call->idempotency_key.empty()) idempotent_[call->idempotency_key].committed = true;
   std::vector<uint32_t> fresh;
   for (const PutInput& input : answer) fresh.push_back(input.idx);
   InputsCommitted(call->id, fresh, {});
 }
 
-void EngineCore::PutInputs(const CallScope& scope, const std::string& call_id, const std::string& function_id,
-                           std::vector<NewInput> inputs,
+void EngineCore::PutInputs(Call* call, const std::string& function_id, std::vector<NewInput> inputs,
                            std::function<void(Result<std::vector<PutInput>>)> reply) {
-  auto found = FindCall(scope, call_id);
-  if (!found.ok()) return reply(found.status());
-  Call* call = *found;
+  const std::string& call_id = call->id;
   if (!function_id.empty() && call->function->info.function_id != function_id) {
     return reply(NotFound("function call " + call_id + " is not one of function " + function_id));
   }
@@ -219,6 +212,7 @@ void EngineCore::PutInputs(const CallScope& scope, const std::string& call_id, c
     for (uint32_t idx : fresh) call->seen.Erase(idx);
     return reply(status);
   }
+  Wake(call);
   std::vector<InputRow> rows;
   for (NewInput& input : fresh_inputs) AddInput(call, std::move(input), &rows.emplace_back());
   // Also with nothing new: a repeated put is answered after the commit of the first.
@@ -228,6 +222,7 @@ void EngineCore::PutInputs(const CallScope& scope, const std::string& call_id, c
                  reply = std::move(reply)](Status committed) {
     InputsCommitted(call_id, fresh, committed);
     auto it = calls_.find(call_id);
+    if (it != calls_.end()) Idle(it->second.get());  // should nothing be left to do
     // What a repeated put relied on may have been taken back with the first.
     bool all_there = it != calls_.end() &&
                      std::all_of(answer.begin(), answer.end(),
@@ -384,10 +379,12 @@ void EngineCore::Finished(const std::string& call_id, uint32_t idx, OutputView o
   uint64_t bytes = (output.result ? output.result->size() : 0) + output.text.size();
   call->output_bytes += bytes;
   if (call->acked) acked_bytes_ += bytes;
-  call->outputs.push_back(std::move(output));
+  call->outputs.Add({output.seq, output.idx, output.status});
+  Remember(call, std::move(output));
   Unfinished(call, -1);
-  WakePolls(call);  // perhaps there is somebody for it
-  KeepResult(call);
+  WakePolls(call, idx);  // perhaps there is somebody for it
+  TrimRecent();
+  if (call->unfinished == 0) Idle(call);
 }
 
 void EngineCore::FinishWithText(Input* input, ResultStatus status, const std::string& text) {
@@ -438,15 +435,23 @@ void EngineCore::Requeue(Input* input) {
   Enqueue(input, true);
 }
 
+// In slices: others have their turn between them. What is queued meanwhile isn't meant.
 void EngineCore::FailQueued(FunctionState* function, ResultStatus status, const std::string& text,
                             SharedBytes result) {
-  while (!function->queue.empty()) {
-    OutputView output;
-    output.status = static_cast<int32_t>(status);
-    output.text = text;
-    output.result = result;
-    Finish(function->queue.front(), std::move(output));
-  }
+  OutputView output;
+  output.status = static_cast<int32_t>(status);
+  output.text = text;
+  output.result = std::move(result);
+  FailSome(function->info.function_id, function->queue.size(), output);
+}
+
+void EngineCore::FailSome(const std::string& function_id, size_t left, const OutputView& output) {
+  FunctionState* known = function(function_id);
+  if (known == nullptr) return;
+  for (size_t i = 0; i < kSlice && left > 0 && !known->queue.empty(); ++i, --left)
+    Finish(known->queue.front(), output);
+  if (left == 0 || known->queue.empty()) return;
+  strand_.Post([this, function_id, left, output] { FailSome(function_id, left, output); });
 }
 
 void EngineCore::CancelCall(Call* call, bool terminate) {
@@ -454,15 +459,36 @@ void EngineCore::CancelCall(Call* call, bool terminate) {
     call->cancelled = true;
     journal_->Append(Journal::SetCancelled(call->number));
   }
-  std::vector<Input*> waiting;
-  std::map<TaskState*, std::vector<std::string>> running;
+  std::vector<uint32_t> all;
+  all.reserve(call->inputs.size());
   for (auto& [idx, input] : call->inputs) {
     input->cancelled = true;
+    all.push_back(idx);
+  }
+  std::sort(all.begin(), all.end(), std::greater<>());
+  CancelSome(call->id, std::move(all), terminate);
+}
+
+// In slices, from the back of `left` on.
+void EngineCore::CancelSome(const std::string& call_id, std::vector<uint32_t> left, bool terminate) {
+  auto found = calls_.find(call_id);
+  if (found == calls_.end()) return;
+  Call* call = found->second.get();
+  std::vector<Input*> waiting;
+  std::map<TaskState*, std::vector<std::string>> running;
+  for (size_t i = 0; i < kSlice && !left.empty(); ++i, left.pop_back()) {
+    auto it = call->inputs.find(left.back());
+    if (it == call->inputs.end()) continue;
+    Input* input = it->second.get();
     if (input->state == Input::State::kQueued || input->state == Input::State::kDelayed)
-      waiting.push_back(input.get());
+      waiting.push_back(input);
     if (input->state == Input::State::kLeased) running[input->task].push_back(input->id);
   }
-  std::sort(waiting.begin(), waiting.end(), [](const Input* a, const Input* b) { return a->idx < b->idx; });
+  if (!left.empty()) {
+    strand_.Post([this, call_id, left = std::move(left), terminate]() mutable {
+      CancelSome(call_id, std::move(left), terminate);
+    });
+  }
   for (Input* input : waiting) FinishWithText(input, ResultStatus::kTerminated, "the call was cancelled");
   if (terminate && !waiting.empty()) DropStarts(call->function, "the call that it was for was cancelled");
   for (auto& [task, ids] : running) {
@@ -487,73 +513,6 @@ void EngineCore::CancelCall(Call* call, bool terminate) {
       }
     });
   }
-}
-
-CallInfo EngineCore::InfoOf(const Call& call) const {
-  CallInfo info{call.id, call.function->info.function_id, call.function->info.app_id,
-                call.function->info.name, call.created_at};
-  info.total = call.total;
-  info.pending = call.unfinished;
-  for (const OutputView& output : call.outputs) {
-    switch (static_cast<ResultStatus>(output.status)) {
-      case ResultStatus::kSuccess:
-        ++info.succeeded;
-        break;
-      case ResultStatus::kTerminated:
-        ++info.cancelled;
-        break;
-      case ResultStatus::kTimeout:
-        ++info.timed_out;
-        break;
-      default:
-        ++info.failed;
-        break;
-    }
-  }
-  return info;
-}
-
-std::vector<CallInfo> EngineCore::CallsOf(const std::string& function_id) const {
-  std::vector<CallInfo> out;
-  for (const auto& [id, call] : calls_) {
-    if (call->committed && call->function->info.function_id == function_id) out.push_back(InfoOf(*call));
-  }
-  std::sort(out.begin(), out.end(),
-            [](const CallInfo& a, const CallInfo& b) { return a.created_at > b.created_at; });
-  if (out.size() > 1000) out.resize(1000);
-  return out;
-}
-
-CallGraph EngineCore::GraphOf(Call* root) const {
-  constexpr size_t kMost = 2000;
-  std::unordered_map<std::string_view, std::vector<Call*>> children;
-  for (const auto& [id, call] : calls_) {
-    if (!call->parent_input_id.empty() && call->function->workspace == root->function->workspace)
-      children[call->parent_input_id].push_back(call.get());
-  }
-  CallGraph graph;
-  std::deque<Call*> todo = {root};
-  while (!todo.empty()) {
-    Call* call = todo.front();
-    todo.pop_front();
-    graph.calls.push_back({call->id, call->parent_input_id, call->function->info.name});
-    std::vector<CallGraph::InputNode> nodes;
-    for (const OutputView& output : call->outputs)
-      nodes.push_back({output.input_id, call->id, output.task_id, output.status});
-    for (const auto& [idx, input] : call->inputs) {
-      nodes.push_back({input->id, call->id, input->task == nullptr ? "" : input->task->id, 0});
-    }
-    for (CallGraph::InputNode& node : nodes) {
-      if (graph.inputs.size() >= kMost) {
-        graph.truncated = true;
-        return graph;
-      }
-      auto it = children.find(node.input_id);
-      if (it != children.end()) todo.insert(todo.end(), it->second.begin(), it->second.end());
-      graph.inputs.push_back(std::move(node));
-    }
-  }
-  return graph;
 }
 
 }  // namespace lydian::control

@@ -2,7 +2,10 @@
 //   call_engine.cc          the public methods: they post
 //   call_engine_calls.cc    calls and inputs: made, finished, cancelled
 //   call_engine_upkeep.cc   ended calls: kept for a while, dropped
-//   call_engine_outputs.cc  polls for outputs, generator data
+//   call_engine_paging.cc   calls that rest in the journal, and outputs of which only the journal has all
+//   call_engine_outputs.cc  polls for outputs
+//   call_engine_chunks.cc   generator data
+//   call_engine_graph.cc    questions about calls
 //   call_engine_leases.cc   which input goes to which container
 //   call_engine_tasks.cc    containers: started, followed, stopped
 //   call_engine_scale.cc    the autoscaler's view and its plan
@@ -13,6 +16,7 @@
 #include <atomic>
 #include <deque>
 #include <set>
+#include <unordered_set>
 
 #include "base/log.h"
 #include "control/call_engine_state.h"
@@ -37,18 +41,30 @@ class EngineCore : public WorkerEvents {
 
   // call_engine_calls.cc
   void CreateCall(NewCall request, std::function<void(Result<CreatedCall>)> reply);
-  void PutInputs(const CallScope& scope, const std::string& call_id, const std::string& function_id,
-                 std::vector<NewInput> inputs, std::function<void(Result<std::vector<PutInput>>)> reply);
-  Result<Call*> FindCall(const CallScope& scope, const std::string& call_id);
+  void PutInputs(Call* call, const std::string& function_id, std::vector<NewInput> inputs,
+                 std::function<void(Result<std::vector<PutInput>>)> reply);
   Result<FunctionState*> FindFunction(const CallScope& scope, const std::string& function_id);
   void CancelCall(Call* call, bool terminate);
-  CallInfo InfoOf(const Call& call) const;
-  CallGraph GraphOf(Call* root) const;
-  std::vector<CallInfo> CallsOf(const std::string& function_id) const;
+
+  // call_engine_paging.cc
+  // Gives `found` the call: at once when it is in memory, later when it rests. NOT_FOUND outside the scope.
+  void WithCall(const CallScope& scope, const std::string& call_id, std::function<void(Result<Call*>)> found);
+  // The same for who may take the question back: not called any more after DropPoll or DropChunkWait of
+  // `handle`.
+  void Ask(uint64_t handle, const CallScope& scope, const std::string& call_id,
+           std::function<void(Result<Call*>)> found);
+
+  // call_engine_graph.cc
+  static CallInfo InfoOf(const Call& call);
+  void GraphOf(Call* root, std::function<void(Result<CallGraph>)> reply);
+  void CallsOf(const FunctionState& function, std::function<void(Result<std::vector<CallInfo>>)> reply);
 
   // call_engine_outputs.cc
-  void GetOutputs(uint64_t handle, OutputsQuery query, std::function<void(Result<OutputsPage>)> reply);
+  void GetOutputs(uint64_t handle, Call* call, OutputsQuery query,
+                  std::function<void(Result<OutputsPage>)> reply);
   void DropPoll(uint64_t handle);
+
+  // call_engine_chunks.cc
   void PutChunks(Call* call, const std::string& task_id, std::vector<std::pair<uint64_t, std::string>> chunks,
                  std::function<void(Status)> reply);
   void NextChunks(uint64_t handle, Call* call, uint64_t last_index,
@@ -60,7 +76,8 @@ class EngineCore : public WorkerEvents {
   void ActivateApp(const std::string& app_id);
   void StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms,
                std::function<void()> done);
-  void StopTaskById(const std::string& task_id, const std::string& reason, std::function<void(Status)> done);
+  void StopTaskById(const std::string& task_id, const std::string& reason, bool graceful,
+                    std::function<void(Status)> done);
   void RunBuilder(const std::string& function_id, const std::string& input,
                   std::function<void(BuilderOutcome)> done);
   std::vector<TaskView> TaskViews() const;
@@ -76,13 +93,15 @@ class EngineCore : public WorkerEvents {
   double UnixSeconds() const { return clock_.UnixSeconds(); }
 
   // calls
+  using CreatedReply = std::function<void(Result<CreatedCall>)>;
   struct Idempotent {
-    Call* call = nullptr;  // null once it was dropped
+    Call* call = nullptr;  // null once it has left the memory
     std::string call_id;
-    bool committed = false;
     double at = 0;
-    std::vector<std::function<void(Result<CreatedCall>)>> waiters;
+    std::unique_ptr<std::vector<CreatedReply>> waiters;  // until it is committed
   };
+  Idempotent& KeepKey(const std::string& digest, Call* call, const std::string& call_id, double at);
+  void ForgetKeys();  // the old ones
   Status CheckRoom(const FunctionState& function, const std::vector<NewInput>& inputs) const;
   static Status CheckIndexes(const std::vector<NewInput>& inputs);
   Input* AddInput(Call* call, NewInput input, InputRow* row);
@@ -104,28 +123,60 @@ class EngineCore : public WorkerEvents {
   void Requeue(Input* input);  // no attempt counted
   void FailQueued(FunctionState* function, ResultStatus status, const std::string& text,
                   SharedBytes result = nullptr);
+  void FailSome(const std::string& function_id, size_t left, const OutputView& output);
+  void CancelSome(const std::string& call_id, std::vector<uint32_t> left, bool terminate);
   void Acknowledge(Call* call);
   void ScheduleDrops();
   void DropAcknowledged();
   void DropCall(Call* call);
   void DropNow(const std::vector<Call*>& calls);
+  void DropRows(std::vector<uint32_t> calls, std::function<void()> then = nullptr);
+  void DropOldCalls();
+  void DropFunctions();
   void Housekeeping();
+
+  // paging
+  Result<Call*> CallIn(const CallScope& scope, const std::string& call_id);
+  void Resting(const std::string& call_id, Result<StoredCall> stored);
+  Call* TakeUp(CallRow row);
+  static void RecoverOutput(Call* call, const OutputKey& key);
+  static void RecoverChunk(Call* call, const ChunkKey& key);
+  void Idle(Call* call);  // it has ended, or somebody has just looked at it
+  void NotIdle(Call* call);
+  bool MayRest(const Call& call) const;
+  void Wake(Call* call);  // something new comes to it
+  void Leave(Call* call);
   std::string Named(const FunctionState& function, const std::string& text) const {
     return "Function " + function.info.name + ": " + text;
   }
 
   // outputs
+  // What a poll gets. Some of it may be in the journal alone: `missing`, and the places in the page where it
+  // goes.
+  struct Collected {
+    OutputsPage page;
+    std::vector<uint32_t> missing;
+    std::vector<size_t> places;
+    uint64_t room = 0;    // bytes that these may have
+    uint32_t cursor = 0;  // of the poll
+    void SetCursor();     // of the page
+  };
   void ServePoll(const std::shared_ptr<Poll>& poll);
-  void AnswerNews(const std::shared_ptr<Poll>& poll, OutputsPage page);
-  void AnswerPoll(const std::shared_ptr<Poll>& poll, Result<OutputsPage> page);
-  void WakePolls(Call* call);
-  void KeepResult(Call* call);
-  void ForgetResults(Call* call);
-  void ReplyWithResults(Call* call, OutputsPage page, std::function<void(Result<OutputsPage>)> reply);
-  OutputsPage Collect(const Call& call, const Poll& poll) const;
+  void AnswerNews(const std::shared_ptr<Poll>& poll, Collected collected);
+  void AnswerPoll(const std::shared_ptr<Poll>& poll, Result<Collected> collected);
+  void WakePolls(Call* call, uint32_t idx);
+  void Remember(Call* call, OutputView output);
+  void ForgetFront(Call* call);
+  void ForgetRecent(Call* call);
+  void TrimRecent();
+  Collected Collect(Call* call, const Poll& poll) const;
+  Status FillIn(uint32_t number, Collected* collected) const;
+  void ReplyWithAll(Call* call, Collected collected, std::function<void(Result<OutputsPage>)> reply);
   void ServeChunks(Call* call);
+  void ReadChunks(Call* call, ChunkWait* wait);
   Status CheckChunkRoom(const WorkspaceState& workspace, uint64_t more) const;
-  void SetChunk(Call* call, uint64_t index, SharedBytes bytes);  // null: drops it
+  void SetChunk(Call* call, uint64_t index, SharedBytes bytes);
+  void DropChunk(Call* call, uint64_t index);
   void DropReadChunks(Call* call, uint64_t last_index);
 
   // leases
@@ -191,7 +242,11 @@ class EngineCore : public WorkerEvents {
   void OnGiveBack(const GiveBack& back);
 
   // recovery
+  struct Recovered;
   Status Recover();
+  void RecoverApps(JournalVisitor* visitor);
+  void RecoverCalls(JournalVisitor* visitor, Recovered* found);
+  void RecoverTask(TaskRow row);
   void RecoveryOver(const std::string& worker_id);
 
   const EngineOptions options_;
@@ -201,10 +256,11 @@ class EngineCore : public WorkerEvents {
 
   std::map<std::string, std::unique_ptr<AppState>> apps_;
   std::unordered_map<std::string, std::unique_ptr<FunctionState>> functions_;
-  std::unordered_map<std::string, std::unique_ptr<Call>> calls_;
-  std::unordered_map<std::string_view, Input*> inputs_;  // keys are the inputs' own ids
+  std::unordered_map<std::string_view, std::unique_ptr<Call>> calls_;  // keys are the calls' own ids
+  std::unordered_map<std::string_view, Input*> inputs_;                // keys are the inputs' own ids
   std::unordered_map<std::string, std::unique_ptr<TaskState>> tasks_;
-  std::unordered_map<std::string, Idempotent> idempotent_;
+  std::unordered_map<std::string, Idempotent> idempotent_;  // by KeyDigest
+  std::deque<std::pair<double, std::string>> keys_;         // of these, by their time
   std::unordered_map<uint64_t, std::shared_ptr<Poll>> polls_;
   struct Acked {
     std::string call_id;
@@ -212,8 +268,14 @@ class EngineCore : public WorkerEvents {
   };
   std::deque<Acked> acked_;
   uint64_t acked_bytes_ = 0;
-  std::list<Call*> with_results_;  // in memory, by the last of them
-  uint64_t result_bytes_ = 0;
+  std::list<Call*> with_recent_;  // outputs in memory, by the last of them
+  uint64_t recent_bytes_ = 0;
+  std::list<Call*> idle_;  // ended, by when somebody was interested in them last
+  uint64_t idle_bytes_ = 0;
+  std::unordered_map<std::string, std::vector<std::function<void(const Status&)>>>
+      paging_;                             // being read, by id
+  std::unordered_set<uint64_t> asking_;    // handles of those who wait for a call; who takes it back leaves
+  std::unordered_set<uint32_t> dropping_;  // calls of which the journal still has rows
   bool drop_timer_ = false;
   uint32_t next_call_ = 1;
   uint64_t next_batch_ = 1;

@@ -212,7 +212,8 @@ void EngineCore::CheckDeadlines(TaskState* task) {
     record.file_descriptor = 3;
     record.unix_nanos = clock_.UnixNanos();
     record.task_id = task->id;
-    record.function_id = record.root_function_id = task->function->info.function_id;
+    record.function_id = task->function->info.function_id;
+    record.root_function_id = task->function->info.root_id();
     record.data = text + "; its container was stopped\n";
     options_.logs->Append(task->function->info.app_id, {record});
     return SendStop(task, StopTask::KILL, 0, "an input ran into its timeout");

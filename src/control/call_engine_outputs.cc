@@ -12,11 +12,6 @@ constexpr size_t kManyOutputs = 50;
 constexpr Millis kLastCoalesce{2};  // ... or after this, when no input is unfinished
 constexpr size_t kMostOutputs = 1000;
 constexpr size_t kMostBytes = size_t{16} << 20;
-constexpr size_t kChunkBytes = size_t{4} << 20;
-constexpr uint64_t kChunkCost = 200;  // of one without its bytes
-// Of what its reader has, a synchronous generator keeps this much: more than can be on the way, should the
-// connection break.
-constexpr uint64_t kChunksBehind = uint64_t{8} << 20;
 constexpr Millis kLongestPoll{55'000};
 
 uint32_t CursorOf(const std::string& last_entry_id) {
@@ -25,9 +20,14 @@ uint32_t CursorOf(const std::string& last_entry_id) {
   return cursor;
 }
 
-uint64_t CostOfChunk(std::string_view bytes) { return bytes.size() + kChunkCost; }
-
 bool Ranged(const OutputsQuery& query) { return query.start_idx.has_value(); }
+
+uint32_t FirstOf(const OutputsQuery& query) {
+  return static_cast<uint32_t>(std::max(query.start_idx.value_or(0), 0));
+}
+uint32_t LastOf(const OutputsQuery& query) {
+  return static_cast<uint32_t>(std::max(query.end_idx.value_or(INT32_MAX), 0));
+}
 
 // Somewhat less than the client gives us, so that our empty answer comes before its deadline.
 Millis HoldFor(Millis timeout) {
@@ -37,11 +37,8 @@ Millis HoldFor(Millis timeout) {
 
 }  // namespace
 
-void EngineCore::GetOutputs(uint64_t handle, OutputsQuery query,
+void EngineCore::GetOutputs(uint64_t handle, Call* call, OutputsQuery query,
                             std::function<void(Result<OutputsPage>)> reply) {
-  auto found = FindCall(query.scope, query.call_id);
-  if (!found.ok()) return reply(found.status());
-  Call* call = *found;
   // The end of a map: the client has all it wants. It asks from the start again, and doesn't read the answer.
   if (query.clear_on_success && !Ranged(query) && call->call_type == kCallMap) {
     OutputsPage page;
@@ -56,64 +53,75 @@ void EngineCore::GetOutputs(uint64_t handle, OutputsQuery query,
   poll->cursor = CursorOf(query.last_entry_id);
   poll->query = std::move(query);
   poll->reply = std::move(reply);
+  // What a map's reader has got needs no memory; should the answer have been lost, the journal has it.
+  while (!Ranged(poll->query) && call->synchronous() && !call->recent.empty() &&
+         call->recent.front().seq <= poll->cursor && call->recent.front().journalled) {
+    ForgetFront(call);
+  }
   call->polls.push_back(poll);
   polls_[handle] = poll;
   ServePoll(poll);
   if (!poll->reply) return;
   Millis hold = HoldFor(poll->query.timeout);
-  if (hold.count() <= 0) return AnswerPoll(poll, Collect(*call, *poll));
+  if (hold.count() <= 0) return AnswerPoll(poll, Collect(call, *poll));
   poll->deadline = strand_.PostAfter(hold, [this, handle] {
     auto late = polls_.find(handle);
     if (late == polls_.end()) return;
     std::shared_ptr<Poll> held = late->second;
-    AnswerPoll(held, Collect(*held->call, *held));
+    AnswerPoll(held, Collect(held->call, *held));
+    Idle(held->call);
   });
 }
 
-OutputsPage EngineCore::Collect(const Call& call, const Poll& poll) const {
-  OutputsPage page;
-  size_t most = poll.query.max_values == 0 ? kMostOutputs : std::min(poll.query.max_values, kMostOutputs);
-  size_t bytes = 0;
-  uint32_t last = poll.cursor;
-  // By seq, with gaps only where earlier ones were dropped: the place of the cursor is found by halving.
-  auto it =
-      Ranged(poll.query)
-          ? call.outputs.begin()
-          : std::upper_bound(call.outputs.begin(), call.outputs.end(), poll.cursor,
-                             [](uint32_t cursor, const OutputView& output) { return cursor < output.seq; });
-  int64_t first_idx = poll.query.start_idx.value_or(0), last_idx = poll.query.end_idx.value_or(INT32_MAX);
-  for (; it != call.outputs.end() && page.outputs.size() < most && bytes < kMostBytes; ++it) {
-    if (Ranged(poll.query) && (int64_t{it->idx} < first_idx || int64_t{it->idx} > last_idx)) continue;
-    bytes += it->result ? it->result->size() : it->text.size() + it->shelved_bytes;
-    last = std::max(last, it->seq);
-    page.outputs.push_back(*it);
-  }
+void EngineCore::Collected::SetCursor() {
+  uint32_t last = cursor;
+  for (const OutputView& output : page.outputs) last = std::max(last, output.seq);
   page.last_entry_id = std::to_string(last) + "-0";
-  page.unfinished = static_cast<int32_t>(call.unfinished);
-  return page;
+}
+
+EngineCore::Collected EngineCore::Collect(Call* call, const Poll& poll) const {
+  Collected out;
+  out.cursor = poll.cursor;
+  const size_t most =
+      poll.query.max_values == 0 ? kMostOutputs : std::min(poll.query.max_values, kMostOutputs);
+  std::vector<size_t> positions;
+  if (Ranged(poll.query)) {
+    positions = call->outputs.InRange(FirstOf(poll.query), LastOf(poll.query), most);
+  } else {
+    const size_t first = call->outputs.Behind(poll.cursor);
+    for (size_t i = first; i < call->outputs.size() && i - first < most; ++i) positions.push_back(i);
+  }
+  size_t bytes = 0;
+  for (const size_t position : positions) {
+    if (bytes >= kMostBytes) break;
+    const OutputKey& key = call->outputs[position];
+    if (const OutputView* known = call->recent.Find(key.seq)) {
+      bytes += known->result ? known->result->size() : known->text.size();
+      out.page.outputs.push_back(*known);
+      continue;
+    }
+    out.missing.push_back(key.seq);
+    out.places.push_back(out.page.outputs.size());
+    out.page.outputs.emplace_back().seq = key.seq;
+  }
+  out.room = kMostBytes - std::min(bytes, kMostBytes);
+  out.page.unfinished = static_cast<int32_t>(call->unfinished);
+  out.SetCursor();
+  return out;
 }
 
 void EngineCore::ServePoll(const std::shared_ptr<Poll>& poll) {
   Call* call = poll->call;
   if (Ranged(poll->query)) {
-    OutputsPage page = Collect(*call, *poll);
-    if (page.outputs.empty()) {
-      // Nothing is left that could come: the client raises "expired" for it, and asks on where it should
-      // wait.
-      return;
-    }
-    return AnswerNews(poll, std::move(page));
+    // Without news nothing may be left that could come: the client raises "expired" for it, and asks on where
+    // it should wait.
+    if (call->outputs.InRange(FirstOf(poll->query), LastOf(poll->query), 1).empty()) return;
+    return AnswerNews(poll, Collect(call, *poll));
   }
-  size_t news =
-      call->outputs.empty() || call->outputs.back().seq <= poll->cursor
-          ? 0
-          : static_cast<size_t>(
-                call->outputs.end() -
-                std::upper_bound(call->outputs.begin(), call->outputs.end(), poll->cursor,
-                                 [](uint32_t cursor, const OutputView& o) { return cursor < o.seq; }));
+  const size_t news = call->outputs.size() - call->outputs.Behind(poll->cursor);
   if (news == 0) return;
   size_t many = poll->query.max_values == 0 ? kManyOutputs : std::min(poll->query.max_values, kManyOutputs);
-  if (poll->coalesced || news >= many) return AnswerNews(poll, Collect(*call, *poll));
+  if (poll->coalesced || news >= many) return AnswerNews(poll, Collect(call, *poll));
   // With nothing unfinished it is the end, unless the client is about to put more in.
   const bool last = call->unfinished == 0 && !poll->last;
   if (poll->coalesce && !last) return;
@@ -130,153 +138,45 @@ void EngineCore::ServePoll(const std::shared_ptr<Poll>& poll) {
 }
 
 // Who asks to clear what it gets has all of a unary call then.
-void EngineCore::AnswerNews(const std::shared_ptr<Poll>& poll, OutputsPage page) {
+void EngineCore::AnswerNews(const std::shared_ptr<Poll>& poll, Collected collected) {
   Call* call = poll->call;
   const bool last = call->call_type == kCallUnary && poll->query.clear_on_success && call->synchronous() &&
                     call->unfinished == 0;
-  AnswerPoll(poll, std::move(page));
+  AnswerPoll(poll, std::move(collected));
   if (last) Acknowledge(call);
 }
 
-void EngineCore::AnswerPoll(const std::shared_ptr<Poll>& poll, Result<OutputsPage> page) {
+void EngineCore::AnswerPoll(const std::shared_ptr<Poll>& poll, Result<Collected> collected) {
   if (poll->deadline) strand_.CancelTimer(*poll->deadline);
   if (poll->coalesce) strand_.CancelTimer(*poll->coalesce);
   polls_.erase(poll->id);
-  poll->call->polls.remove(poll);
+  Call* call = poll->call;
+  call->polls.remove(poll);
   auto reply = std::move(poll->reply);
   poll->reply = nullptr;
-  if (!reply) return;
-  if (!page.ok()) return reply(page.status());
-  ReplyWithResults(poll->call, std::move(page).value(), std::move(reply));
+  if (reply && !collected.ok()) return reply(collected.status());
+  if (reply) ReplyWithAll(call, std::move(collected).value(), std::move(reply));
 }
 
 void EngineCore::DropPoll(uint64_t handle) {
+  asking_.erase(handle);
   auto it = polls_.find(handle);
   if (it == polls_.end()) return;
   std::shared_ptr<Poll> poll = it->second;
   poll->reply = nullptr;
-  AnswerPoll(poll, OutputsPage{});
+  AnswerPoll(poll, Collected{});
+  if (poll->call->polls.empty()) Idle(poll->call);
 }
 
-void EngineCore::WakePolls(Call* call) {
-  std::vector<std::shared_ptr<Poll>> waiting(call->polls.begin(), call->polls.end());
+void EngineCore::WakePolls(Call* call, uint32_t idx) {
+  std::vector<std::shared_ptr<Poll>> waiting;
+  for (const auto& poll : call->polls) {
+    if (!Ranged(poll->query) || (idx >= FirstOf(poll->query) && idx <= LastOf(poll->query)))
+      waiting.push_back(poll);
+  }
   for (const auto& poll : waiting) {
     if (poll->reply) ServePoll(poll);
   }
-}
-
-Status EngineCore::CheckChunkRoom(const WorkspaceState& workspace, uint64_t more) const {
-  const uint64_t most = options_.max_chunk_bytes,
-                 held = workspace.chunk_bytes + workspace.chunk_bytes_written;
-  const auto full = [](const std::string& whose, uint64_t bytes) {
-    return ResourceExhausted("generators of " + whose + " hold " + std::to_string(bytes >> 20) +
-                             " MiB that nobody has read yet: read them, or yield less");
-  };
-  if (held + more > most / 2) return full("this workspace", held);
-  if (chunk_bytes_ + more > most && held + more > most / kOwnShare)
-    return full("all workspaces", chunk_bytes_);
-  return {};
-}
-
-void EngineCore::PutChunks(Call* call, const std::string& task_id,
-                           std::vector<std::pair<uint64_t, std::string>> chunks,
-                           std::function<void(Status)> reply) {
-  bool holds = task_id.empty();
-  if (const TaskState* task = FindTask(task_id))
-    holds |= std::any_of(task->leases.begin(), task->leases.end(),
-                         [&](const Input* input) { return input->call == call; });
-  if (!holds) return reply(PermissionDenied("this container has no input of function call " + call->id));
-  uint64_t more = 0;
-  for (const auto& [index, bytes] : chunks) more += CostOfChunk(bytes);
-  WorkspaceState* workspace = call->function->workspace;
-  if (Status room = CheckChunkRoom(*workspace, more); !room.ok()) return reply(room);
-  std::vector<ChunkRow> rows;
-  rows.reserve(chunks.size());
-  for (auto& [index, bytes] : chunks) {
-    if (index == 0 || index > UINT32_MAX) return reply(InvalidArgument("data chunks are numbered from 1"));
-    rows.push_back(
-        {call->number, static_cast<uint32_t>(index), std::make_shared<const std::string>(std::move(bytes))});
-  }
-  std::vector<ChunkRow> copy = rows;
-  Journal::Record record = Journal::PutChunks(std::move(rows));
-  workspace->chunk_bytes_written += more;
-  chunk_bytes_ += more;
-  record.done = [this, workspace, more, call_id = call->id, rows = std::move(copy),
-                 reply = std::move(reply)](Status status) {
-    workspace->chunk_bytes_written -= more;
-    chunk_bytes_ -= more;
-    auto it = calls_.find(call_id);
-    if (status.ok() && it != calls_.end()) {
-      for (const ChunkRow& row : rows) SetChunk(it->second.get(), row.idx, row.chunk);
-      ServeChunks(it->second.get());
-    }
-    reply(status);
-  };
-  journal_->Append(std::move(record));
-}
-
-void EngineCore::SetChunk(Call* call, uint64_t index, SharedBytes bytes) {
-  auto it = call->chunks.find(index);
-  const uint64_t before = it == call->chunks.end() ? 0 : CostOfChunk(*it->second);
-  const uint64_t after = bytes ? CostOfChunk(*bytes) : 0;
-  call->chunk_bytes += after - before;
-  chunk_bytes_ += after - before;
-  call->function->workspace->chunk_bytes += after - before;
-  if (bytes) {
-    call->chunks[index] = std::move(bytes);
-  } else if (it != call->chunks.end()) {
-    call->chunks.erase(it);
-  }
-}
-
-// Several at a time, also from the journal: a restart reads what it holds.
-void EngineCore::DropReadChunks(Call* call, uint64_t last_index) {
-  if (!call->synchronous()) return;  // whoever knows its id may read it from the start
-  if (call->chunk_bytes <= 2 * kChunksBehind) return;
-  const uint64_t first = call->chunks.begin()->first;
-  uint64_t last = 0;
-  while (call->chunk_bytes > kChunksBehind && call->chunks.begin()->first <= last_index) {
-    last = call->chunks.begin()->first;
-    SetChunk(call, last, nullptr);
-  }
-  if (last > 0)
-    journal_->Append(
-        Journal::DropChunks(call->number, static_cast<uint32_t>(first), static_cast<uint32_t>(last)));
-}
-
-void EngineCore::NextChunks(uint64_t handle, Call* call, uint64_t last_index,
-                            std::function<void(Result<DataChunks>)> reply) {
-  DropReadChunks(call, last_index);
-  call->chunk_waits.push_back({handle, last_index, std::move(reply)});
-  ServeChunks(call);
-}
-
-void EngineCore::ServeChunks(Call* call) {
-  for (auto wait = call->chunk_waits.begin(); wait != call->chunk_waits.end();) {
-    DataChunks found;
-    size_t bytes = 0;
-    // Without a gap: what comes out of order (a retry writes from 1 again) waits for what is missing.
-    uint64_t next = wait->last_index + 1;
-    for (auto it = call->chunks.lower_bound(next);
-         it != call->chunks.end() && it->first == next && bytes < kChunkBytes; ++it, ++next) {
-      bytes += it->second->size();
-      found.chunks.emplace_back(it->first, it->second);
-    }
-    if (found.chunks.empty()) {
-      ++wait;
-      continue;
-    }
-    call->chunks_read_nanos = NowNanos();
-    auto reply = std::move(wait->reply);
-    wait = call->chunk_waits.erase(wait);
-    reply(std::move(found));
-  }
-}
-
-void EngineCore::DropChunkWait(uint64_t handle, const std::string& call_id) {
-  auto it = calls_.find(call_id);
-  if (it == calls_.end()) return;
-  it->second->chunk_waits.remove_if([&](const ChunkWait& wait) { return wait.id == handle; });
 }
 
 }  // namespace lydian::control

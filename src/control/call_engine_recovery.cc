@@ -1,6 +1,11 @@
 #include "control/call_engine_core.h"
 
 namespace lydian::control {
+namespace {
+
+constexpr double kKeyKeepSecs = 600;  // as long as idempotency keys are remembered
+
+}  // namespace
 
 EngineCore::EngineCore(EngineOptions options, Clock& clock)
     : options_(std::move(options)),
@@ -27,16 +32,14 @@ Status EngineCore::OpenJournal() {
   return {};
 }
 
-// Before the strand has anything to do.
-Status EngineCore::Recover() {
-  ASSIGN_OR_RETURN(JournalContents found, journal_->Load());
-  for (auto& [id, state] : found.apps) {
+void EngineCore::RecoverApps(JournalVisitor* visitor) {
+  visitor->app = [this](const std::string& id, const std::string& state) {
     AppState* known = app(id);
     known->active = state == "active";
     known->stopped = state == "stopped";
     if (known->stopped) known->stop_reason = "the app was stopped";
-  }
-  for (FunctionInfo& info : found.functions) {
+  };
+  visitor->function = [this](FunctionInfo info) {
     auto state = std::make_unique<FunctionState>();
     state->app = app(info.app_id);
     state->app->functions.push_back(state.get());
@@ -44,109 +47,109 @@ Status EngineCore::Recover() {
     state->info = std::move(info);
     std::string id = state->info.function_id;
     functions_[id] = std::move(state);
-  }
+  };
+  visitor->task = [this](TaskRow row) { RecoverTask(std::move(row)); };
+}
+
+struct EngineCore::Recovered {
   std::unordered_map<uint32_t, Call*> by_number;
   std::vector<uint32_t> orphans;
-  double now = UnixSeconds();
-  for (CallRow& row : found.calls) {
-    next_call_ = std::max(next_call_, row.number + 1);
-    FunctionState* known = function(row.function_id);
-    if (known == nullptr) {
-      orphans.push_back(row.number);
-      continue;
-    }
-    auto call = std::make_unique<Call>();
-    call->number = row.number;
-    call->id = row.call_id;
-    call->parent_input_id = row.parent_input_id;
-    call->idempotency_key = row.idempotency_key;
-    call->function = known;
-    call->call_type = row.call_type;
-    call->invocation_type = row.invocation_type;
-    call->created_at = row.created_at;
-    call->cancelled = row.cancelled;
-    call->committed = true;
-    ++known->calls;
-    if (!call->idempotency_key.empty() && now - call->created_at < 600) {
-      idempotent_[call->idempotency_key] = {call.get(), call->id, true, call->created_at, {}};
-    }
-    by_number[row.number] = call.get();
-    calls_[call->id] = std::move(call);
+  std::vector<Input*> inputs;
+  Call* Find(uint32_t number) const {
+    auto it = by_number.find(number);
+    return it == by_number.end() ? nullptr : it->second;
   }
-  if (!orphans.empty()) journal_->Append(Journal::DropCalls(std::move(orphans)));
-  auto mark = [](Call* call, uint32_t idx) {
-    call->seen.Insert(idx);
-    ++call->total;
+};
+
+void EngineCore::RecoverCalls(JournalVisitor* visitor, Recovered* found) {
+  visitor->last_call = [this](uint32_t number) { next_call_ = number + 1; };
+  visitor->dropping = [found](uint32_t number) { found->orphans.push_back(number); };
+  visitor->call = [this, found](CallRow row) {
+    const uint32_t number = row.number;
+    Call* call = TakeUp(std::move(row));
+    if (call == nullptr) return found->orphans.push_back(number);
+    found->by_number[number] = call;
+    if (!call->idempotency_key.empty()) KeepKey(call->idempotency_key, call, call->id, call->created_at);
   };
-  for (OutputRow& row : found.outputs) {
-    auto it = by_number.find(row.call);
-    if (it == by_number.end()) continue;
-    Call* call = it->second;
-    mark(call, row.idx);
-    call->next_seq = std::max(call->next_seq, row.seq + 1);
-    call->output_bytes += row.result_bytes + row.text.size();
-    call->finished_at = std::max(call->finished_at, row.created_at);
-    call->outputs.push_back({row.seq, row.idx, row.input_id, row.task_id, row.status, row.data_format,
-                             nullptr, row.text, row.started_at, row.created_at, row.result_bytes});
-  }
-  std::vector<Input*> recovered;
-  for (InputRow& row : found.inputs) {
-    auto it = by_number.find(row.call);
-    if (it == by_number.end()) continue;
-    Call* call = it->second;
-    mark(call, row.idx);
+  visitor->resting = [this](CallRow row) {
+    if (!row.idempotency_key.empty())
+      KeepKey(KeyDigest(row.idempotency_key), nullptr, row.call_id, row.created_at);
+  };
+  visitor->output = [found](uint32_t number, const OutputKey& key) {
+    if (Call* call = found->Find(number)) RecoverOutput(call, key);
+  };
+  visitor->chunk = [found](uint32_t number, const ChunkKey& key) {
+    if (Call* call = found->Find(number)) RecoverChunk(call, key);
+  };
+  visitor->input = [this, found](InputRow row) {
+    Call* call = found->Find(row.call);
+    if (call == nullptr) return;
     auto input = std::make_unique<Input>();
     input->call = call;
     input->idx = row.idx;
     input->attempt = row.attempt;
-    input->id = row.input_id;
-    input->method = row.method;
-    input->payload = row.payload;
+    input->id = std::move(row.input_id);
+    input->method = std::move(row.method);
+    input->payload = std::move(row.payload);
     input->cancelled = call->cancelled;
+    call->seen.Insert(row.idx);
+    ++call->total;
     Hold(input.get());
     inputs_[input->id] = input.get();
-    recovered.push_back(input.get());
+    found->inputs.push_back(input.get());
     call->inputs[row.idx] = std::move(input);
+  };
+}
+
+void EngineCore::RecoverTask(TaskRow row) {
+  FunctionState* known = function(row.function_id);
+  if (known == nullptr || row.state == "creating") {  // may never have been sent
+    row.ended = true;
+    row.exit_text = "control was restarted before it began";
+    row.finished_at = UnixSeconds();
+    return journal_->Append(Journal::PutTask(std::move(row)));
   }
-  for (Input* input : recovered) {  // all are known now, so that callers are found
+  auto task = std::make_unique<TaskState>();
+  task->id = row.task_id;
+  task->function = known;
+  task->worker_id = row.worker_id;
+  task->state = row.state == "ready"      ? TaskState::State::kReady
+                : row.state == "starting" ? TaskState::State::kStarting
+                                          : TaskState::State::kStopping;
+  if (task->state == TaskState::State::kStopping) {
+    task->retired = true;
+    task->stop_sent = known->app->stopped ? StopTask::GRACEFUL : StopTask::DRAIN;
+    task->stop.set_task_id(task->id);
+    task->stop.set_mode(*task->stop_sent);
+    task->stop.set_grace_ms(10'000);
+    task->stop.set_reason("it was being stopped when control was restarted");
+  }
+  task->row = std::move(row);
+  task->idle_since = NowNanos();
+  known->tasks.push_back(task.get());
+  ++known->app->tasks;
+  recovering_.insert(task->worker_id);
+  SetIdentity(*task);
+  tasks_[task->id] = std::move(task);
+}
+
+// Before the strand has anything to do.
+Status EngineCore::Recover() {
+  Recovered found;
+  JournalVisitor visitor;
+  RecoverApps(&visitor);
+  RecoverCalls(&visitor, &found);
+  RETURN_IF_ERROR(journal_->Load(visitor, UnixSeconds() - kKeyKeepSecs));
+  if (!found.orphans.empty()) DropRows(std::move(found.orphans));
+  for (Input* input : found.inputs) {  // all are known now, so that callers are found
     Unfinished(input->call, 1);
     Enqueue(input, false);
   }
-  for (ChunkRow& row : found.chunks) {
-    auto it = by_number.find(row.call);
-    if (it != by_number.end()) SetChunk(it->second, row.idx, row.chunk);
-  }
-  for (TaskRow& row : found.tasks) {
-    FunctionState* known = function(row.function_id);
-    if (known == nullptr || row.state == "creating") {  // may never have been sent
-      row.ended = true;
-      row.exit_text = "control was restarted before it began";
-      row.finished_at = now;
-      journal_->Append(Journal::PutTask(row));
-      continue;
-    }
-    auto task = std::make_unique<TaskState>();
-    task->id = row.task_id;
-    task->function = known;
-    task->worker_id = row.worker_id;
-    task->state = row.state == "ready"      ? TaskState::State::kReady
-                  : row.state == "starting" ? TaskState::State::kStarting
-                                            : TaskState::State::kStopping;
-    if (task->state == TaskState::State::kStopping) {
-      task->retired = true;
-      task->stop_sent = known->app->stopped ? StopTask::GRACEFUL : StopTask::DRAIN;
-      task->stop.set_task_id(task->id);
-      task->stop.set_mode(*task->stop_sent);
-      task->stop.set_grace_ms(10'000);
-      task->stop.set_reason("it was being stopped when control was restarted");
-    }
-    task->row = std::move(row);
-    task->idle_since = NowNanos();
-    known->tasks.push_back(task.get());
-    ++known->app->tasks;
-    recovering_.insert(task->worker_id);
-    SetIdentity(*task);
-    tasks_[task->id] = std::move(task);
+  const double now = UnixSeconds();
+  for (const auto& [number, call] : found.by_number) {
+    if (call->unfinished > 0) continue;
+    call->finished_at = std::max(call->created_at, now);
+    Idle(call);
   }
   LOG_INFO("journal read",
            {{"calls", calls_.size()}, {"unfinished_inputs", inputs_.size()}, {"tasks", tasks_.size()}});

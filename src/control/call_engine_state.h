@@ -14,8 +14,16 @@
 
 #include "control/call_engine.h"
 #include "control/index_set.h"
+#include "control/output_index.h"
 
 namespace lydian::control {
+
+// The id of call `number`: its last six characters say the number, so that a call that isn't in memory is
+// found by its key. Whether the rest is right shows the journal's row.
+std::string MakeCallId(uint32_t number);
+std::optional<uint32_t> CallNumberIn(std::string_view call_id);
+// Of an idempotency key, short enough to need no memory beside the string itself. "" of "".
+std::string KeyDigest(const std::string& key);
 
 // What is held for someone: unfinished inputs and their payloads.
 struct Held {
@@ -71,6 +79,7 @@ struct Poll {
 struct ChunkWait {
   uint64_t id = 0;
   uint64_t last_index = 0;
+  bool reading = false;  // in the journal
   std::function<void(Result<DataChunks>)> reply;
 };
 
@@ -86,17 +95,25 @@ struct Call {
   uint32_t next_seq = 1;
   IndexSet seen;  // by idx: put already, finished ones too
   std::unordered_map<uint32_t, std::unique_ptr<Input>, IndexHash> inputs;  // unfinished, by idx
-  std::vector<OutputView> outputs;                                         // journalled, by seq
+  OutputIndex outputs;                                                     // journalled
+  RecentOutputs recent;                                                    // of these, in memory
   uint64_t output_bytes = 0;
-  uint64_t result_bytes = 0;                            // ... of these, results that are in memory
-  std::optional<std::list<Call*>::iterator> result_at;  // in with_results_
-  uint32_t readers = 0;                                 // of results in the journal
+  std::optional<std::list<Call*>::iterator> recent_at;  // in with_recent_
+  uint32_t readers = 0;                                 // of rows in the journal
   std::list<std::shared_ptr<Poll>> polls;
-  std::map<uint64_t, SharedBytes> chunks;
-  uint64_t chunk_bytes = 0;
+  struct Chunk {
+    uint64_t bytes = 0;
+    SharedBytes data;  // null: in the journal alone
+  };
+  std::map<uint64_t, Chunk> chunks;
+  uint64_t chunk_bytes = 0;    // of those in memory
+  uint64_t chunks_stored = 0;  // of all
   std::list<ChunkWait> chunk_waits;
   int64_t chunks_read_nanos = 0;
   double finished_at = 0;
+  std::optional<std::list<Call*>::iterator> idle_at;  // in idle_
+  uint64_t idle_bytes = 0;                            // counted while it is there
+  bool resting = false;                               // the journal has it as resting
   // A builder's call lives in memory alone and tells this.
   std::function<void(const OutputView&)> builder;
 

@@ -126,10 +126,14 @@ void EngineCore::CheckAppStopped(AppState* state) {
   for (auto& waiter : waiters) waiter();
 }
 
-void EngineCore::StopTaskById(const std::string& task_id, const std::string& reason,
+void EngineCore::StopTaskById(const std::string& task_id, const std::string& reason, bool graceful,
                               std::function<void(Status)> done) {
   TaskState* task = FindTask(task_id);
   if (task == nullptr) return done(NotFound("no running task " + task_id));
+  if (graceful) {  // for as long as its inputs take: nobody waits for that
+    SendStop(task, StopTask::DRAIN, 0, reason);
+    return done(OkStatus());
+  }
   task->stop_waiters.push_back(std::move(done));
   SendStop(task, StopTask::GRACEFUL, kStopGraceMs, reason);
 }
@@ -321,7 +325,8 @@ void EngineCore::Refused(TaskState* task, const TaskUpdate& update) {
   record.file_descriptor = 3;
   record.unix_nanos = clock_.UnixNanos();
   record.task_id = task->id;
-  record.function_id = record.root_function_id = function->info.function_id;
+  record.function_id = function->info.function_id;
+  record.root_function_id = function->info.root_id();
   record.data = Named(*function, text) + (retryable ? "; trying again\n" : "\n");
   options_.logs->Append(function->app->id, {record});
   EndTask(task, text);
@@ -427,7 +432,8 @@ void EngineCore::LogTaskState(const TaskState& task, int state, std::function<vo
   record.task_state = state;
   record.unix_nanos = clock_.UnixNanos();
   record.task_id = task.id;
-  record.function_id = record.root_function_id = task.function->info.function_id;
+  record.function_id = task.function->info.function_id;
+  record.root_function_id = task.function->info.root_id();
   record.container_id = task.row.container_id;
   options_.logs->Append(task.function->app->id, {std::move(record)}, std::move(stored));
 }

@@ -354,6 +354,25 @@ TEST_F(CallEngineTest, StoppingAnAppEndsEverythingAndTells) {
   EXPECT_EQ(again.get_future().wait_for(5s), std::future_status::ready);
 }
 
+TEST_F(CallEngineTest, AGracefulStopLetsInputsFinishAndTakesNoMore) {
+  Begin();
+  auto worker = Connect();
+  std::string call = Map("x");
+  auto task = worker->WaitStart();
+  worker->Ready(task->task_id());
+  auto lease = worker->WaitLease();
+  StopTask(task->task_id(), /*graceful=*/true);
+  auto stop = worker->WaitStop();
+  ASSERT_TRUE(stop);
+  EXPECT_EQ(stop->mode(), StopTask::DRAIN);
+  std::string other = Map("y");  // for another container
+  auto next = worker->WaitStart();
+  ASSERT_TRUE(next);
+  EXPECT_NE(next->task_id(), task->task_id());
+  worker->Succeed(*lease, "ok");
+  EXPECT_EQ(*Poll(call)->outputs[0].result, "ok");
+}
+
 TEST_F(CallEngineTest, AGivenBackLeaseCountsNoAttempt) {
   Begin();
   auto worker = Connect();

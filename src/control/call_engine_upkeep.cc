@@ -19,6 +19,7 @@ void EngineCore::Acknowledge(Call* call) {
   if (call->acked) return;
   call->acked = true;
   acked_bytes_ += call->output_bytes;
+  NotIdle(call);
   acked_.push_back({call->id, NowNanos() + std::chrono::nanoseconds(options_.acked_keep).count()});
   if (acked_bytes_ > kAckedBytes || acked_.size() > kAckedCalls) {
     DropAcknowledged();
@@ -67,7 +68,21 @@ void EngineCore::DropNow(const std::vector<Call*>& calls) {
     numbers.push_back(call->number);
     DropCall(call);
   }
-  journal_->Append(Journal::DropCalls(std::move(numbers)));
+  DropRows(std::move(numbers));
+}
+
+// Their rows, in slices; `then` when all are gone.
+void EngineCore::DropRows(std::vector<uint32_t> calls, std::function<void()> then) {
+  dropping_.insert(calls.begin(), calls.end());
+  auto left = std::make_shared<std::vector<uint32_t>>();
+  Journal::Record record = Journal::DropCalls(calls, left);
+  record.done = [this, calls = std::move(calls), left, then = std::move(then)](Status status) {
+    if (!status.ok()) return LOG_ERROR("calls could not be dropped", {{"error", status}});
+    for (size_t i = 0; i + left->size() < calls.size(); ++i) dropping_.erase(calls[i]);
+    if (!left->empty()) return DropRows(*left, then);
+    if (then) then();
+  };
+  journal_->Append(std::move(record));
 }
 
 void EngineCore::DropCall(Call* call) {
@@ -75,46 +90,92 @@ void EngineCore::DropCall(Call* call) {
     AnswerPoll(call->polls.front(), NotFound("function call " + call->id + " was dropped"));
   for (ChunkWait& wait : call->chunk_waits)
     wait.reply(NotFound("function call " + call->id + " was dropped"));
-  if (!call->idempotency_key.empty()) {
-    auto it = idempotent_.find(call->idempotency_key);
-    if (it != idempotent_.end() && it->second.call == call) it->second.call = nullptr;
-  }
   while (!call->inputs.empty()) {
     Input* input = call->inputs.begin()->second.get();
     Detach(input);
     Forget(input);
   }
-  ForgetResults(call);
-  call->function->workspace->chunk_bytes -= call->chunk_bytes;
-  chunk_bytes_ -= call->chunk_bytes;
-  --call->function->calls;
-  calls_.erase(call->id);
+  Leave(call);
+}
+
+void EngineCore::ForgetKeys() {
+  const double old = UnixSeconds() - kIdempotencySecs;
+  for (; !keys_.empty() && keys_.front().first < old; keys_.pop_front()) {
+    auto it = idempotent_.find(keys_.front().second);
+    if (it != idempotent_.end() && !it->second.waiters && it->second.at == keys_.front().first)
+      idempotent_.erase(it);
+  }
+}
+
+// Of those that rest. Again, as long as there are more.
+void EngineCore::DropOldCalls() {
+  constexpr size_t kMost = 1000;
+  const double now = UnixSeconds();
+  const double stopped = now - std::chrono::duration<double>(options_.stopped_keep).count();
+  pool_.Post([this, now, stopped] {
+    auto old = std::make_shared<Result<std::vector<Journal::OldCall>>>(
+        journal_->OldCalls(now - kSyncKeepSecs, stopped, now - kAsyncKeepSecs, kMost));
+    strand_.Post([this, old] {
+      if (!old->ok()) return LOG_WARN("old calls could not be looked for", {{"error", old->status()}});
+      std::vector<uint32_t> numbers;
+      for (const Journal::OldCall& call : **old) {
+        if (!calls_.contains(call.call_id) && !paging_.contains(call.call_id) &&
+            !dropping_.contains(call.number)) {
+          numbers.push_back(call.number);
+        }
+      }
+      if (numbers.empty()) return;
+      DropRows(std::move(numbers), [this, more = (*old)->size() == kMost] {
+        if (more) DropOldCalls();
+      });
+    });
+  });
+}
+
+// Of apps that have stopped, once no call of theirs is left.
+void EngineCore::DropFunctions() {
+  const auto unused = [](const FunctionState& function) {
+    return function.app->stopped && function.calls == 0 && function.tasks.empty();
+  };
+  std::vector<std::string> candidates;
+  for (const auto& [id, function] : functions_) {
+    if (unused(*function)) candidates.push_back(id);
+  }
+  if (candidates.empty()) return;
+  pool_.Post([this, unused, candidates = std::move(candidates)] {
+    auto without = std::make_shared<Result<std::vector<std::string>>>(journal_->WithoutCalls(candidates));
+    strand_.Post([this, unused, without] {
+      if (!without->ok())
+        return LOG_WARN("calls of functions could not be looked for", {{"error", without->status()}});
+      std::vector<std::string> gone;
+      for (const std::string& id : **without) {
+        auto it = functions_.find(id);
+        if (it == functions_.end() || !unused(*it->second)) continue;
+        std::erase(it->second->app->functions, it->second.get());
+        functions_.erase(it);
+        gone.push_back(id);
+      }
+      if (!gone.empty()) journal_->Append(Journal::DropFunctions(std::move(gone)));
+    });
+  });
 }
 
 void EngineCore::Housekeeping() {
-  double now = UnixSeconds();
+  const double now = UnixSeconds();
   std::vector<Call*> old;
-  for (auto& [id, call] : calls_) {
-    if (call->unfinished > 0 || !call->committed || !call->polls.empty() || call->readers > 0) continue;
+  for (Call* call : idle_) {
+    if (!call->polls.empty() || !call->chunk_waits.empty() || call->readers > 0 || !call->inputs.empty())
+      continue;
     double age = now - std::max(call->finished_at, call->created_at);
     double keep = call->synchronous() ? kSyncKeepSecs : kAsyncKeepSecs;
     if (call->synchronous() && call->function->app->stopped)
       keep = std::chrono::duration<double>(options_.stopped_keep).count();
-    if (age > keep) old.push_back(call.get());
+    if (age > keep) old.push_back(call);
   }
   DropNow(old);
-  std::erase_if(idempotent_, [&](const auto& entry) {
-    return entry.second.committed && now - entry.second.at > kIdempotencySecs;
-  });
-  std::vector<std::string> functions;
-  for (auto& [id, function] : functions_) {
-    if (function->app->stopped && function->calls == 0 && function->tasks.empty()) functions.push_back(id);
-  }
-  for (const std::string& id : functions) {
-    std::erase(functions_[id]->app->functions, functions_[id].get());
-    functions_.erase(id);
-  }
-  if (!functions.empty()) journal_->Append(Journal::DropFunctions(functions));
+  DropOldCalls();
+  DropFunctions();
+  ForgetKeys();
   journal_->Append(Journal::DropTasks(now - kTaskKeepSecs));
   strand_.PostAfter(kHousekeepingEvery, [this] { Housekeeping(); });
 }

@@ -205,7 +205,8 @@ void EngineCore::OnLogs(const std::string& worker_id, LogBatch& batch) {
     record.unix_nanos = entry.unix_nanos();
     record.file_descriptor = entry.file_descriptor();
     record.task_id = task->id;
-    record.function_id = record.root_function_id = task->function->info.function_id;
+    record.function_id = task->function->info.function_id;
+    record.root_function_id = task->function->info.root_id();
     record.input_id = entry.input_id();
     record.function_call_id = entry.function_call_id();
     record.container_id = task->row.container_id;

@@ -26,6 +26,7 @@ struct RetryPolicy {
 // What the engine needs of a function. Filled in by api from the client's definition.
 struct FunctionInfo {
   std::string function_id;  // of a bound function: the bound id
+  std::string base_id;      // of a bound function: what it was bound to; not kept over a restart
   std::string app_id;
   std::string workspace_id;
   std::string environment;
@@ -42,6 +43,8 @@ struct FunctionInfo {
   bool single_use = false;
   bool generator = false;
   TaskLimits limits;
+
+  const std::string& root_id() const { return base_id.empty() ? function_id : base_id; }
 };
 
 // How to make a task of a function. Called on any thread; may read the store (blocking), so the engine asks
@@ -82,7 +85,9 @@ class Engine {
   // `done` once every task has EXITED and its logs are stored. Again for a stopped app: `done` at once.
   virtual void StopApp(const std::string& app_id, const std::string& reason, uint32_t grace_ms,
                        std::function<void()> done) = 0;
-  virtual void StopTask(const std::string& task_id, const std::string& reason,
+  // `graceful`: it finishes the inputs that it works on and takes no more, and `done` runs at once; else they
+  // are interrupted, and `done` runs when it has ended.
+  virtual void StopTask(const std::string& task_id, const std::string& reason, bool graceful,
                         std::function<void(Status)> done) = 0;
   // Runs a builder function once with `input` (modal.client.FunctionInput) and commits what it wrote as a
   // layer.

@@ -299,8 +299,8 @@ class EngineTest : public testing::Test {
     engine_->CancelCall(Scope(), call, terminate, [&](Status status) { promise.set_value(status); });
     return promise.get_future().get();
   }
-  void StopTask(const std::string& task) {
-    engine_->StopTask(task, "asked", [](Status) {});
+  void StopTask(const std::string& task, bool graceful = false) {
+    engine_->StopTask(task, "asked", graceful, [](Status) {});
   }
   Status PutChunks(const std::string& call, const std::string& task,
                    std::vector<std::pair<uint64_t, std::string>> chunks) {

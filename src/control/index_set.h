@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <unordered_map>
 
 namespace lydian::control {
@@ -27,12 +28,14 @@ class IndexSet {
  public:
   bool Contains(uint32_t index) const {
     if (index < kFirst) return (first_ & Bit(index)) != 0;
-    auto block = blocks_.find(index / kBlock);
-    return block != blocks_.end() && (block->second[index % kBlock / 64] & Bit(index)) != 0;
+    if (!blocks_) return false;
+    auto block = blocks_->find(index / kBlock);
+    return block != blocks_->end() && (block->second[index % kBlock / 64] & Bit(index)) != 0;
   }
   // False when it was in already.
   bool Insert(uint32_t index) {
-    uint64_t& word = index < kFirst ? first_ : blocks_[index / kBlock][index % kBlock / 64];
+    if (index >= kFirst && !blocks_) blocks_ = std::make_unique<Blocks>();
+    uint64_t& word = index < kFirst ? first_ : (*blocks_)[index / kBlock][index % kBlock / 64];
     if ((word & Bit(index)) != 0) return false;
     word |= Bit(index);
     return true;
@@ -42,14 +45,16 @@ class IndexSet {
       first_ &= ~Bit(index);
       return;
     }
-    auto block = blocks_.find(index / kBlock);
-    if (block == blocks_.end()) return;
+    if (!blocks_) return;
+    auto block = blocks_->find(index / kBlock);
+    if (block == blocks_->end()) return;
     block->second[index % kBlock / 64] &= ~Bit(index);
-    if (block->second == Block{}) blocks_.erase(block);
+    if (block->second == Block{}) blocks_->erase(block);
   }
   // On the heap, about.
   size_t bytes() const {
-    return blocks_.size() * (sizeof(Block) + 4 * sizeof(void*)) + blocks_.bucket_count() * sizeof(void*);
+    if (!blocks_) return 0;
+    return blocks_->size() * (sizeof(Block) + 4 * sizeof(void*)) + blocks_->bucket_count() * sizeof(void*);
   }
 
  private:
@@ -58,7 +63,8 @@ class IndexSet {
   static uint64_t Bit(uint32_t index) { return uint64_t{1} << (index % 64); }
 
   uint64_t first_ = 0;  // the indexes below kFirst: all that most calls have
-  std::unordered_map<uint32_t, Block, IndexHash> blocks_;
+  using Blocks = std::unordered_map<uint32_t, Block, IndexHash>;
+  std::unique_ptr<Blocks> blocks_;
 };
 
 }  // namespace lydian::control

@@ -37,6 +37,8 @@ struct CallRow {
   int32_t call_type = 0, invocation_type = 0;
   double created_at = 0;
   bool cancelled = false;
+  // Since when nothing of it is in memory: its last output's time. 0: it is in memory.
+  double resting_at = 0;
 };
 
 struct InputRow {
@@ -49,10 +51,26 @@ struct OutputRow {
   uint32_t call = 0, seq = 0, idx = 0;
   std::string input_id, task_id;
   int32_t status = 0, data_format = 0;
-  SharedBytes result;  // a container's; null when `text` says what went wrong, and in what Load finds
+  SharedBytes result;  // a container's; null when `text` says what went wrong
   std::string text;
   double started_at = 0, created_at = 0;
-  uint64_t result_bytes = 0;  // in what Load finds
+};
+
+// What is kept of every output in memory while its call is.
+struct OutputKey {
+  uint32_t seq = 0, idx = 0;
+  int32_t status = 0;
+};
+
+// How outputs ended.
+struct OutputCounts {
+  uint32_t succeeded = 0, failed = 0, timed_out = 0, cancelled = 0;
+  void Add(int32_t status, uint32_t count = 1);
+};
+
+struct ChunkKey {
+  uint32_t idx = 0;
+  uint64_t bytes = 0;
 };
 
 struct ChunkRow {
@@ -68,15 +86,41 @@ struct TaskRow {
   double enqueued_at = 0, started_at = 0, finished_at = 0;
 };
 
-// What a restarted engine finds.
-struct JournalContents {
-  std::vector<CallRow> calls;
-  std::vector<InputRow> inputs;  // unfinished ones
-  std::vector<OutputRow> outputs;
-  std::vector<ChunkRow> chunks;
-  std::vector<TaskRow> tasks;  // alive ones
-  std::vector<FunctionInfo> functions;
-  std::vector<std::pair<std::string, std::string>> apps;  // id, state: "active", "stopped"
+// A call that rests, as it is taken up again.
+struct StoredCall {
+  CallRow row;
+  std::vector<OutputKey> outputs;  // by seq
+  std::vector<ChunkKey> chunks;    // by idx
+};
+
+// Who takes what a restarted engine finds, row by row, in this order. Payloads of inputs are in it, since the
+// inputs wait for containers; results and generators' data are not.
+struct JournalVisitor {
+  std::function<void(const std::string& app_id, const std::string& state)> app;  // "active", "stopped"
+  std::function<void(FunctionInfo)> function;
+  std::function<void(uint32_t number)> last_call;  // the highest number in use
+  std::function<void(uint32_t number)> dropping;   // was being dropped, in part
+  std::function<void(CallRow)> call;               // those that don't rest
+  std::function<void(CallRow)> resting;            // of these the newest, for their idempotency keys
+  std::function<void(uint32_t call, const OutputKey&)> output;
+  std::function<void(InputRow)> input;  // unfinished ones
+  std::function<void(uint32_t call, const ChunkKey&)> chunk;
+  std::function<void(TaskRow)> task;  // alive ones
+};
+
+// For questions about a call and what it called.
+struct GraphRows {
+  struct Node {
+    std::string input_id, task_id;
+    uint32_t idx = 0;
+    int32_t status = 0;  // 0: not finished
+  };
+  struct OneCall {
+    CallRow row;
+    std::vector<Node> inputs;
+  };
+  std::vector<OneCall> calls;
+  bool truncated = false;
 };
 
 class Journal {
@@ -92,7 +136,8 @@ class Journal {
   static Result<std::unique_ptr<Journal>> Open(const std::string& path, std::function<void(Task)> post);
   ~Journal();  // writes what has gathered
 
-  Result<JournalContents> Load();
+  // `resting_since`: calls that rest since then are told to `resting`.
+  Status Load(const JournalVisitor& visitor, double resting_since);
   // With `alone`, when nothing else is about to come, the record is committed on the calling thread if that
   // is possible: a commit takes less time than waking the journal's thread. `done` never runs within the
   // call.
@@ -107,7 +152,10 @@ class Journal {
   static Record SetCancelled(uint32_t call);
   static Record PutChunks(std::vector<ChunkRow> chunks);
   static Record DropChunks(uint32_t call, uint32_t first, uint32_t last);  // both included
-  static Record DropCalls(std::vector<uint32_t> calls);
+  static Record Rest(uint32_t call, double since);                         // 0: it is in memory again
+  // About a thousand rows of them; `left` gets the calls of which there are more. Those are neither loaded
+  // nor found any more.
+  static Record DropCalls(std::vector<uint32_t> calls, std::shared_ptr<std::vector<uint32_t>> left);
   static Record PutTask(TaskRow task);
   static Record DropTasks(double finished_before);
   static Record PutFunction(FunctionInfo info);
@@ -118,8 +166,28 @@ class Journal {
   Result<TaskRow> TaskById(const std::string& task_id);
   // Those of these blobs that an unfinished input, a result or a generator's data names.
   Result<std::set<std::string>> BlobsInUse(const std::vector<std::string>& blob_ids);
-  // One for each of `seqs`, in their order. NOT_FOUND when one isn't there any more.
-  Result<std::vector<SharedBytes>> Results(uint32_t call, const std::vector<uint32_t>& seqs);
+  // In the order of `seqs`, until they are more than `most_bytes`, but one. NOT_FOUND when one isn't there
+  // any more.
+  Result<std::vector<OutputRow>> Outputs(uint32_t call, const std::vector<uint32_t>& seqs,
+                                         uint64_t most_bytes);
+  // From `first` on without a gap, until they are more than `most_bytes`, but one.
+  Result<std::vector<ChunkRow>> Chunks(uint32_t call, uint32_t first, uint64_t most_bytes);
+  // NOT_FOUND when it isn't there or is being dropped.
+  Result<StoredCall> FindCall(uint32_t number);
+  // The newest `most` of a function, by number from the highest on, and how their outputs ended.
+  Status CallsOf(const std::string& function_id, size_t most,
+                 const std::function<void(const CallRow&, const OutputCounts&)>& take);
+  // `root` and what its inputs called, in breadth, up to `most` inputs.
+  Result<GraphRows> Graph(uint32_t root, size_t most);
+  struct OldCall {
+    uint32_t number = 0;
+    std::string call_id;
+  };
+  // Resting calls whose time is over, at most `most`: synchronous ones since `sync`, those of stopped apps
+  // since `stopped`, all others since `async`.
+  Result<std::vector<OldCall>> OldCalls(double sync, double stopped, double async, size_t most);
+  // Which of these functions have no call.
+  Result<std::vector<std::string>> WithoutCalls(const std::vector<std::string>& function_ids);
 
  private:
   Journal(std::unique_ptr<store::Database> database, std::function<void(Task)> post);

@@ -30,8 +30,17 @@ CREATE INDEX task_alive ON task (ended) WHERE ended = 0;
 CREATE TABLE function (function_id TEXT PRIMARY KEY, app_id TEXT NOT NULL, info BLOB NOT NULL);
 CREATE TABLE app (app_id TEXT PRIMARY KEY, state TEXT NOT NULL);
 )sql"},
-          // The blob that a row's message names, '' for none. NULL: written before this column was.
           {2, R"sql(
+ALTER TABLE call ADD COLUMN resting_at REAL NOT NULL DEFAULT 0;
+CREATE INDEX call_live ON call (number) WHERE resting_at = 0;
+CREATE INDEX call_resting ON call (resting_at) WHERE resting_at != 0;
+CREATE INDEX call_of_function ON call (function_id, number);
+CREATE INDEX call_of_parent ON call (parent_input_id) WHERE parent_input_id != '';
+CREATE TABLE output_key (id INTEGER PRIMARY KEY, idx INTEGER NOT NULL, status INTEGER NOT NULL);
+INSERT INTO output_key SELECT id, idx, status FROM output;
+)sql"},
+          // The blob that a row's message names, '' for none. NULL: written before this column was.
+          {3, R"sql(
 ALTER TABLE input ADD COLUMN blob TEXT;
 ALTER TABLE output ADD COLUMN blob TEXT;
 ALTER TABLE chunk ADD COLUMN blob TEXT;
@@ -71,6 +80,18 @@ std::string EncodeFunction(const FunctionInfo& info) {
   return out.SerializeAsString();
 }
 
+Status InsertInputs(Session& session, const std::vector<InputRow>& inputs) {
+  for (const InputRow& input : inputs) {
+    RETURN_IF_ERROR(session.Execute(
+        "INSERT INTO input (id, input_id, method, attempt, payload, blob) VALUES (?, ?, ?, ?, ?, ?)",
+        {RowId(input.call, input.idx), input.input_id, input.method, input.attempt, Blob{*input.payload},
+         BlobIdIn(*input.payload, kInputBlobField)}));
+  }
+  return {};
+}
+
+}  // namespace
+
 Result<FunctionInfo> DecodeFunction(const std::string& id, const std::string& app_id,
                                     const std::string& bytes) {
   JournalFunction in;
@@ -97,23 +118,6 @@ Result<FunctionInfo> DecodeFunction(const std::string& id, const std::string& ap
   info.limits = in.limits();
   return info;
 }
-
-SharedBytes Share(std::string bytes) { return std::make_shared<const std::string>(std::move(bytes)); }
-
-uint32_t CallOf(const Row& row) { return static_cast<uint32_t>(static_cast<uint64_t>(row.Int(0)) >> 32); }
-uint32_t LowOf(const Row& row) { return static_cast<uint32_t>(row.Int(0)); }
-
-Status InsertInputs(Session& session, const std::vector<InputRow>& inputs) {
-  for (const InputRow& input : inputs) {
-    RETURN_IF_ERROR(session.Execute(
-        "INSERT INTO input (id, input_id, method, attempt, payload, blob) VALUES (?, ?, ?, ?, ?, ?)",
-        {RowId(input.call, input.idx), input.input_id, input.method, input.attempt, Blob{*input.payload},
-         BlobIdIn(*input.payload, kInputBlobField)}));
-  }
-  return {};
-}
-
-}  // namespace
 
 const std::string_view kSelectTaskById =
     "SELECT task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, environment, "
@@ -177,6 +181,8 @@ Journal::Record Journal::Finish(std::vector<OutputRow> outputs) {
            output.result == nullptr ? store::Param(nullptr) : store::Param(Blob{*output.result}), output.text,
            output.started_at, output.created_at,
            output.result == nullptr ? "" : BlobIdIn(*output.result, kResultBlobField)}));
+      RETURN_IF_ERROR(session.Execute("INSERT INTO output_key (id, idx, status) VALUES (?, ?, ?)",
+                                      {RowId(output.call, output.seq), output.idx, output.status}));
     }
     return {};
   };
@@ -225,16 +231,53 @@ Journal::Record Journal::DropChunks(uint32_t call, uint32_t first, uint32_t last
   return record;
 }
 
-Journal::Record Journal::DropCalls(std::vector<uint32_t> calls) {
+Journal::Record Journal::Rest(uint32_t call, double since) {
   Record record;
   record.must = true;
-  record.apply = [calls = std::move(calls)](Session& session) -> Status {
-    for (uint32_t call : calls) {
-      int64_t first = RowId(call, 0), last = RowId(call, UINT32_MAX);
-      RETURN_IF_ERROR(session.Execute("DELETE FROM input WHERE id BETWEEN ? AND ?", {first, last}));
-      RETURN_IF_ERROR(session.Execute("DELETE FROM output WHERE id BETWEEN ? AND ?", {first, last}));
-      RETURN_IF_ERROR(session.Execute("DELETE FROM chunk WHERE id BETWEEN ? AND ?", {first, last}));
-      RETURN_IF_ERROR(session.Execute("DELETE FROM call WHERE number = ?", {call}));
+  record.apply = [=](Session& session) {
+    return session.Execute("UPDATE call SET resting_at = ? WHERE number = ?", {since, call});
+  };
+  return record;
+}
+
+namespace {
+
+// The rows of a call; how many of `most` are left over.
+Result<int64_t> DropRows(Session& session, uint32_t call, int64_t most) {
+  static constexpr std::string_view kDrop[] = {
+      "DELETE FROM input WHERE id IN (SELECT id FROM input WHERE id BETWEEN ? AND ? LIMIT ?)",
+      "DELETE FROM output WHERE id IN (SELECT id FROM output WHERE id BETWEEN ? AND ? LIMIT ?)",
+      "DELETE FROM output_key WHERE id IN (SELECT id FROM output_key WHERE id BETWEEN ? AND ? LIMIT ?)",
+      "DELETE FROM chunk WHERE id IN (SELECT id FROM chunk WHERE id BETWEEN ? AND ? LIMIT ?)"};
+  for (const std::string_view sql : kDrop) {
+    if (most == 0) break;
+    ASSIGN_OR_RETURN(int64_t gone, session.Change(sql, {RowId(call, 0), RowId(call, UINT32_MAX), most}));
+    most -= gone;
+  }
+  return most;
+}
+
+}  // namespace
+
+Journal::Record Journal::DropCalls(std::vector<uint32_t> calls, std::shared_ptr<std::vector<uint32_t>> left) {
+  constexpr int64_t kMostRows = 2000;
+  Record record;
+  record.must = true;
+  record.apply = [calls = std::move(calls), left = std::move(left)](Session& session) -> Status {
+    int64_t most = kMostRows;
+    left->clear();
+    for (const uint32_t call : calls) {
+      if (most > 0) {
+        ASSIGN_OR_RETURN(most, DropRows(session, call, most));
+      }
+      if (most > 0) {
+        --most;
+        RETURN_IF_ERROR(session.Execute("DELETE FROM call WHERE number = ?", {call}));
+        continue;
+      }
+      left->push_back(call);
+      RETURN_IF_ERROR(session.Execute("UPDATE call SET resting_at = ? WHERE number = ? AND resting_at != ?",
+                                      {kDropping, call, kDropping}));
     }
     return {};
   };
@@ -306,135 +349,6 @@ Journal::Record Journal::PutApp(std::string app_id, std::string state) {
         {app_id, state});
   };
   return record;
-}
-
-Status ReadOldBlobIds(store::Database& database) {
-  struct Table {
-    std::string select, update;
-    int field;
-  };
-  constexpr int kRows = 200;
-  for (const Table& table : {Table{"SELECT id, payload FROM input WHERE blob IS NULL LIMIT ?",
-                                   "UPDATE input SET blob = ? WHERE id = ?", kInputBlobField},
-                             Table{"SELECT id, result FROM output WHERE blob IS NULL LIMIT ?",
-                                   "UPDATE output SET blob = ? WHERE id = ?", kResultBlobField},
-                             Table{"SELECT id, data FROM chunk WHERE blob IS NULL LIMIT ?",
-                                   "UPDATE chunk SET blob = ? WHERE id = ?", kChunkBlobField}}) {
-    for (bool more = true; more;) {
-      ASSIGN_OR_RETURN(auto rows, database.Query(table.select, {kRows}));
-      more = !rows.empty();
-      RETURN_IF_ERROR(database.Transaction([&](Session& session) -> Status {
-        for (const Row& row : rows) {
-          RETURN_IF_ERROR(session.Execute(
-              table.update, {row.IsNull(1) ? "" : BlobIdIn(row.Text(1), table.field), row.Int(0)}));
-        }
-        return {};
-      }));
-    }
-  }
-  return {};
-}
-
-Result<std::set<std::string>> Journal::BlobsInUse(const std::vector<std::string>& blob_ids) {
-  std::set<std::string> used;
-  for (const std::string& id : blob_ids) {
-    RETURN_IF_ERROR(database_->ForEach(
-        "SELECT 1 FROM input WHERE blob = ? AND blob != '' UNION ALL SELECT 1 FROM output WHERE blob = ? AND "
-        "blob != '' UNION ALL SELECT 1 FROM chunk WHERE blob = ? AND blob != ''",
-        {id, id, id}, [&](Row&) -> Status {
-          used.insert(id);
-          return {};
-        }));
-  }
-  return used;
-}
-
-Result<std::vector<SharedBytes>> Journal::Results(uint32_t call, const std::vector<uint32_t>& seqs) {
-  std::vector<SharedBytes> all;
-  all.reserve(seqs.size());
-  for (const uint32_t seq : seqs) {
-    SharedBytes result;
-    RETURN_IF_ERROR(database_->ForEach("SELECT result FROM output WHERE id = ?", {RowId(call, seq)},
-                                       [&](store::Row& row) -> Status {
-                                         result = Share(row.TakeText(0));
-                                         return {};
-                                       }));
-    if (result == nullptr) return NotFound("a result that was asked for has been dropped meanwhile");
-    all.push_back(std::move(result));
-  }
-  return all;
-}
-
-Result<JournalContents> Journal::Load() {
-  JournalContents all;
-  RETURN_IF_ERROR(
-      database_->ForEach("SELECT number, call_id, function_id, app_id, parent_input_id, idempotency_key, "
-                         "call_type, invocation_type, created_at, "
-                         "cancelled FROM call ORDER BY number",
-                         {}, [&](Row& row) -> Status {
-                           CallRow call;
-                           call.number = static_cast<uint32_t>(row.Int(0));
-                           call.call_id = row.Text(1);
-                           call.function_id = row.Text(2);
-                           call.app_id = row.Text(3);
-                           call.parent_input_id = row.Text(4);
-                           call.idempotency_key = row.Text(5);
-                           call.call_type = static_cast<int32_t>(row.Int(6));
-                           call.invocation_type = static_cast<int32_t>(row.Int(7));
-                           call.created_at = row.Real(8);
-                           call.cancelled = row.Int(9) != 0;
-                           all.calls.push_back(std::move(call));
-                           return {};
-                         }));
-  RETURN_IF_ERROR(database_->ForEach(
-      "SELECT id, input_id, method, attempt, payload FROM input ORDER BY id", {}, [&](Row& row) -> Status {
-        InputRow input{CallOf(row), LowOf(row),  static_cast<uint32_t>(row.Int(3)),
-                       row.Text(1), row.Text(2), Share(row.TakeText(4))};
-        all.inputs.push_back(std::move(input));
-        return {};
-      }));
-  RETURN_IF_ERROR(database_->ForEach(
-      "SELECT id, idx, input_id, task_id, status, data_format, LENGTH(result), text, started_at, "
-      "created_at FROM output ORDER BY id",
-      {}, [&](Row& row) -> Status {
-        OutputRow output;
-        output.call = CallOf(row);
-        output.seq = LowOf(row);
-        output.idx = static_cast<uint32_t>(row.Int(1));
-        output.input_id = row.Text(2);
-        output.task_id = row.Text(3);
-        output.status = static_cast<int32_t>(row.Int(4));
-        output.data_format = static_cast<int32_t>(row.Int(5));
-        if (!row.IsNull(6)) output.result_bytes = static_cast<uint64_t>(row.Int(6));
-        output.text = row.Text(7);
-        output.started_at = row.Real(8);
-        output.created_at = row.Real(9);
-        all.outputs.push_back(std::move(output));
-        return {};
-      }));
-  RETURN_IF_ERROR(database_->ForEach("SELECT id, data FROM chunk ORDER BY id", {}, [&](Row& row) -> Status {
-    all.chunks.push_back({CallOf(row), LowOf(row), Share(row.TakeText(1))});
-    return {};
-  }));
-  RETURN_IF_ERROR(database_->ForEach(
-      "SELECT task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, "
-      "environment, state, ip, exit_text, "
-      "restricted, ended, pid, enqueued_at, started_at, finished_at FROM task WHERE ended = 0",
-      {}, [&](Row& row) -> Status {
-        all.tasks.push_back(ReadTask(row));
-        return {};
-      }));
-  RETURN_IF_ERROR(
-      database_->ForEach("SELECT function_id, app_id, info FROM function", {}, [&](Row& row) -> Status {
-        ASSIGN_OR_RETURN(FunctionInfo info, DecodeFunction(row.Text(0), row.Text(1), row.Text(2)));
-        all.functions.push_back(std::move(info));
-        return {};
-      }));
-  RETURN_IF_ERROR(database_->ForEach("SELECT app_id, state FROM app", {}, [&](Row& row) -> Status {
-    all.apps.emplace_back(row.Text(0), row.Text(1));
-    return {};
-  }));
-  return all;
 }
 
 }  // namespace lydian::control

@@ -14,6 +14,11 @@ std::vector<store::Migration> JournalMigrations();
 Status ReadOldBlobIds(store::Database& database);
 TaskRow ReadTask(store::Row& row);
 extern const std::string_view kSelectTaskById;
+Result<FunctionInfo> DecodeFunction(const std::string& id, const std::string& app_id,
+                                    const std::string& bytes);
+
+// In `resting_at`: its rows are being deleted, nobody finds it any more.
+constexpr double kDropping = -1;
 
 // The row id of input, output or chunk `low` of call `call`: those of one call lie together, so that they are
 // appended in order and dropped as one range.

@@ -31,6 +31,53 @@ class JournalTest : public testing::Test {
     journal_->Append(std::move(record));
     return promise.get_future().get();
   }
+  // What Load finds, in lists.
+  struct Found {
+    Status status;
+    std::vector<std::string> apps;
+    std::vector<FunctionInfo> functions;
+    std::vector<CallRow> calls, resting;
+    std::vector<uint32_t> dropping;
+    std::vector<std::pair<uint32_t, OutputKey>> outputs;
+    std::vector<InputRow> inputs;
+    std::vector<std::pair<uint32_t, ChunkKey>> chunks;
+    std::vector<TaskRow> tasks;
+    uint32_t last_call = 0;
+  };
+  Found Load(double resting_since = 0) {
+    Found found;
+    JournalVisitor visitor;
+    visitor.app = [&](const std::string& id, const std::string&) { found.apps.push_back(id); };
+    visitor.function = [&](FunctionInfo info) { found.functions.push_back(std::move(info)); };
+    visitor.last_call = [&](uint32_t number) { found.last_call = number; };
+    visitor.dropping = [&](uint32_t number) { found.dropping.push_back(number); };
+    visitor.call = [&](CallRow row) { found.calls.push_back(std::move(row)); };
+    visitor.resting = [&](CallRow row) { found.resting.push_back(std::move(row)); };
+    visitor.output = [&](uint32_t call, const OutputKey& key) { found.outputs.emplace_back(call, key); };
+    visitor.input = [&](InputRow row) { found.inputs.push_back(std::move(row)); };
+    visitor.chunk = [&](uint32_t call, const ChunkKey& key) { found.chunks.emplace_back(call, key); };
+    visitor.task = [&](TaskRow row) { found.tasks.push_back(std::move(row)); };
+    found.status = journal_->Load(visitor, resting_since);
+    return found;
+  }
+  Status Finish(uint32_t call, uint32_t seq, const std::string& result) {
+    OutputRow output;
+    output.call = call, output.seq = seq, output.idx = seq - 1;
+    output.input_id = "in-" + std::to_string(seq - 1), output.status = 1, output.data_format = 4;
+    output.result = Bytes(result);
+    return Write(Journal::Finish({output}));
+  }
+  // All of them, and how many records it took.
+  int Drop(std::vector<uint32_t> calls) {
+    int records = 0;
+    while (!calls.empty()) {
+      auto left = std::make_shared<std::vector<uint32_t>>();
+      EXPECT_TRUE(Write(Journal::DropCalls(calls, left)).ok());
+      calls = *left;
+      ++records;
+    }
+    return records;
+  }
   static SharedBytes Bytes(const std::string& text) { return std::make_shared<const std::string>(text); }
   static CallRow Call(uint32_t number) {
     CallRow row;
@@ -57,10 +104,7 @@ TEST_F(JournalTest, KeepsWhatWasWritten) {
                         Call(7), {{7, 0, 0, "in-0", "m", Bytes(binary)}, {7, 5, 0, "in-5", "", Bytes("")}}))
                   .ok());
   ASSERT_TRUE(Write(Journal::SetAttempt(7, 5, 2)).ok());
-  OutputRow output;
-  output.call = 7, output.seq = 1, output.idx = 0;
-  output.input_id = "in-0", output.status = 1, output.data_format = 4, output.result = Bytes(binary);
-  ASSERT_TRUE(Write(Journal::Finish({output})).ok());
+  ASSERT_TRUE(Finish(7, 1, binary).ok());
   ASSERT_TRUE(Write(Journal::PutChunks({{7, 1, Bytes("one")}})).ok());
   ASSERT_TRUE(Write(Journal::PutChunks({{7, 1, Bytes("uno")}})).ok());
   ASSERT_TRUE(Write(Journal::SetCancelled(7)).ok());
@@ -75,30 +119,33 @@ TEST_F(JournalTest, KeepsWhatWasWritten) {
   ASSERT_TRUE(Write(Journal::PutTask(task)).ok());
   journal_.reset();
   Open();
-  auto found = journal_->Load();
-  ASSERT_TRUE(found.ok()) << found.status();
-  ASSERT_EQ(found->calls.size(), 1u);
-  EXPECT_EQ(found->calls[0].call_id, "fc-7");
-  EXPECT_EQ(found->calls[0].idempotency_key, "tk/k");
-  EXPECT_TRUE(found->calls[0].cancelled);
-  ASSERT_EQ(found->inputs.size(), 1u);
-  EXPECT_EQ(found->inputs[0].idx, 5u);
-  EXPECT_EQ(found->inputs[0].attempt, 2u);
-  ASSERT_EQ(found->outputs.size(), 1u);
-  EXPECT_EQ(found->outputs[0].result_bytes, binary.size());
-  auto results = journal_->Results(found->outputs[0].call, {1});
-  ASSERT_TRUE(results.ok()) << results.status();
-  EXPECT_EQ(*results->at(0), binary);
-  EXPECT_EQ(journal_->Results(found->outputs[0].call, {1, 2}).status().code(), Code::kNotFound);
-  EXPECT_EQ(found->outputs[0].seq, 1u);
-  ASSERT_EQ(found->chunks.size(), 1u);
-  EXPECT_EQ(*found->chunks[0].chunk, "uno");
-  ASSERT_EQ(found->functions.size(), 1u);
-  EXPECT_EQ(found->functions[0].retry.retries, 3u);
-  EXPECT_EQ(found->functions[0].limits.memory_limit_bytes(), 77u);
-  ASSERT_EQ(found->tasks.size(), 1u);
-  EXPECT_TRUE(found->tasks[0].restricted);
-  EXPECT_EQ(found->apps.size(), 1u);
+  const Found found = Load();
+  ASSERT_TRUE(found.status.ok()) << found.status;
+  ASSERT_EQ(found.calls.size(), 1u);
+  EXPECT_EQ(found.last_call, 7u);
+  EXPECT_EQ(found.calls[0].call_id, "fc-7");
+  EXPECT_EQ(found.calls[0].idempotency_key, "tk/k");
+  EXPECT_TRUE(found.calls[0].cancelled);
+  ASSERT_EQ(found.inputs.size(), 1u);
+  EXPECT_EQ(found.inputs[0].idx, 5u);
+  EXPECT_EQ(found.inputs[0].attempt, 2u);
+  ASSERT_EQ(found.outputs.size(), 1u);
+  EXPECT_EQ(found.outputs[0].first, 7u);
+  EXPECT_EQ(found.outputs[0].second.seq, 1u);
+  EXPECT_EQ(found.outputs[0].second.status, 1);
+  auto outputs = journal_->Outputs(7, {1}, 1000);
+  ASSERT_TRUE(outputs.ok()) << outputs.status();
+  EXPECT_EQ(*outputs->at(0).result, binary);
+  EXPECT_EQ(journal_->Outputs(7, {1, 2}, 1000).status().code(), Code::kNotFound);
+  ASSERT_EQ(found.chunks.size(), 1u);
+  EXPECT_EQ(found.chunks[0].second.bytes, 3u);
+  EXPECT_EQ(*journal_->Chunks(7, 1, 1000)->at(0).chunk, "uno");
+  ASSERT_EQ(found.functions.size(), 1u);
+  EXPECT_EQ(found.functions[0].retry.retries, 3u);
+  EXPECT_EQ(found.functions[0].limits.memory_limit_bytes(), 77u);
+  ASSERT_EQ(found.tasks.size(), 1u);
+  EXPECT_TRUE(found.tasks[0].restricted);
+  EXPECT_EQ(found.apps.size(), 1u);
 }
 
 TEST_F(JournalTest, DroppingACallTakesAllOfItAndNothingElse) {
@@ -106,11 +153,70 @@ TEST_F(JournalTest, DroppingACallTakesAllOfItAndNothingElse) {
   ASSERT_TRUE(Write(Journal::PutCall(Call(1), {{1, 0, 0, "in-a", "", Bytes("x")}})).ok());
   ASSERT_TRUE(Write(Journal::PutCall(Call(2), {{2, 0, 0, "in-b", "", Bytes("x")}})).ok());
   ASSERT_TRUE(Write(Journal::PutChunks({{1, 1, Bytes("c")}, {2, 1, Bytes("c")}})).ok());
-  ASSERT_TRUE(Write(Journal::DropCalls({1})).ok());
-  auto found = journal_->Load();
-  ASSERT_EQ(found->calls.size(), 1u);
-  EXPECT_EQ(found->inputs[0].input_id, "in-b");
-  EXPECT_EQ(found->chunks.size(), 1u);
+  EXPECT_EQ(Drop({1}), 1);
+  const Found found = Load();
+  ASSERT_EQ(found.calls.size(), 1u);
+  EXPECT_EQ(found.inputs[0].input_id, "in-b");
+  EXPECT_EQ(found.chunks.size(), 1u);
+}
+
+// A call that rests costs a start nothing, and is found by its number with all that it has.
+TEST_F(JournalTest, WhatRestsIsNotLoaded) {
+  Open();
+  for (const uint32_t number : {1U, 2U}) {
+    ASSERT_TRUE(Write(Journal::PutCall(Call(number), {})).ok());
+    ASSERT_TRUE(Finish(number, 1, "one").ok());
+    ASSERT_TRUE(Finish(number, 2, "two").ok());
+  }
+  ASSERT_TRUE(Write(Journal::PutChunks({{1, 1, Bytes("chunk")}})).ok());
+  ASSERT_TRUE(Write(Journal::Rest(1, 1000)).ok());
+  journal_.reset();
+  Open();
+  EXPECT_EQ(Load(1001).resting.size(), 0u) << "too old for its key to count";
+  const Found found = Load(1000);
+  EXPECT_EQ(found.resting.size(), 1u);
+  ASSERT_EQ(found.calls.size(), 1u);
+  EXPECT_EQ(found.calls[0].number, 2u);
+  EXPECT_EQ(found.outputs.size(), 2u);
+  EXPECT_EQ(found.chunks.size(), 0u);
+  auto stored = journal_->FindCall(1);
+  ASSERT_TRUE(stored.ok()) << stored.status();
+  EXPECT_EQ(stored->row.call_id, "fc-1");
+  EXPECT_EQ(stored->outputs.size(), 2u);
+  EXPECT_EQ(stored->chunks.size(), 1u);
+  EXPECT_EQ(journal_->FindCall(3).status().code(), Code::kNotFound);
+  ASSERT_TRUE(Write(Journal::Rest(1, 0)).ok());
+  EXPECT_EQ(Load().calls.size(), 2u) << "it is taken up again";
+
+  ASSERT_TRUE(Write(Journal::Rest(1, 1000)).ok());
+  EXPECT_EQ(journal_->OldCalls(1000, 1000, 1000, 10)->size(), 0u);
+  EXPECT_EQ(journal_->OldCalls(1000, 1001, 1000, 10)->size(), 0u) << "its app lives";
+  EXPECT_EQ(journal_->OldCalls(1001, 1001, 1000, 10)->size(), 1u);
+  ASSERT_TRUE(Write(Journal::PutApp("", "stopped")).ok());
+  EXPECT_EQ(journal_->OldCalls(1000, 1001, 1000, 10)->size(), 1u);
+}
+
+// No transaction that grows with a call. Between two slices it is neither loaded nor found, and the next
+// start goes on with it.
+TEST_F(JournalTest, ALargeCallIsDroppedInSlices) {
+  Open();
+  std::vector<InputRow> inputs;
+  for (uint32_t idx = 0; idx < 9000; ++idx) inputs.push_back({1, idx, 0, "in", "", Bytes("x")});
+  ASSERT_TRUE(Write(Journal::PutCall(Call(1), std::move(inputs))).ok());
+  ASSERT_TRUE(Write(Journal::PutCall(Call(2), {{2, 0, 0, "in-b", "", Bytes("x")}})).ok());
+  auto left = std::make_shared<std::vector<uint32_t>>();
+  ASSERT_TRUE(Write(Journal::DropCalls({1}, left)).ok());
+  EXPECT_EQ(*left, std::vector<uint32_t>{1});
+  EXPECT_EQ(journal_->FindCall(1).status().code(), Code::kNotFound);
+  journal_.reset();
+  Open();
+  Found found = Load();
+  EXPECT_EQ(found.dropping, std::vector<uint32_t>{1});
+  ASSERT_EQ(found.calls.size(), 1u);
+  EXPECT_GE(Drop(found.dropping), 2);
+  found = Load();
+  EXPECT_EQ(found.dropping.size(), 0u);
+  EXPECT_EQ(found.inputs.size(), 1u);
 }
 
 TEST_F(JournalTest, CallbacksComeInOrder) {
@@ -178,7 +284,7 @@ TEST_F(JournalTest, OneBadRecordDoesNotTakeTheOthersAlong) {
   journal_->Append(std::move(bad));
   EXPECT_TRUE(good.get_future().get().ok());
   EXPECT_FALSE(failed.get_future().get().ok());
-  EXPECT_EQ(journal_->Load()->apps.size(), 1u);
+  EXPECT_EQ(Load().apps.size(), 1u);
 }
 
 // A message of the client with a string in `field`, and other fields around it.
@@ -206,7 +312,7 @@ TEST_F(JournalTest, KnowsTheBlobsThatCallsName) {
   journal_.reset();
   Open();
   EXPECT_EQ(used().size(), 2u);
-  ASSERT_TRUE(Write(Journal::DropCalls({7})).ok());
+  ASSERT_TRUE(Write(Journal::DropCalls({7}, std::make_shared<std::vector<uint32_t>>())).ok());
   EXPECT_TRUE(used().empty());
 }
 

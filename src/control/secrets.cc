@@ -10,6 +10,7 @@ namespace lydian::control {
 
 namespace {
 
+constexpr size_t kMostMissing = 1000;    // bytes of names in an error
 constexpr size_t kMaxBytes = 256 << 10;  // of one secret; an environment must fit into exec's limits
 
 constexpr char kColumns[] =
@@ -121,16 +122,18 @@ Result<Secret> Secrets::Find(const Scope& scope, const std::string& environment_
   ASSIGN_OR_RETURN(auto found,
                    Select("WHERE secret.environment_id = ? AND secret.name = ?", {environment_id, name}));
   if (found.empty() || !scope.Sees(found[0].workspace_id, environment_id)) {
-    return NotFound("no secret '" + name.substr(0, 80) + "' in the environment '" + environment +
+    return NotFound("Secret '" + name.substr(0, 80) + "' not found in environment '" + environment +
                     "'; `modal secret create` makes one");
   }
+  std::string missing;
   for (const auto& key : required_keys) {
-    if (std::find(found[0].keys.begin(), found[0].keys.end(), key) == found[0].keys.end()) {
-      return NotFound("the secret '" + name + "' in the environment '" + environment + "' has no key '" +
-                      key.substr(0, 80) + "'");
-    }
+    if (std::find(found[0].keys.begin(), found[0].keys.end(), key) != found[0].keys.end()) continue;
+    if (missing.size() > kMostMissing) break;
+    missing += (missing.empty() ? "" : ", ") + key.substr(0, 80);
   }
-  return found[0];
+  if (missing.empty()) return found[0];
+  return FailedPrecondition("Secret is missing key(s): " + missing + " ('" + name + "' in environment '" +
+                            environment + "')");
 }
 
 Result<Secret> Secrets::Get(const Scope& scope, const std::string& secret_id) {

@@ -155,6 +155,7 @@ class Call final : public Context,
     const size_t size = message.size();
     const std::optional<size_t> waiting = stream_->Write(std::move(message));
     if (!waiting) return false;
+    wrote_.store(true, std::memory_order_relaxed);
     method_->metrics.bytes_out.fetch_add(size, std::memory_order_relaxed);
     if (*waiting <= kMostBuffered || *waiting == size) return true;
     End(ResourceExhausted("the stream's client has not taken what was sent: more than 256 MiB wait"),
@@ -193,7 +194,8 @@ class Call final : public Context,
   }
 
   Status Admit(bool relayed) {
-    if (method_ == &host_->router->impl().unknown) {
+    if (const Router::Impl& router = host_->router->impl(); method_ == &router.unknown) {
+      if (router.unknown_text) return Unimplemented(router.unknown_text(full_method_));
       return Unimplemented("Lydian does not implement " + std::string(method()) + " yet (" +
                            full_method_.substr(std::min<size_t>(1, full_method_.size())) + ")");
     }
@@ -296,6 +298,10 @@ class Call final : public Context,
   // Once, when it is known how the call ends.
   void Count(Code code) {
     method_->metrics.Finished(code, std::chrono::steady_clock::now() - started_);
+    // The client leaves a stream when it has what it wants.
+    const bool left = code == Code::kCancelled && wrote_.load(std::memory_order_relaxed);
+    if ((code == Code::kOk || left) && method_ != &host_->router->impl().relayed)
+      RecordAnswered(full_method_);
     if (timer_) Deadlines().CancelTimer(*timer_);
   }
 
@@ -315,6 +321,7 @@ class Call final : public Context,
   bool is_stream_ = false;                          // has a reader
   std::shared_ptr<IdempotencyStore::Entry> entry_;  // set once, under the mutex
   std::atomic<bool> given_up_{false};               // what handlers see as cancelled
+  std::atomic<bool> wrote_{false};                  // to a stream
 
   std::mutex mutex_;  // guards all below
   Fields trailers_;

@@ -1,8 +1,13 @@
 #include "rpc/router.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <set>
 
+#include "base/fd.h"
 #include "base/log.h"
 #include "rpc/router_impl.h"
 
@@ -73,6 +78,22 @@ void AppendMethod(const Method& method, const std::string& name, std::array<std:
 }
 
 }  // namespace
+
+// While tests run, LYDIAN_RPC_RECORD names a file that gets the name of each method when it is first answered
+// with OK in this process: tools/compatibility.py calls "tested" what stands there.
+void RecordAnswered(std::string_view full_method) {
+  static const char* const path = std::getenv("LYDIAN_RPC_RECORD");
+  if (path == nullptr) return;
+  static std::mutex mutex;  // guards `known`
+  static std::set<std::string, std::less<>> known;
+  std::lock_guard lock(mutex);
+  if (known.contains(full_method)) return;
+  known.emplace(full_method);
+  const UniqueFd file(::open(path, O_WRONLY | O_APPEND | O_CLOEXEC));
+  const Status written = file.valid() ? WriteAll(file.get(), std::string(full_method.substr(1)) + "\n")
+                                      : ErrnoStatus("opening it");
+  if (!written.ok()) LOG_WARN("a method could not be recorded", {{"path", path}, {"error", written}});
+}
 
 void MethodMetrics::Finished(Code code, std::chrono::nanoseconds took) {
   const size_t index = std::min(static_cast<size_t>(code), by_code.size() - 1);
@@ -149,6 +170,8 @@ void Router::AddBidi(std::string_view service, std::string_view method, RawBidi 
 }
 
 void Router::SetFallback(Fallback fallback) { impl_->fallback = std::move(fallback); }
+
+void Router::SetUnknownText(UnknownText text) { impl_->unknown_text = std::move(text); }
 
 std::vector<Router::Entry> Router::entries() const {
   std::vector<Entry> all;

@@ -186,6 +186,10 @@ class Router {
       std::function<RawReader(std::string_view full_method, Ctx ctx, std::shared_ptr<RawStream> out)>;
   void SetFallback(Fallback fallback);
 
+  // What the caller of a method is told that nobody serves; "/service/method".
+  using UnknownText = std::function<std::string(std::string_view full_method)>;
+  void SetUnknownText(UnknownText text);
+
   struct Entry {
     std::string service, method;
     enum class Kind { kUnary, kServerStream, kBidi } kind;

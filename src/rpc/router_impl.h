@@ -29,6 +29,8 @@ struct MethodMetrics {
   void Finished(Code code, std::chrono::nanoseconds took);
 };
 
+void RecordAnswered(std::string_view full_method);
+
 struct Method {
   Router::Entry entry;
   RawUnary unary;
@@ -46,6 +48,7 @@ struct Router::Impl {
   std::unordered_map<std::string, std::unique_ptr<Method>, StringHash, std::equal_to<>>
       methods;  // by "/service/method"
   Fallback fallback;
+  UnknownText unknown_text;
   Method relayed;  // the metrics of what went to the fallback
   Method unknown;  // ... and of what nobody serves
   IdempotencyStore idempotency;

@@ -323,6 +323,10 @@ int RunInit(void* argument) {
   };
   if (::poll(&parent, 1, 0) != 0) return Fail(report, "init", "the spawner is gone", ESRCH);
   ClearSignalMask();
+  // The helper goes on as soon as exec has let go of this memory, a moment before the new one is in its
+  // place: it may join the namespaces of a process whose memory isn't dumpable only with rights on the host.
+  // No process of the container exists yet that could look.
+  if (::prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) != 0) return Fail(report, "init", "letting the helper join");
   static char name[] = "lydian-init";
   char* const argv[] = {name, nullptr};
   char* const envp[] = {nullptr};

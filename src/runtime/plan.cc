@@ -43,7 +43,9 @@ void AddStandardMounts(StartPlan* plan) {
   out.push_back({MountStep::kOwn, "dev", "/dev", {}, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC});
   out.push_back(FileSystem("devpts", "/dev/pts", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
                            {"mode=0620", "ptmxmode=0666", "gid=5", "max=256"}));
-  out.push_back(FileSystem("tmpfs", "/dev/shm", kInert, {"mode=1777"}));
+  // As large as the memory that it counts in: the tmpfs's own limit of half the machine would be met first.
+  const std::string shm = plan->memory_bytes != 0 ? std::to_string(plan->memory_bytes) : "100%";
+  out.push_back(FileSystem("tmpfs", "/dev/shm", kInert, {"mode=1777", "size=" + shm}));
   out.push_back(FileSystem("mqueue", "/dev/mqueue", kInert));
   for (const char* name : {"hostname", "hosts", "resolv.conf"}) {
     out.push_back({MountStep::kOwn, std::string("etc/") + name, std::string("/etc/") + name, {}, kQuiet});

@@ -100,12 +100,22 @@ TEST(PlanTest, CanBePrinted) {
   std::string text;
   const Plan printable = DescribePlan(*plan, job, Options());
   for (const auto& step : printable.steps()) text += step.name() + ": " + step.detail() + "\n";
-  for (const char* line : {"cgroup: lyabc123/ct-1: memory 256 MiB, cpu no ceiling, pids 4096",
-                           "overlay: /layers/base", "mount: proc at /proc",
-                           "sockets: listening at /run/modal.sock", "exec: process 2, uid 0, in /: python",
-                           "mount: masked at /proc/kcore", "mount: sysfs (read-only) at /sys"}) {
+  for (const char* line :
+       {"cgroup: lyabc123/ct-1: memory 256 MiB, cpu no ceiling, pids 4096", "overlay: /layers/base",
+        "mount: proc at /proc", "sockets: listening at /run/modal.sock",
+        "exec: process 2, uid 0, in /: python", "mount: masked at /proc/kcore",
+        "mount: sysfs (read-only) at /sys", "mount: tmpfs mode=1777 size=268435456 at /dev/shm"}) {
     EXPECT_THAT(text, HasSubstr(line));
   }
+}
+
+TEST(PlanTest, SharedMemoryIsAsLargeAsWhatAContainerMayHave) {
+  const auto plan = MakeStartPlan(GoodJob(), Options());  // no limit
+  ASSERT_TRUE(plan.ok());
+  const auto shm = std::find_if(plan->mounts.begin(), plan->mounts.end(),
+                                [](const MountStep& mount) { return mount.target == "/dev/shm"; });
+  ASSERT_NE(shm, plan->mounts.end());
+  EXPECT_THAT(shm->options, testing::Contains("size=100%"));
 }
 
 TEST(PlanTest, LooksProgramsUpOnTheirPath) {

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
 
 #include "modal_proto/api.pb.h"
+#include "rpc/restricted.h"
 #include "worker/guest_api.h"
 
 namespace lydian::worker {
@@ -12,24 +12,6 @@ namespace {
 
 namespace api = modal::client;
 constexpr char kService[] = "modal.client.ModalClient";
-
-// What a container may ask for when the rest of the API is closed to it (restrict_modal_access): its own
-// task's work alone.
-const std::set<std::string_view>& OwnTaskMethods() {
-  static const std::set<std::string_view> methods = {
-      "BlobCreate",
-      "BlobGet",
-      "FunctionCallPutDataOut",
-      "FunctionCallGetDataIn",
-      "FunctionCallGetDataOut",
-      "VolumeCommit",
-      "VolumeReload",
-      "ContainerCheckpoint",
-      "ContainerServerLifecycleReady",
-      "FunctionStartPtyShell",
-  };
-  return methods;
-}
 
 class GuestAuthenticator : public rpc::Authenticator {
  public:
@@ -103,10 +85,8 @@ std::shared_ptr<rpc::Router> MakeGuestRouter(GuestBackend* backend, Relay* relay
   router->SetFallback([relay](std::string_view full_method, rpc::Ctx ctx,
                               std::shared_ptr<rpc::RawStream> out) -> rpc::RawReader {
     const std::string_view method = full_method.substr(full_method.rfind('/') + 1);
-    if (ctx->caller().restricted && !OwnTaskMethods().contains(method)) {
-      out->Finish(
-          PermissionDenied(std::string(method) +
-                           " is not open to this container: it was made with restrict_modal_access=True"));
+    if (Status open = ctx->caller().restricted ? rpc::CheckRestricted(method) : OkStatus(); !open.ok()) {
+      out->Finish(std::move(open));
       return {[](std::string_view) -> Status { return {}; }, [] {}};
     }
     return relay->Start(full_method, std::move(ctx), std::move(out));

@@ -18,9 +18,19 @@ LeaseRef Ref(const HeldLease& lease) {
 }  // namespace
 
 void RunningInput::Set(std::string input_id, std::string call_id) {
+  std::function<void()> told;
+  {
+    std::lock_guard lock(mutex_);
+    if (input_id == input_id_ && call_id == call_id_) return;
+    input_id_ = std::move(input_id);
+    call_id_ = std::move(call_id);
+    told.swap(on_next_set_);
+  }
+  if (told) told();
+}
+void RunningInput::OnNextSet(std::function<void()> fn) {
   std::lock_guard lock(mutex_);
-  input_id_ = std::move(input_id);
-  call_id_ = std::move(call_id);
+  on_next_set_ = std::move(fn);
 }
 void RunningInput::Get(std::string* input_id, std::string* call_id) const {
   std::lock_guard lock(mutex_);
@@ -242,6 +252,7 @@ void InputDesk::Put(Output output, std::function<void()> done) {
     LOG_WARN("an output is kept by control alone", {{"task_id", options_.task_id}, {"why", spooled}});
     pending.done.push_back(std::move(done));
   }
+  UpdateRunning();
   options_.send_output(pending.output, /*soon=*/pending.spooled && !queued_.empty());
   const bool safe = pending.spooled;
   if (spool_->crowded()) TidySpool();
@@ -368,6 +379,7 @@ void InputDesk::SendDemand(bool first) {
 void InputDesk::UpdateRunning() {
   const HeldLease* only = nullptr;
   for (const auto& [key, held] : held_) {
+    if (outputs_.contains(key)) continue;  // done; control has only not heard of it yet
     if (only != nullptr) {
       running_->Set("", "");
       return;

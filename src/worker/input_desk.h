@@ -46,10 +46,13 @@ class RunningInput {
  public:
   void Set(std::string input_id, std::string call_id);
   void Get(std::string* input_id, std::string* call_id) const;
+  // Runs `fn` once, before the next Set returns: it must not block or call this. Replaces an earlier one.
+  void OnNextSet(std::function<void()> fn);
 
  private:
-  mutable std::mutex mutex_;  // guards both
+  mutable std::mutex mutex_;  // guards all
   std::string input_id_, call_id_;
+  std::function<void()> on_next_set_;
 };
 
 class InputDesk {

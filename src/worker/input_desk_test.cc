@@ -171,7 +171,12 @@ TEST_F(InputDeskTest, OneAnswerAndItsOutput) {
   EXPECT_EQ(Ids(0), List{"in-1"});
   EXPECT_EQ(table_->Held().size(), 1u);
   int done = 0;
+  std::string running, call;
+  desk_->running_input()->Get(&running, &call);
+  EXPECT_EQ(running, "in-1");
   desk_->Put(Out("in-1"), [&] { ++done; });
+  desk_->running_input()->Get(&running, &call);
+  EXPECT_EQ(running, "");  // whether control has acknowledged it or not
   ASSERT_EQ(sent_.size(), 2u);
   EXPECT_EQ(sent_[1].outputs().outputs(0).epoch(), 3u);
   EXPECT_FALSE(soon_[0]);  // its container has nothing else to do

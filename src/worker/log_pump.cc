@@ -59,6 +59,9 @@ LogPump::~LogPump() {
   uint64_t one = 1;
   (void)!write(wake_.get(), &one, sizeof one);
   thread_.join();
+  for (auto& [id, source] : sources_) {
+    if (source->config.running) source->config.running->OnNextSet(nullptr);
+  }
 }
 
 void LogPump::Post(Task task) {
@@ -208,6 +211,7 @@ void LogPump::Remove(const std::string& task_id) {
     auto it = sources_.find(task_id);
     if (it != sources_.end()) {
       for (int i = 0; i < 2; ++i) Poll(*it->second, i, false);
+      if (it->second->config.running) it->second->config.running->OnNextSet(nullptr);
       sources_.erase(it);
     }
     gone.set_value();
@@ -306,7 +310,6 @@ void LogPump::Decide(Source& source, int index, bool all, SteadyTime now) {
       return;
     }
     size_t take = WholeLines(data);
-    if (take > 0) stream.partial_since = SteadyTime::max();
     if (take == 0) {
       const bool late =
           stream.partial_since != SteadyTime::max() && now >= stream.partial_since + options_.partial_line;
@@ -314,19 +317,56 @@ void LogPump::Decide(Source& source, int index, bool all, SteadyTime now) {
       if (all) take = data.size();
     }
     if (take == 0) {
-      if (stream.partial_since == SteadyTime::max()) stream.partial_since = now;
+      if (stream.partial_since == SteadyTime::max()) BeginPartial(source, index, now);
       return;
     }
     AddSegments(source, index, stream.decided + take);
-    if (stream.decided == stream.size) stream.partial_since = SteadyTime::max();
+    // Of what was late, the beginning of a character may be left: it has waited already.
+    if (data[take - 1] == '\n' || data[take - 1] == '\r' || stream.decided == stream.size)
+      stream.partial_since = SteadyTime::max();
   }
+}
+
+void LogPump::BeginPartial(Source& source, int index, SteadyTime now) {
+  Stream& stream = source.streams[index];
+  stream.partial_since = now;
+  stream.partial_input.clear();
+  stream.partial_call.clear();
+  if (source.config.running) source.config.running->Get(&stream.partial_input, &stream.partial_call);
+  if (stream.partial_input.empty()) return;  // nobody's alone: nobody's end ends it
+  source.config.running->OnNextSet(
+      [this, task_id = source.config.task_id] { Post([this, task_id] { EndPartials(task_id); }); });
+}
+
+// Their input has ended, and what it printed is in the pipes.
+void LogPump::EndPartials(const std::string& task_id) {
+  auto it = sources_.find(task_id);
+  if (it == sources_.end()) return;
+  Source& source = *it->second;
+  std::string input_id, call_id;
+  source.config.running->Get(&input_id, &call_id);
+  for (int i = 0; i < 2; ++i) {
+    Stream& stream = source.streams[i];
+    if (stream.partial_since == SteadyTime::max() || stream.partial_input.empty() ||
+        stream.partial_input == input_id)
+      continue;
+    if (stream.pipe.valid() && stream.polled) Read(source, i);
+    if (stream.partial_since != SteadyTime::max())
+      Decide(source, i, false, stream.partial_since + options_.partial_line);
+  }
+  Pump(source);
 }
 
 void LogPump::AddSegments(Source& source, int index, uint64_t end) {
   Stream& stream = source.streams[index];
   if (end <= stream.decided) return;
   std::string input_id, call_id;
-  if (source.config.running) source.config.running->Get(&input_id, &call_id);
+  if (stream.partial_since != SteadyTime::max()) {
+    input_id = stream.partial_input;
+    call_id = stream.partial_call;
+  } else if (source.config.running) {
+    source.config.running->Get(&input_id, &call_id);
+  }
   const int64_t nanos = SystemClock().UnixNanos();
   while (stream.decided < end) {
     uint64_t to = end;

@@ -43,7 +43,10 @@ class LogPump {
   struct Options {
     uint64_t most_unacked = uint64_t{64} << 20;   // a stream
     uint64_t most_in_flight = uint64_t{4} << 20;  // bytes sent and not acknowledged, a task
-    Millis partial_line{10};  // how long the begun line of a prompt or progress bar waits for its end
+    // How long a begun line waits for its '\n' or '\r'. Clients keep one begun line for all containers, so
+    // what is sent before its end is mixed with others' lines. The end of the input that printed it ends it
+    // too.
+    Millis partial_line{1500};
     std::function<void(FromWorker)> send;
   };
   explicit LogPump(Options options);
@@ -76,6 +79,7 @@ class LogPump {
     bool polled = false, by_hand = false;  // by_hand: splice doesn't work here
     bool full_disk = false;
     SteadyTime partial_since = SteadyTime::max();
+    std::string partial_input, partial_call;  // whose it is
   };
   struct Source {
     LogSource config;
@@ -95,6 +99,8 @@ class LogPump {
   // False when the pipe has no more for now.
   bool ReadSome(Source& source, int index);
   void Decide(Source& source, int index, bool all, SteadyTime now);
+  void BeginPartial(Source& source, int index, SteadyTime now);
+  void EndPartials(const std::string& task_id);
   void AddSegments(Source& source, int index, uint64_t end);
   void Pump(Source& source);
   void Send(Source& source, const Batch& batch);

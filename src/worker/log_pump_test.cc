@@ -32,6 +32,7 @@ class LogPumpTest : public testing::Test {
       changed_.notify_all();
     };
     options.most_unacked = 256 << 10;
+    options.partial_line = partial_line_;
     pump_ = std::make_unique<LogPump>(std::move(options));
   }
   void Add() {
@@ -51,6 +52,7 @@ class LogPumpTest : public testing::Test {
     source.stdout_pipe = std::move(out);
     source.stderr_pipe = std::move(err);
     source.table = std::move(*table);
+    source.running = running_;
     source.on_sent = [this] {
       std::lock_guard lock(mutex_);
       ++sent_;
@@ -81,6 +83,8 @@ class LogPumpTest : public testing::Test {
   }
 
   std::string dir_;
+  Millis partial_line_{60'000};
+  std::shared_ptr<RunningInput> running_ = std::make_shared<RunningInput>();
   UniqueFd out_, err_;
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -100,7 +104,44 @@ TEST_F(LogPumpTest, LinesArriveWholeAndAtOnce) {
   WaitFor([&] { return text_[1] == "hello\n" && text_[2] == "oh\n"; });
 }
 
+TEST_F(LogPumpTest, ABegunLineWaitsForItsEndAndAReturnIsOne) {
+  Add();
+  pump_->SetLinkUp(true);
+  ASSERT_TRUE(WriteAll(out_.get(), "begun ").ok());
+  ASSERT_TRUE(WriteAll(err_.get(), "10%\r20%").ok());
+  WaitFor([&] { return text_[2] == "10%\r"; });
+  ASSERT_TRUE(WriteAll(err_.get(), "\rx\n").ok());
+  WaitFor([&] { return text_[2] == "10%\r20%\rx\n"; });
+  ASSERT_TRUE(WriteAll(out_.get(), "and ended\n").ok());
+  WaitFor([&] { return text_[1] == "begun and ended\n"; });
+  for (const LogBatch& batch : batches_) {
+    for (const LogEntry& entry : batch.entries()) {
+      EXPECT_TRUE(entry.file_descriptor() != 1 || entry.data() == "begun and ended\n") << entry.data();
+    }
+  }
+}
+
+TEST_F(LogPumpTest, TheEndOfItsInputEndsABegunLine) {
+  running_->Set("in-1", "fc-1");
+  Add();
+  pump_->SetLinkUp(true);
+  ASSERT_TRUE(WriteAll(out_.get(), "no newline").ok());
+  ASSERT_TRUE(WriteAll(err_.get(), "oh\n").ok());
+  WaitFor([&] { return text_[2] == "oh\n"; });
+  EXPECT_EQ(text_[1], "");
+  // The first may come before the pump has seen the begun line: then it is a later one that ends it.
+  for (int i = 2; i < 2000; ++i) {
+    running_->Set("in-" + std::to_string(i), "fc-1");
+    std::unique_lock lock(mutex_);
+    if (changed_.wait_for(lock, Millis(5), [&] { return text_[1] == "no newline"; })) return;
+  }
+  FAIL() << "held: " << text_[1];
+}
+
 TEST_F(LogPumpTest, ABegunLineComesAfterAMomentAndACharacterWhole) {
+  partial_line_ = Millis(10);
+  pump_.reset();
+  Start();
   Add();
   pump_->SetLinkUp(true);
   ASSERT_TRUE(WriteAll(out_.get(), "password: \xE2\x82").ok());

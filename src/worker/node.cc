@@ -446,9 +446,7 @@ WorkerCapacity Node::Capacity() {
   WorkerCapacity capacity;
   const uint64_t memory =
       static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-  const uint64_t reserve = options_.memory_reserve_bytes > 0
-                               ? options_.memory_reserve_bytes
-                               : std::max<uint64_t>(uint64_t{512} << 20, memory / 20);
+  const uint64_t reserve = options_.memory_reserve_bytes;
   capacity.set_memory_bytes(memory > reserve ? memory - reserve : 0);
   capacity.set_milli_cpu(static_cast<uint32_t>(std::max<long>(1, sysconf(_SC_NPROCESSORS_ONLN)) * 1000));
   capacity.set_disk_path(options_.state_dir);

@@ -31,7 +31,7 @@ struct NodeOptions {
   uint64_t epoch = 0;
   std::string version;
   std::string client_version;
-  uint64_t memory_reserve_bytes = 0;  // 0 = a default from the machine's size
+  uint64_t memory_reserve_bytes = 0;  // what is not for containers
   uint64_t disk_reserve_bytes = uint64_t{2} << 30;
   // Connects to the spawner; tried until it works, and again when the connection breaks.
   std::function<Result<std::unique_ptr<spawner::Client>>(spawner::ClientEvents)> connect_spawner;

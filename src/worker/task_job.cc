@@ -26,7 +26,7 @@ void SetPythonPath(EnvMap* env) {
 // Libraries that start a thread a core would use the machine's number, not what was asked for.
 void SetThreadCounts(const TaskLimits& limits, EnvMap* env) {
   const uint32_t milli = std::max(limits.milli_cpu_request(), limits.milli_cpu_limit());
-  if (milli == 0) return;
+  if (milli == 0 || limits.keep_thread_counts()) return;
   const std::string count = std::to_string(std::max<uint32_t>(1, (milli + 999) / 1000));
   for (const char* name : {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"})
     env->emplace(name, count);

@@ -32,7 +32,7 @@ struct WorkerOptions {
   std::string client_version = "1.6.4";
   std::string version = "0.1.0";      // of this program
   std::string bridge;                 // interface that the DNS relay serves; "" = the instance's
-  uint64_t memory_reserve_bytes = 0;  // 0 = a default from the machine's size
+  uint64_t memory_reserve_bytes = 0;  // what is not for containers
   uint64_t disk_reserve_bytes = uint64_t{2} << 30;
   bool lend_host_settings = false;  // to tenants' build steps
   uint32_t step_timeout_s = 3600;

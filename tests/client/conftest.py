@@ -8,6 +8,7 @@
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,12 +18,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness.client import Client  # noqa: E402
-from harness.lydian import BINARY, Lydian  # noqa: E402
+from harness.lydian import BINARY, Lydian, read  # noqa: E402
 
 APPS = Path(__file__).resolve().parent / "apps"
 
 
+RECORD = APPS.parent / "answered.txt"  # methods that a test run has seen answered with OK; tools/compatibility.py reads it
+
+
 def pytest_addoption(parser):
+    parser.addoption("--record", action="store_true", help="write what this run saw answered with OK to answered.txt")
     parser.addoption("--server", help="URL of a server that is up already")
     parser.addoption("--slow", action="store_true", default=os.environ.get("CI") == "true", help="the slow ones too")
 
@@ -33,7 +38,41 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_configure(config):
+    # Every Lydian of this run, its daemons included, adds to it (rpc/router.cc).
+    fd, path = tempfile.mkstemp(prefix="lydian-answered-")
+    os.fchmod(fd, 0o666)  # control has a user of its own
+    os.close(fd)
+    os.environ["LYDIAN_RPC_RECORD"] = path
+
+
+def pytest_unconfigure(config):
+    Path(os.environ.pop("LYDIAN_RPC_RECORD")).unlink(missing_ok=True)
+
+
+def built():
+    table = subprocess.run([BINARY, "internal", "methods"], capture_output=True, text=True, check=True).stdout
+    return {"/".join(line.split()[:2]) for line in table.splitlines() if line.startswith("modal.")}
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """A whole run must have seen each RPC that is called built answered with OK."""
+    if session.config.getoption("--server") or not BINARY.exists():
+        return
+    answered = set(read(os.environ["LYDIAN_RPC_RECORD"]).split()) & built()
+    options = session.config.option
+    whole = not (options.keyword or options.markexpr or options.collectonly) and [Path(a).resolve() for a in session.config.args] == [APPS.parent]
+    if session.config.getoption("--record"):  # a part of the tests adds to it
+        before = set() if whole else set(read(RECORD).split())
+        RECORD.write_text("".join(f"{name}\n" for name in sorted((before | answered) & built())))
+    session.config.unanswered = sorted(built() - answered) if whole and exitstatus in (0, 1) else []
+    if session.config.unanswered:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for name in getattr(config, "unanswered", []):
+        terminalreporter.write_line(f"FAILED {name} is called built, and no test had it answered with OK", red=True)
     before = os.environ.get("LYDIAN_FAILED_BEFORE", "").split()
     if before:
         terminalreporter.write_line(f"FAILED before these: {' '.join(before)} tests (see above)", red=True)

@@ -1,9 +1,10 @@
 """Last: nothing that ran left anything; Ctrl-C of up stops everything cleanly."""
 
 import os
+import signal
 
 import pytest
-from harness.lydian import until
+from harness.lydian import until, wait_gone
 
 
 def counts(lydian):
@@ -41,3 +42,15 @@ def test_stop_leaves_nothing(client, lydian):
     assert not left, left
     lydian.up()
     client.modal("app", "list").ok()
+
+
+@pytest.mark.feature("lydian down")
+@pytest.mark.parametrize("killed", [("up",), ("up", "worker", "control", "spawner")])
+def test_down_removes_what_killed_daemons_left(lydian, killed):
+    pids = {role: lydian.pid(role) for role in ("up", "worker", "control", "spawner")}
+    for role in killed:
+        os.kill(pids[role], signal.SIGKILL)
+        assert wait_gone(pids[role], 10)
+    lydian.cli("down")
+    assert not lydian.cgroups() and not lydian.processes()
+    lydian.up()
