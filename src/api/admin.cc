@@ -14,11 +14,6 @@ namespace {
 constexpr char kService[] = "lydian.ControlAdmin";
 constexpr size_t kMostImages = 200;
 
-Status RequireRoot(const rpc::Context& ctx) {
-  if (ctx.caller().kind == rpc::Caller::Kind::kRoot) return OkStatus();
-  return PermissionDenied(std::string(ctx.method()) + " is for root, over the admin socket");
-}
-
 // What is in the store: apps and images.
 Status AddStored(Services& services, StatusResponse* response) {
   for (const auto& workspace_id : services.objects->tokens().WorkspaceIds()) {
@@ -42,6 +37,7 @@ Status AddStored(Services& services, StatusResponse* response) {
     info.set_image_id(image.id);
     info.set_state(image.state == control::ImageState::kReady    ? "ready"
                    : image.state == control::ImageState::kFailed ? "failed"
+                   : image.state == control::ImageState::kLost   ? "lost"
                                                                  : "building");
     info.set_created_at(image.created_at);
     info.set_layers(static_cast<uint32_t>(image.spec.layer_ids_size()));
@@ -137,8 +133,14 @@ void AnswerStatus(const std::shared_ptr<AdminOptions>& options, const rpc::Reply
 
 }  // namespace
 
+Status RequireRoot(const rpc::Context& ctx) {
+  if (ctx.caller().kind == rpc::Caller::Kind::kRoot) return OkStatus();
+  return PermissionDenied(std::string(ctx.method()) + " is for root, over the admin socket");
+}
+
 void RegisterAdmin(rpc::Router& router, AdminOptions given) {
   auto options = std::make_shared<AdminOptions>(std::move(given));
+  RegisterStoreAdmin(router, options->services);
   // On the strand, for root.
   auto on_strand = [options](const rpc::Ctx& ctx, const auto& reply, auto fn) {
     if (Status root = RequireRoot(*ctx); !root.ok()) return reply(root);

@@ -1,4 +1,4 @@
-// lydian.ControlAdmin: status and tokens, for uid 0 over the admin socket.
+// lydian.ControlAdmin: status, tokens and stores, for uid 0 over the admin socket.
 #pragma once
 
 #include <functional>
@@ -17,6 +17,10 @@ struct AdminOptions {
   SteadyTime started;
 };
 
+// PERMISSION_DENIED for everybody else.
+Status RequireRoot(const rpc::Context& ctx);
+// Of the stores; part of RegisterAdmin.
+void RegisterStoreAdmin(rpc::Router& router, const ServicesPtr& services);
 void RegisterAdmin(rpc::Router& router, AdminOptions options);
 
 }  // namespace lydian::api

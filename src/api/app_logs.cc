@@ -2,7 +2,7 @@
 #include <modal_proto/api.pb.h>
 
 #include <algorithm>
-#include <deque>
+#include <map>
 
 #include "api/handlers.h"
 #include "api/log_pump.h"
@@ -144,27 +144,59 @@ Result<std::shared_ptr<Scan>> MakeScan(const ServicesPtr& services, const Reques
   return scan;
 }
 
+// The newest, read from the log's end: it may be long.
+struct Tail : std::enable_shared_from_this<Tail> {
+  explicit Tail(const rpc::Reply<pb::AppFetchLogsResponse>& answer) : reply(answer) {}
+
+  ServicesPtr services;
+  rpc::Ctx ctx;
+  std::string stream, search;
+  control::LogFilter filter;
+  size_t most = 0;
+  rpc::Reply<pb::AppFetchLogsResponse> reply;
+  std::shared_ptr<void> question, turn;
+  bool over = false;
+
+  void Begin(const std::string& workspace) {
+    services->log_scans->Take(workspace, [self = shared_from_this()](std::shared_ptr<void> turn) {
+      self->turn = std::move(turn);
+      if (self->ctx->cancelled()) return self->End(Cancelled("the client has gone"));
+      self->question = self->services->logs->ReadLast(
+          self->stream, self->filter, self->search, self->most, kMostFetchedBytes,
+          [self](Result<control::LogStore::Page> page) {
+            self->services->objects->strand().Post([self, page = std::move(page)] { self->End(page); });
+          });
+    });
+    ctx->OnCancel([weak = weak_from_this()] {
+      auto self = weak.lock();
+      if (self == nullptr) return;
+      self->services->objects->strand().Post([self] {
+        if (self->question != nullptr) self->End(Cancelled("the client has gone"));
+      });
+    });
+  }
+  void End(const Result<control::LogStore::Page>& page) {
+    if (over) return;
+    over = true;
+    question.reset();
+    turn.reset();
+    if (!page.ok()) return reply(page.status());
+    pb::AppFetchLogsResponse response;
+    for (auto& batch : Batches(page->records)) *response.add_batches() = std::move(batch);
+    reply(response);
+  }
+};
+
 void Fetch(const ServicesPtr& services, const pb::AppFetchLogsRequest& request, Call& call,
            const rpc::Reply<pb::AppFetchLogsResponse>& reply) {
   auto scan = MakeScan(services, request, call);
   if (!scan.ok()) return reply(scan.status());
-  size_t limit = request.limit() == 0 ? kMostFetched : std::min(request.limit(), kMostFetched);
-  auto last = std::make_shared<std::deque<LogRecord>>();
-  (*scan)->each = [last, limit, bytes = size_t{0}](const LogRecord& record) mutable {
-    last->push_back(record);
-    bytes += record.data.size();
-    while (last->size() > limit || (bytes > kMostFetchedBytes && last->size() > 1)) {
-      bytes -= last->front().data.size();
-      last->pop_front();
-    }
-  };
-  (*scan)->end = [last, reply](Status status) {
-    if (!status.ok()) return reply(status);
-    pb::AppFetchLogsResponse response;
-    for (auto& batch : Batches({last->begin(), last->end()})) *response.add_batches() = std::move(batch);
-    reply(response);
-  };
-  (*scan)->Begin(call.scope.workspace_id);
+  auto tail = std::make_shared<Tail>(reply);
+  tail->services = services, tail->ctx = call.ctx, tail->stream = (*scan)->stream,
+  tail->search = (*scan)->search, tail->filter = (*scan)->filter;
+  tail->filter.text_only = true;
+  tail->most = request.limit() == 0 ? kMostFetched : std::min(request.limit(), kMostFetched);
+  tail->Begin(call.scope.workspace_id);
 }
 
 void Count(const ServicesPtr& services, const pb::AppCountLogsRequest& request, Call& call,

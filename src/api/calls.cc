@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "control/blob_ids.h"
 #include "modal_proto/api.pb.h"
 
 namespace lydian::api {
@@ -13,6 +14,11 @@ using google::protobuf::Empty;
 
 constexpr char kService[] = "modal.client.ModalClient";
 constexpr uint32_t kMostOutstanding = 1000;  // of a map's inputs, as the client's own default
+
+// The journal reads these from bytes.
+static_assert(control::kInputBlobField == pb::FunctionInput::kArgsBlobIdFieldNumber);
+static_assert(control::kResultBlobField == pb::GenericResult::kDataBlobIdFieldNumber);
+static_assert(control::kChunkBlobField == pb::DataChunk::kDataBlobIdFieldNumber);
 
 Result<control::CallScope> ScopeOf(const rpc::Context& ctx) {
   const rpc::Caller& caller = ctx.caller();

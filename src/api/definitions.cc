@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "api/unbuilt.h"
+#include "base/ids.h"
 
 namespace lydian::api {
 
@@ -160,6 +161,27 @@ pb::FunctionData DataOf(const pb::Function& function) {
   ranked.mutable_function()->clear_function_serialized();
   ranked.mutable_function()->clear_class_serialized();
   return data;
+}
+
+std::vector<control::Reference> ReferencesOf(const pb::Function& function) {
+  using control::RefKind;
+  std::vector<control::Reference> references;
+  if (!function.image_id().empty()) references.push_back({RefKind::kImage, function.image_id()});
+  for (const auto& id : function.mount_ids()) references.push_back({RefKind::kMount, id});
+  for (const auto& id : function.secret_ids()) references.push_back({RefKind::kSecret, id});
+  for (const auto& dependency : function.object_dependencies()) {
+    const std::string_view prefix = IdPrefix(dependency.object_id());
+    if (prefix == "mo") references.push_back({RefKind::kMount, dependency.object_id()});
+    if (prefix == "im") references.push_back({RefKind::kImage, dependency.object_id()});
+  }
+  return references;
+}
+
+std::vector<control::Reference> ReferencesOf(const pb::FunctionOptions& options) {
+  std::vector<control::Reference> references;
+  for (const auto& id : options.mount_ids()) references.push_back({control::RefKind::kMount, id});
+  for (const auto& id : options.secret_ids()) references.push_back({control::RefKind::kSecret, id});
+  return references;
 }
 
 void ApplyOptions(const pb::FunctionOptions& options, pb::Function* function) {

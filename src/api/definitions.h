@@ -25,6 +25,10 @@ namespace lydian::api {
 Status CheckSupported(const modal::client::Function& function);
 Status CheckSupported(const modal::client::FunctionOptions& options);
 
+// The image, mounts and secrets that it names. Of the options: what they add.
+std::vector<control::Reference> ReferencesOf(const modal::client::Function& function);
+std::vector<control::Reference> ReferencesOf(const modal::client::FunctionOptions& options);
+
 // As precreated, and as defined.
 modal::client::FunctionHandleMetadata HandleOf(const modal::client::FunctionPrecreateRequest& request);
 modal::client::FunctionHandleMetadata HandleOf(const modal::client::Function& function,

@@ -87,6 +87,7 @@ Result<pb::FunctionCreateResponse> Create(const pb::FunctionCreateRequest& reque
   added.function = definition.SerializeAsString();
   added.data = data.SerializeAsString();
   added.handle = handle.SerializeAsString();
+  added.references = ReferencesOf(definition);
   bool builder = definition.is_builder_function();
   RETURN_IF_ERROR(functions.Define(function.id, std::move(added), builder, /*activate=*/builder).status());
   if (builder) RETURN_IF_ERROR(PutFunction(call.services, function.id, app.environment, false));
@@ -189,8 +190,8 @@ Result<pb::FunctionBindParamsResponse> Bind(const pb::FunctionBindParamsRequest&
   ASSIGN_OR_RETURN(auto app, call.objects().apps().GetAlive(call.scope, base.app_id));
   // Fields come in the order of their numbers and there is no map among them, so equal options have equal
   // bytes.
-  ASSIGN_OR_RETURN(auto bound,
-                   functions.Bind(base, request.serialized_params(), options.SerializeAsString()));
+  ASSIGN_OR_RETURN(auto bound, functions.Bind(base, request.serialized_params(), options.SerializeAsString(),
+                                              ReferencesOf(options)));
   ASSIGN_OR_RETURN(Found found, Describe(bound, call));
   RETURN_IF_ERROR(PutFunction(call.services, bound.id, app.environment, false));
   pb::FunctionBindParamsResponse response;

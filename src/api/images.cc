@@ -91,6 +91,7 @@ Result<control::ImageRequest> RequestOf(const pb::ImageGetOrCreateRequest& reque
     wanted.build_function_digest =
         Sha256Hex(image.build_function().definition() + '\0' + image.build_function().globals());
     wanted.build_input = image.build_function().input().SerializeAsString();
+    wanted.build_input_blob = image.build_function().input().args_blob_id();
   } else if (image.dockerfile_commands().empty()) {
     return InvalidArgument("the image has neither commands nor a build function");
   }
@@ -178,6 +179,7 @@ Result<pb::ImageFromIdResponse> FromId(const pb::ImageFromIdRequest& request, Ca
   ASSIGN_OR_RETURN(Image image, call.objects().images().Get(call.scope, request.image_id()));
   if (image.state != ImageState::kReady)
     return NotFound("the image " + image.id + " was never built to its end");
+  RETURN_IF_ERROR(call.objects().images().Touch(image.id));
   pb::ImageFromIdResponse response;
   response.set_image_id(image.id);
   *response.mutable_metadata() = Metadata(image);

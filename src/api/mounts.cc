@@ -49,9 +49,11 @@ void PutBlob(const ServicesPtr& services, const pb::MountPutFileRequest& request
     if (Status dropped = services->blobs->DeleteBlob(blob); !dropped.ok()) {
       LOG_WARN("could not drop a blob that has become a file", {{"blob_id", blob}, {"error", dropped}});
     }
-    services->objects->strand().Post([services, reply, workspace, sha256, size] {
-      Status noted = services->objects->mounts().NoteObject(workspace, sha256, size);
+    services->objects->strand().Post([services, reply, workspace, blob, sha256, size] {
+      Status noted = NoteStored(*services, workspace, sha256, size);
       if (!noted.ok()) return reply(noted);
+      if (Status forgotten = services->objects->blobs().Forget(blob); !forgotten.ok())
+        LOG_WARN("the row of a blob that has become a file stays", {{"blob_id", blob}, {"error", forgotten}});
       reply(Exists(true));
     });
   });

@@ -34,7 +34,18 @@ Status RestoreApp(Services& services, const control::App& app) {
   return app.published ? PutApp(services, app, {}) : OkStatus();
 }
 
+// Of definitions that were stored before references were.
+Status NoteOldReferences(Services& services) {
+  auto read = [](auto message) {
+    return [message](const std::string& bytes) mutable {
+      return message.ParseFromString(bytes) ? ReferencesOf(message) : std::vector<control::Reference>();
+    };
+  };
+  return services.objects->functions().NoteOldReferences(read(pb::Function()), read(pb::FunctionOptions()));
+}
+
 Status Restore(Services& services) {
+  RETURN_IF_ERROR(NoteOldReferences(services));
   ASSIGN_OR_RETURN(auto apps, services.objects->apps().Alive());
   for (const auto& app : apps) {
     // One damaged app must not keep the others down.

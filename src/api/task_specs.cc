@@ -92,6 +92,9 @@ Result<TaskSpec> TaskSpecs::Make(const std::string& function_id) {
   }
   ASSIGN_OR_RETURN(pb::AppLayout layout, LayoutOf(*objects_, app, &definition));
   ASSIGN_OR_RETURN(auto image, objects_->images().ById(definition.image_id()));
+  if (image.state == control::ImageState::kLost) RETURN_IF_ERROR(objects_->images().Rebuild(image.id));
+  if (image.state == control::ImageState::kLost || image.state == control::ImageState::kBuilding)
+    return Unavailable("the image " + image.id + " is being built again: layers of it were gone");
   if (image.state != control::ImageState::kReady)
     return FailedPrecondition("the image " + image.id + " isn't built");
   control::FunctionInfo info = InfoOf(function, definition, app.environment);

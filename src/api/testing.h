@@ -248,6 +248,22 @@ class FakeLogs : public control::LogStore {
     }
     return nullptr;
   }
+  std::shared_ptr<void> ReadLast(const std::string& stream, const control::LogFilter& filter,
+                                 const std::string& text, size_t most, uint64_t,
+                                 std::function<void(Result<Page>)> reply) override {
+    Page page;
+    {
+      std::lock_guard lock(mutex_);
+      page = Get(stream, 0, filter, SIZE_MAX);
+    }
+    std::erase_if(page.records, [&](const control::LogRecord& record) {
+      return (filter.text_only && record.file_descriptor == 0) || record.data.find(text) == std::string::npos;
+    });
+    if (page.records.size() > most)
+      page.records.erase(page.records.begin(), page.records.end() - static_cast<ptrdiff_t>(most));
+    reply(page);
+    return nullptr;
+  }
 
  private:
   struct Question {

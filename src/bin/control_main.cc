@@ -38,7 +38,8 @@ class Control {
 
   Status Open() {
     ASSIGN_OR_RETURN(
-        logs_, control::OpenLogStore(args_.state_dir + "/logs.db", {args_.app_log_bytes, args_.log_bytes}));
+        logs_, control::OpenLogStore(args_.state_dir + "/logs.db", {args_.app_log_bytes, args_.log_bytes,
+                                                                    static_cast<double>(args_.log_age_s)}));
     ASSIGN_OR_RETURN(blobs_, blob::OpenDirectory({.path = args_.state_dir}));
     control::EngineOptions engine;
     engine.journal_path = args_.state_dir + "/calls.db";
@@ -67,7 +68,19 @@ class Control {
     services_->signer = signer_.get();
     services_->public_url = args_.url;
     RegisterMethods(*router_);
-    return api::Start(services_);
+    RETURN_IF_ERROR(api::Start(services_));
+    control::CollectorOptions collector;
+    collector.keep_files_secs = args_.keep_files_s;
+    collector.keep_images_secs = args_.keep_images_s;
+    collector.keep_apps_secs = args_.keep_apps_s;
+    control::CollectorDeps deps;
+    deps.blobs = blobs_.get();
+    deps.workers = &engine_->registry();
+    deps.blobs_of_calls = [engine = engine_.get()](const std::vector<std::string>& ids) {
+      return engine->BlobsInUse(ids);
+    };
+    objects_->StartCollector(collector, std::move(deps));
+    return {};
   }
 
   Status Serve() {

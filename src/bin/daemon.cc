@@ -71,6 +71,14 @@ Result<DaemonArgs> ParseArgs(int argc, char** argv) {
       RETURN_IF_ERROR(ParseNumber(key, value, &args.app_log_bytes));
     } else if (key == "--log-quota") {
       RETURN_IF_ERROR(ParseNumber(key, value, &args.log_bytes));
+    } else if (key == "--log-age") {
+      RETURN_IF_ERROR(ParseNumber(key, value, &args.log_age_s));
+    } else if (key == "--keep-files") {
+      RETURN_IF_ERROR(ParseNumber(key, value, &args.keep_files_s));
+    } else if (key == "--keep-images") {
+      RETURN_IF_ERROR(ParseNumber(key, value, &args.keep_images_s));
+    } else if (key == "--keep-apps") {
+      RETURN_IF_ERROR(ParseNumber(key, value, &args.keep_apps_s));
     }  // else: of a newer `up`
   }
   if (args.state_dir.empty() || args.instance.empty())

@@ -34,6 +34,10 @@ struct DaemonArgs {
   uint64_t list_stopped_s = 3600;                // control: how long a list of apps shows a stopped one
   uint64_t app_log_bytes = uint64_t{256} << 20;  // control: of one app or build, and of all
   uint64_t log_bytes = uint64_t{4} << 30;
+  uint32_t log_age_s = 30 * 86'400;
+  uint32_t keep_files_s = 86'400;  // control: what nobody refers to any more (control/collector.h)
+  uint32_t keep_images_s = 14 * 86'400;
+  uint32_t keep_apps_s = 30 * 86'400;
 
   // Inherited sockets that listen. control: "api", "link", "admin". worker: "admin". spawner: "spawner", and
   // the others' under other names, only kept. Never to be closed: a later `up` takes them from here.

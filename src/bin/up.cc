@@ -224,6 +224,14 @@ Status Supervise(const UpOptions& options, Announcer& announcer) {
                                     std::to_string(options.app_log_bytes),
                                     "--log-quota",
                                     std::to_string(options.log_bytes),
+                                    "--log-age",
+                                    std::to_string(options.log_age_s),
+                                    "--keep-files",
+                                    std::to_string(options.keep_files_s),
+                                    "--keep-images",
+                                    std::to_string(options.keep_images_s),
+                                    "--keep-apps",
+                                    std::to_string(options.keep_apps_s),
                                     "--deny-private",
                                     options.deny_private ? "1" : "0"};
   for (const auto& network : options.denied_networks) {

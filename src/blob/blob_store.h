@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -83,6 +84,24 @@ class BlobStore {
   // The content of a blob becomes an object too, without a copy where the file system allows. DATA_LOSS when
   // it has another digest.
   virtual Status ObjectFromBlob(std::string_view blob_id, std::string_view sha256_hex) = 0;
+
+  // Takes it from its place at once, whatever its size; its room comes back with RemoveRetired. OK when there
+  // is none. Of a blob its parts too.
+  virtual Status RetireBlob(std::string_view id) = 0;
+  virtual Status RetireObject(std::string_view sha256_hex) = 0;
+  virtual Status RemoveRetired() = 0;
+  // Of uploads that nobody has written to for as long.
+  virtual Status RemoveOldParts(double older_than_secs) = 0;
+  // Everything that is whole, in no order. An error of `each` ends it and is returned.
+  struct Entry {
+    std::string name;  // a blob's id, an object's digest
+    uint64_t size = 0;
+    double changed_at = 0;  // Unix seconds
+  };
+  virtual Status ListBlobs(const std::function<Status(const Entry& entry)>& each) = 0;
+  virtual Status ListObjects(const std::function<Status(const Entry& entry)>& each) = 0;
+  // Reads all of it: DATA_LOSS when its bytes are not what its name says.
+  virtual Status CheckObject(std::string_view sha256_hex) = 0;
 
   // For small things, in one call.
   Result<Stored> PutBlob(std::string_view id, std::string_view bytes);

@@ -93,11 +93,41 @@ TEST_F(BlobTest, LeftoversGoAtOpen) {
   ASSERT_TRUE(Part("bl-young", 1, "abcd").ok());
   ASSERT_TRUE(Part("bl-old", 1, "abcd").ok());
   const timespec times[2] = {{1, 0}, {1, 0}};
-  ASSERT_EQ(utimensat(AT_FDCWD, (dir_ + "/blobs/.parts/bl-old").c_str(), times, 0), 0);
+  ASSERT_TRUE(store_->PutBlob("bl-gone", "bytes").ok());
+  ASSERT_TRUE(store_->RetireBlob("bl-gone").ok());
+  const std::string old = dir_ + "/blobs/.parts/bl-old";
+  ASSERT_EQ(utimensat(AT_FDCWD, old.c_str(), times, 0), 0);
+  ASSERT_TRUE(store_->RemoveOldParts(86'400).ok());
+  EXPECT_TRUE(Exists(old));  // its bytes are being written
+  ASSERT_EQ(utimensat(AT_FDCWD, (old + "/data").c_str(), times, 0), 0);
   Open();
   EXPECT_EQ(Files(), 2u);
   EXPECT_EQ(store_->CompleteParts("bl-young", 4, 4).value(), std::vector<std::string>{Md5Hex("abcd")});
   EXPECT_FALSE(store_->CompleteParts("bl-old", 4, 4).ok());
+}
+
+TEST_F(BlobTest, ListsRetiresAndChecks) {
+  ASSERT_TRUE(store_->PutBlob("bl-n1", "12345").ok());
+  ASSERT_TRUE(Part("bl-open", 1, "abcd").ok());
+  const std::string sha256 = store_->PutObject("hello").value();
+  std::vector<std::string> names;
+  auto note = [&](const BlobStore::Entry& entry) -> Status {
+    names.push_back(entry.name + " " + std::to_string(entry.size));
+    return {};
+  };
+  ASSERT_TRUE(store_->ListBlobs(note).ok());
+  ASSERT_TRUE(store_->ListObjects(note).ok());
+  EXPECT_EQ(names, (std::vector<std::string>{"bl-n1 5", sha256 + " 5"}));
+  EXPECT_TRUE(store_->CheckObject(sha256).ok());
+  ASSERT_TRUE(WriteFileAtomic(dir_ + "/objects/" + sha256.substr(0, 2) + "/" + sha256, "other").ok());
+  EXPECT_EQ(store_->CheckObject(sha256).code(), Code::kDataLoss);
+  for (const char* id : {"bl-n1", "bl-open", "bl-none"}) ASSERT_TRUE(store_->RetireBlob(id).ok());
+  ASSERT_TRUE(store_->RetireObject(sha256).ok());
+  EXPECT_EQ(store_->BlobSize("bl-n1").status().code(), Code::kNotFound);
+  EXPECT_FALSE(store_->CompleteParts("bl-open", 4, 4).ok());
+  EXPECT_GT(Files(), 0u);
+  ASSERT_TRUE(store_->RemoveRetired().ok());
+  EXPECT_EQ(Files(), 0u);
 }
 
 TEST_F(BlobTest, PartsInAnyOrder) {

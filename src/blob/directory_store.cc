@@ -3,6 +3,7 @@
 //   blobs/.tmp/ objects/.tmp/                      writes at work, removed at open
 //   blobs/.parts/<id>/data, <number>               an upload in parts: the bytes in place, and per whole part
 //   "size md5"
+//   blobs/.gone/ objects/.gone/                    retired, on their way out; emptied at open
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -26,7 +27,7 @@ namespace {
 
 constexpr uint64_t kAskFrom = 1 << 20;
 constexpr size_t kCopyBuffer = 1 << 20;
-constexpr int64_t kPartsKeptSeconds = 24 * 3600;
+constexpr double kPartsKeptSeconds = 24 * 3600;
 
 Status DiskStatus(const std::string& path, int error = errno) {
   if (error == ENOSPC || error == EDQUOT)
@@ -189,9 +190,11 @@ class DirectoryStore final : public BlobStore {
     for (const std::string& dir : {blobs_, objects_}) {
       RETURN_IF_ERROR(RemoveTree(dir + "/.tmp"));
       RETURN_IF_ERROR(MakeDirs(dir + "/.tmp", 0700));
+      RETURN_IF_ERROR(MakeDirs(dir + "/.gone", 0700));
     }
+    RETURN_IF_ERROR(RemoveRetired());
     RETURN_IF_ERROR(MakeDirs(blobs_ + "/.parts", 0700));
-    return RemoveOldParts();
+    return RemoveOldParts(kPartsKeptSeconds);
   }
 
   Result<std::unique_ptr<Writer>> BeginBlob(std::string_view id, uint64_t size_hint, Digest digest) override {
@@ -208,10 +211,7 @@ class DirectoryStore final : public BlobStore {
   }
   Status DeleteBlob(std::string_view id) override {
     RETURN_IF_ERROR(CheckBlob(id));
-    if (auto upload = FindUpload(std::string(id))) {
-      std::unique_lock lock(upload->mutex);
-      upload->generation.clear();
-    }
+    EndUpload(id);
     RETURN_IF_ERROR(RemoveTree(PartsDir(id)));
     return Unlink(BlobPath(id));
   }
@@ -222,29 +222,47 @@ class DirectoryStore final : public BlobStore {
                                                  uint64_t part_length) override;
 
   Result<std::unique_ptr<Writer>> BeginObject(std::string_view sha256, uint64_t size_hint) override {
-    RETURN_IF_ERROR(CheckObject(sha256));
+    RETURN_IF_ERROR(CheckDigest(sha256));
     return Begin(objects_, ObjectPath(sha256), std::string(sha256), size_hint, Digest::kSha256);
   }
   Result<Reader> OpenObject(std::string_view sha256) override {
-    RETURN_IF_ERROR(CheckObject(sha256));
+    RETURN_IF_ERROR(CheckDigest(sha256));
     return OpenFile(ObjectPath(sha256), "object " + std::string(sha256));
   }
   Result<uint64_t> ObjectSize(std::string_view sha256) override {
-    RETURN_IF_ERROR(CheckObject(sha256));
+    RETURN_IF_ERROR(CheckDigest(sha256));
     return FileSize(ObjectPath(sha256), "object " + std::string(sha256));
   }
   Status DeleteObject(std::string_view sha256) override {
-    RETURN_IF_ERROR(CheckObject(sha256));
+    RETURN_IF_ERROR(CheckDigest(sha256));
     return Unlink(ObjectPath(sha256));
   }
   Status ObjectFromBlob(std::string_view blob_id, std::string_view sha256) override;
+
+  Status RetireBlob(std::string_view id) override {
+    RETURN_IF_ERROR(CheckBlob(id));
+    EndUpload(id);
+    RETURN_IF_ERROR(Retire(PartsDir(id), blobs_));
+    return Retire(BlobPath(id), blobs_);
+  }
+  Status RetireObject(std::string_view sha256) override {
+    RETURN_IF_ERROR(CheckDigest(sha256));
+    return Retire(ObjectPath(sha256), objects_);
+  }
+  Status RemoveRetired() override;
+  Status RemoveOldParts(double older_than_secs) override;
+  Status ListBlobs(const std::function<Status(const Entry&)>& each) override { return List(blobs_, each); }
+  Status ListObjects(const std::function<Status(const Entry&)>& each) override {
+    return List(objects_, each);
+  }
+  Status CheckObject(std::string_view sha256) override;
 
  private:
   static Status CheckBlob(std::string_view id) {
     return ValidBlobId(id) ? Status()
                            : InvalidArgument("not the id of a blob: " + std::string(id.substr(0, 80)));
   }
-  static Status CheckObject(std::string_view hex) {
+  static Status CheckDigest(std::string_view hex) {
     return ValidSha256(hex)
                ? Status()
                : InvalidArgument("not a SHA-256 in lower-case hex: " + std::string(hex.substr(0, 80)));
@@ -257,7 +275,17 @@ class DirectoryStore final : public BlobStore {
   }
   std::string PartsDir(std::string_view id) const { return blobs_ + "/.parts/" + std::string(id); }
 
-  Status RemoveOldParts();
+  void EndUpload(std::string_view id) {
+    auto upload = FindUpload(std::string(id));
+    if (upload == nullptr) return;
+    std::unique_lock lock(upload->mutex);
+    upload->generation.clear();
+  }
+  static Status Retire(const std::string& path, const std::string& space) {
+    const std::string gone = space + "/.gone/" + RandomHex(16);
+    return rename(path.c_str(), gone.c_str()) == 0 || errno == ENOENT ? Status() : DiskStatus(path);
+  }
+  static Status List(const std::string& space, const std::function<Status(const Entry&)>& each);
   Result<std::unique_ptr<Writer>> Begin(const std::string& space, std::string target, std::string sha256,
                                         uint64_t size_hint, Digest digest);
 
@@ -296,7 +324,54 @@ class DirectoryStore final : public BlobStore {
   std::map<std::string, std::weak_ptr<Upload>> uploads_;
 };
 
-Status DirectoryStore::RemoveOldParts() {
+// Names in a folder, without those that begin with a dot.
+Result<std::vector<std::string>> Names(const std::string& path) {
+  std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir(path.c_str()), closedir);
+  if (!dir) return DiskStatus(path);
+  std::vector<std::string> names;
+  while (dirent* entry = readdir(dir.get()))
+    if (entry->d_name[0] != '.') names.emplace_back(entry->d_name);
+  return names;
+}
+
+Status DirectoryStore::List(const std::string& space, const std::function<Status(const Entry&)>& each) {
+  ASSIGN_OR_RETURN(auto folders, Names(space));
+  for (const std::string& folder : folders) {
+    ASSIGN_OR_RETURN(auto names, Names(space + "/" + folder));
+    for (std::string& name : names) {
+      struct stat status {};
+      if (stat((space + "/" + folder + "/" + name).c_str(), &status) != 0) continue;  // gone meanwhile
+      const Entry entry{std::move(name), static_cast<uint64_t>(status.st_size),
+                        static_cast<double>(status.st_mtime)};
+      RETURN_IF_ERROR(each(entry));
+    }
+  }
+  return {};
+}
+
+Status DirectoryStore::RemoveRetired() {
+  for (const std::string& space : {blobs_, objects_}) {
+    ASSIGN_OR_RETURN(auto names, Names(space + "/.gone"));
+    for (const std::string& name : names) RETURN_IF_ERROR(RemoveTree(space + "/.gone/" + name));
+  }
+  return {};
+}
+
+Status DirectoryStore::CheckObject(std::string_view sha256) {
+  ASSIGN_OR_RETURN(Reader reader, OpenObject(sha256));
+  std::string buffer(kCopyBuffer, '\0');
+  Hasher hasher(false, true);
+  while (true) {
+    const ssize_t count = read(reader.fd.get(), buffer.data(), buffer.size());
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return DiskStatus(ObjectPath(sha256));
+    if (count == 0) break;
+    hasher.Update({buffer.data(), static_cast<size_t>(count)});
+  }
+  return Check({reader.size, {}, hasher.Sha256Hex()}, {.sha256_hex = std::string(sha256)});
+}
+
+Status DirectoryStore::RemoveOldParts(double older_than_secs) {
   std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir((blobs_ + "/.parts").c_str()), closedir);
   if (!dir) return DiskStatus(blobs_ + "/.parts");
   const time_t now = time(nullptr);
@@ -304,7 +379,15 @@ Status DirectoryStore::RemoveOldParts() {
     if (entry->d_name[0] == '.') continue;
     const std::string path = blobs_ + "/.parts/" + entry->d_name;
     struct stat status {};
-    if (stat(path.c_str(), &status) != 0 || now - status.st_mtime < kPartsKeptSeconds) continue;
+    if (stat(path.c_str(), &status) != 0 || static_cast<double>(now - status.st_mtime) < older_than_secs)
+      continue;
+    // A part that is being written shows in the file of the bytes alone.
+    struct stat data {};
+    if (stat((path + "/data").c_str(), &data) == 0 &&
+        static_cast<double>(now - data.st_mtime) < older_than_secs) {
+      continue;
+    }
+    EndUpload(entry->d_name);
     RETURN_IF_ERROR(RemoveTree(path));
   }
   return {};
@@ -387,7 +470,7 @@ Result<std::vector<std::string>> DirectoryStore::CompleteParts(std::string_view 
 }
 
 Status DirectoryStore::ObjectFromBlob(std::string_view blob_id, std::string_view sha256) {
-  RETURN_IF_ERROR(CheckObject(sha256));
+  RETURN_IF_ERROR(CheckDigest(sha256));
   ASSIGN_OR_RETURN(Reader reader, OpenBlob(blob_id));
   const std::string target = ObjectPath(sha256);
   std::string buffer(kCopyBuffer, '\0');

@@ -403,6 +403,24 @@ Result<std::string> BaseImages::FinishLayer(const Recipe& recipe, const std::str
   return id;
 }
 
+std::vector<std::string> BaseImages::Layers() {
+  std::vector<std::string> layers;
+  auto add = [&](const Result<std::string>& record) {
+    ImageSpec spec;
+    if (record.ok() && spec.ParseFromString(*record))
+      layers.insert(layers.end(), spec.layer_ids().begin(), spec.layer_ids().end());
+  };
+  for (const auto& recipe : recipes_) add(layers_->GetRecord("base/recipe/" + recipe.Digest()));
+  if (auto names = layers_->GetRecord("base/imports"); names.ok()) {
+    for (size_t start = 0; start < names->size();) {
+      size_t end = std::min(names->find('\n', start), names->size());
+      add(layers_->GetRecord("base/import/" + names->substr(start, end - start)));
+      start = end + 1;
+    }
+  }
+  return layers;
+}
+
 std::vector<Builder::Base> BaseImages::List() {
   std::vector<Builder::Base> list;
   for (const auto& recipe : recipes_) {

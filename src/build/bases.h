@@ -41,6 +41,7 @@ class BaseImages {
 
   Status Import(const std::string& name, const std::string& archive);
   std::vector<Builder::Base> List();
+  std::vector<std::string> Layers();  // of those that are made or imported
   Status NoSuchBase(const std::string& name) const;
   // "" unless it is an image for a Python that no recipe offers.
   std::string PythonAdvice(const std::string& name) const;

@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 
 #include "base/clock.h"
 #include "base/executor.h"
@@ -263,6 +264,37 @@ class BuilderImpl : public Builder {
     return bases_.Import(name, path);
   }
   std::vector<Base> Bases() override { return bases_.List(); }
+
+  std::vector<Held> HeldLayers() override {
+    std::vector<Held> held;
+    for (auto& id : bases_.Layers()) held.push_back({.layer_id = std::move(id), .base = true});
+    Status swept = layers_->SweepRecords([&](const std::string& key, const std::string& value) {
+      constexpr std::string_view kRuntime = "runtime/";
+      if (!key.starts_with(kRuntime)) return true;
+      const std::string version =
+          key.substr(kRuntime.size(), key.find('/', kRuntime.size()) - kRuntime.size());
+      for (size_t start = 0; start < value.size();) {
+        const size_t end = std::min(value.find('\n', start), value.size());
+        held.push_back({.layer_id = value.substr(start, end - start), .client_version = version});
+        start = end + 1;
+      }
+      return true;
+    });
+    if (!swept.ok()) LOG_WARN("the notes on layers can't be read", {{"error", swept}});
+    return held;
+  }
+
+  Status ForgetLost() override {
+    std::set<std::string> there;
+    for (auto& layer : layers_->List()) there.insert(std::move(layer.info.id));
+    return layers_->SweepRecords([&](const std::string& key, const std::string& value) {
+      if (key.starts_with("step/")) return value.empty() || there.contains(value);
+      BuildResult result;
+      if (!key.starts_with("image/") || !result.ParseFromString(value)) return true;
+      const auto& ids = result.image().layer_ids();
+      return std::all_of(ids.begin(), ids.end(), [&](const auto& id) { return there.contains(id); });
+    });
+  }
 
  private:
   // So that the first container does not wait for it.

@@ -74,6 +74,15 @@ class Builder {
     uint64_t bytes = 0;
   };
   virtual std::vector<Base> Bases() = 0;
+  // Layers that stay although no image refers to them, and whose runtime a layer is part of.
+  struct Held {
+    std::string layer_id;
+    bool base = false;           // of a base image that is made or imported
+    std::string client_version;  // else
+  };
+  virtual std::vector<Held> HeldLayers() { return {}; }
+  // Drops notes on layers that are gone; what they stand for is made again when it is asked for.
+  virtual Status ForgetLost() { return OkStatus(); }
 };
 
 }  // namespace lydian::build

@@ -12,7 +12,7 @@ namespace lydian::build {
 
 Result<std::string> MakeMountLayer(image::LayerStore& layers, const std::string& mount_id,
                                    const std::vector<ContextFile>& files, const Fetcher& fetch) {
-  std::string id = DigestId("ly", "mount " + mount_id);
+  std::string id = image::MountLayerId(mount_id);
   if (layers.Find(id).ok()) return id;
   ASSIGN_OR_RETURN(auto transaction, layers.Begin());
   // Folders get the usual modes: an overlay shows those of its topmost layer, and /root must not turn

@@ -134,6 +134,10 @@ Result<std::vector<std::string>> RuntimeLayers::Make(const Wanted& wanted, Cance
     layers.push_back(layer);
   }
   layers.push_back(client);
+  // So that it is known what they are for, also after a restart; what an earlier revision made is in no note.
+  std::string ids;
+  for (const auto& id : layers) ids += id + "\n";
+  RETURN_IF_ERROR(layers_->PutRecord("runtime/" + wanted.client_version + "/" + wanted.Key(), ids));
   return layers;
 }
 

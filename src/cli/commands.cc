@@ -63,6 +63,23 @@ void AddUp(CLI::App& app, Session& session) {
   command
       ->add_option("--log-quota", options->log_bytes, "Log that is kept of all apps and builds, as in 4GiB")
       ->transform(CLI::AsSizeValue(false));
+  constexpr uint32_t kLongest = 10 * 365 * 86'400u;
+  command->add_option("--log-age", options->log_age_s, "Seconds that a log's line is kept")
+      ->check(CLI::Range(0u, kLongest))
+      ->capture_default_str();
+  command
+      ->add_option("--keep-files", options->keep_files_s,
+                   "Seconds that blobs, files and mounts are kept after their last use")
+      ->check(CLI::Range(0u, kLongest))
+      ->capture_default_str();
+  command
+      ->add_option("--keep-images", options->keep_images_s,
+                   "Seconds that images and layers are kept after their last use")
+      ->check(CLI::Range(0u, kLongest))
+      ->capture_default_str();
+  command->add_option("--keep-apps", options->keep_apps_s, "Seconds that stopped apps are remembered")
+      ->check(CLI::Range(0u, kLongest))
+      ->capture_default_str();
   command->callback([options, &session] {
     options->state = session.state;
     session.code = session.wiring.up(*options);
@@ -85,6 +102,26 @@ void AddStatus(CLI::App& app, Session& session) {
 
   CLI::App* login = app.add_subcommand("login", "Write the profile `lydian` for the modal client");
   login->callback([&session] { session.code = Login(session.state); });
+}
+
+void AddStore(CLI::App& app, Session& session) {
+  struct Options {
+    bool json = false, dry_run = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* store = app.add_subcommand("store", "What Lydian keeps on disk")->require_subcommand(1);
+  auto json = [options](CLI::App* command) { command->add_flag("--json", options->json, "As JSON"); };
+  CLI::App* usage = store->add_subcommand("du", "What takes space, by kind, workspace and app");
+  json(usage);
+  usage->callback([options, &session] { session.code = StoreDu(session.state, options->json); });
+  CLI::App* collect = store->add_subcommand("gc", "Remove now what nobody refers to any more");
+  collect->add_flag("--dry-run", options->dry_run, "Only say what would go");
+  json(collect);
+  collect->callback(
+      [options, &session] { session.code = StoreGc(session.state, options->dry_run, options->json); });
+  CLI::App* verify = store->add_subcommand("verify", "Compare what is noted with what is on disk");
+  json(verify);
+  verify->callback([options, &session] { session.code = StoreVerify(session.state, options->json); });
 }
 
 void AddToken(CLI::App& app, Session& session) {
@@ -200,6 +237,7 @@ int RunCommandLine(int argc, char** argv, const Wiring& wiring) {
   AddUp(app, session);
   AddStatus(app, session);
   AddToken(app, session);
+  AddStore(app, session);
   AddImage(app, session);
   AddDebug(app, session);
   app.add_subcommand("version", "Print the version")->callback([] {

@@ -34,6 +34,8 @@ struct UpOptions {
   uint64_t list_stopped_s = 3600;                // how long stopped apps are listed
   uint64_t app_log_bytes = uint64_t{256} << 20;  // kept of one app's log, and of all
   uint64_t log_bytes = uint64_t{4} << 30;
+  uint32_t log_age_s = 30 * 86'400;  // seconds: a log's line, and what nobody refers to any more
+  uint32_t keep_files_s = 86'400, keep_images_s = 14 * 86'400, keep_apps_s = 30 * 86'400;
   std::string user = "lydian";  // control's
   bool check_runtime =
       true;  // whether this machine can run containers; tests of the supervisor alone don't ask

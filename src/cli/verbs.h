@@ -17,6 +17,9 @@ int ShowStatus(const std::string& state, bool json);
 int TokenCreate(const std::string& state, const std::string& workspace, const std::string& name, bool json);
 int TokenList(const std::string& state, bool json);
 int TokenRevoke(const std::string& state, const std::string& token_id, bool json);
+int StoreDu(const std::string& state, bool json);
+int StoreGc(const std::string& state, bool dry_run, bool json);
+int StoreVerify(const std::string& state, bool json);  // kExitFailed when there is damage
 int Doctor(const std::string& state, const std::string& address_range);
 int ImageImport(const std::string& state, const std::string& name, const std::string& archive);
 int ImageBase(const std::string& state, const std::string& name);

@@ -4,6 +4,7 @@
 
 #include "base/ids.h"
 #include "base/log.h"
+#include "control/functions.h"
 
 namespace lydian::control {
 
@@ -223,6 +224,7 @@ Result<App> Apps::Publish(const App& app, const Publication& publication) {
     for (const auto& [function_id, definition_id] : publication.definitions) {
       RETURN_IF_ERROR(session.Execute("UPDATE function SET active_definition = ? WHERE id = ? AND app_id = ?",
                                       {definition_id, function_id, app.id}));
+      RETURN_IF_ERROR(Functions::ReferToDefinitions(session, function_id));
     }
     return session.Execute(
         "UPDATE app SET state = ?, published = 1, name = ?, version = version + ?, deployed_at = ?, "
@@ -232,10 +234,9 @@ Result<App> Apps::Publish(const App& app, const Publication& publication) {
   }));
   if (deploys) ForgetHeartbeat(app.id);
   DropDefinitions(
-      "id NOT IN (SELECT active_definition FROM function WHERE app_id = ?) AND id NOT IN "
-      "(SELECT newest_definition FROM function WHERE app_id = ?) AND function_id IN (SELECT id FROM function "
-      "WHERE app_id = ?)",
-      {app.id, app.id, app.id});
+      "NOT EXISTS (SELECT 1 FROM reference WHERE kind = 'definition' AND target = definition.id) AND "
+      "function_id IN (SELECT id FROM function WHERE app_id = ?)",
+      {app.id});
   for (const App& other : displaced) {
     if (Status stopped = Stop(other, "another app was deployed under its name"); !stopped.ok()) {
       LOG_WARN("could not stop a displaced app", {{"app_id", other.id}, {"error", stopped}});
@@ -270,8 +271,22 @@ void Apps::StopByEngine(const std::string& app_id, const std::string& reason) {
 
 // Definitions may hold 16 MiB of pickled code each, and nothing starts from these any more.
 void Apps::DropDefinitions(const std::string& where, const store::Params& params) {
-  Status dropped = db_->Execute("DELETE FROM definition WHERE " + where, params);
+  Status dropped = db_->Transaction([&](store::Session& session) -> Status {
+    RETURN_IF_ERROR(session.Execute(
+        "DELETE FROM reference WHERE holder IN (SELECT id FROM definition WHERE " + where + ")", params));
+    return session.Execute("DELETE FROM definition WHERE " + where, params);
+  });
   if (!dropped.ok()) LOG_WARN("could not drop old definitions", {{"error", dropped}});
+}
+
+// An app that has ended needs none of what it was made of.
+void Apps::EndReferences(const std::string& app_id) {
+  DropDefinitions("function_id IN (SELECT id FROM function WHERE app_id = ?)", {app_id});
+  Status released = db_->Execute(
+      "DELETE FROM reference WHERE holder IN (SELECT id FROM function WHERE app_id = ? UNION SELECT "
+      "bound_function.id FROM bound_function JOIN function ON function.id = base_id WHERE app_id = ?)",
+      {app_id, app_id});
+  if (!released.ok()) LOG_WARN("what an app referred to stays", {{"app_id", app_id}, {"error", released}});
 }
 
 void Apps::Stopped(const std::string& app_id) {
@@ -279,7 +294,7 @@ void Apps::Stopped(const std::string& app_id) {
                                {AppState::kStopped, clock_->UnixSeconds(), app_id});
   if (!stored.ok())
     LOG_ERROR("could not note that an app has ended", {{"app_id", app_id}, {"error", stored}});
-  DropDefinitions("function_id IN (SELECT id FROM function WHERE app_id = ?)", {app_id});
+  EndReferences(app_id);
   logs_->MarkDone(app_id);
   if (on_stopped_) on_stopped_(app_id);
   auto waiters = stop_waiters_.extract(app_id);

@@ -105,6 +105,7 @@ class Apps {
   void Expired(const std::string& app_id, SteadyTime due);
   void StopByEngine(const std::string& app_id, const std::string& reason);
   void DropDefinitions(const std::string& where, const store::Params& params);
+  void EndReferences(const std::string& app_id);
   void Stopped(const std::string& app_id);
 
   store::Database* db_;

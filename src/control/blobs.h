@@ -40,6 +40,11 @@ class Blobs {
     return static_cast<uint64_t>(rows[0].Int(0));
   }
 
+  // Its bytes have become a file, and are gone.
+  Status Forget(const std::string& blob_id) {
+    return db_->Execute("DELETE FROM blob WHERE id = ?", {blob_id});
+  }
+
  private:
   struct Upload {
     std::string id;

@@ -31,6 +31,10 @@ void CallEngine::SetTaskSpecSource(TaskSpecSource* source) {
   core_->strand().Post([core = core_.get(), source] { core->SetTaskSpecSource(source); });
 }
 
+Result<std::set<std::string>> CallEngine::BlobsInUse(const std::vector<std::string>& blob_ids) {
+  return core_->journal().BlobsInUse(blob_ids);
+}
+
 WorkerRegistry& CallEngine::registry() { return core_->registry(); }
 std::optional<TaskIdentity> CallEngine::IdentityOfTask(const std::string& task_id) const {
   return core_->IdentityOfTask(task_id);

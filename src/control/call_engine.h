@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -186,6 +187,9 @@ class CallEngine : public Engine {
   WorkerRegistry& registry();
   // Every worker that was ever connected since the start.
   void ListWorkers(std::function<void(std::vector<WorkerRegistry::Worker>)> reply);
+
+  // Those of these blobs that a call still has or may deliver. Blocks on the disk.
+  Result<std::set<std::string>> BlobsInUse(const std::vector<std::string>& blob_ids);
 
   // Engine.
   void PutFunction(const FunctionInfo& info, bool replace_tasks) override;

@@ -200,6 +200,9 @@ void EngineCore::SpecMade(const std::string& task_id, Result<TaskSpec> spec) {
     std::string text = "its container can't be started: " + spec.status().message();
     if (task->builder != nullptr) BuilderEnded(task, nullptr, Named(*function, text));
     EndTask(task, text);
+    // As when a worker refuses for now: what it waits for (an image that is built again) comes some day.
+    if (code == Code::kUnavailable)
+      function->start_failures = std::min(function->start_failures, options_.start_failures - 2);
     return StartFailed(function, text, permanent);
   }
   task->row.restricted = spec->restrict_modal_access();

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -109,6 +110,19 @@ class Workers {
   virtual void StartBuild(const BuildSpec& spec, std::function<void(const BuildUpdate&)> on_update) = 0;
   virtual void CancelBuild(const std::string& build_id) = 0;
   virtual void Ensure(EnsureAsset::Kind kind, const std::string& name, std::function<void(Status)> done) = 0;
+
+  // What the workers that are connected keep, by worker; `verify` has them look for damage. A worker that
+  // goes meanwhile answers UNAVAILABLE. Then, of one of them, what nobody needs.
+  using Inventories = std::map<std::string, Result<StoreInventory>>;
+  virtual void TakeInventory(bool verify, std::function<void(Inventories)> reply) {
+    (void)verify;
+    reply({});
+  }
+  virtual void Drop(const std::string& worker_id, const DropImages& what,
+                    std::function<void(Result<StoreDropped>)> reply) {
+    (void)what;
+    reply(Unavailable("no worker " + worker_id));
+  }
 };
 
 }  // namespace lydian::control

@@ -59,11 +59,47 @@ Result<Definition> Functions::Define(const std::string& function_id, Definition 
     RETURN_IF_ERROR(
         session.Execute("UPDATE function SET newest_definition = ?, builder = ?, handle = ? WHERE id = ?",
                         {definition.id, builder, store::Blob{definition.handle}, function_id}));
-    if (!activate) return OkStatus();
-    return session.Execute("UPDATE function SET active_definition = ? WHERE id = ?",
-                           {definition.id, function_id});
+    if (activate) {
+      RETURN_IF_ERROR(session.Execute("UPDATE function SET active_definition = ? WHERE id = ?",
+                                      {definition.id, function_id}));
+    }
+    RETURN_IF_ERROR(Refer(session, definition.id, definition.references));
+    return ReferToDefinitions(session, function_id);
   }));
   return definition;
+}
+
+Status Functions::ReferToDefinitions(store::Session& session, const std::string& function_id) {
+  RETURN_IF_ERROR(Release(session, function_id, RefKind::kDefinition));
+  return session.Execute(
+      "INSERT INTO reference (holder, kind, target) SELECT id, 'definition', active_definition FROM function "
+      "WHERE id = ? AND active_definition != '' UNION SELECT id, 'definition', newest_definition FROM "
+      "function WHERE id = ? AND newest_definition != ''",
+      {function_id, function_id});
+}
+
+Status Functions::NoteOldReferences(const ReadReferences& read_definition,
+                                    const ReadReferences& read_options) {
+  ASSIGN_OR_RETURN(auto done, db_->Query("SELECT 1 FROM upkeep WHERE what = 'references of functions'"));
+  if (!done.empty()) return OkStatus();
+  auto note = [&](const std::string& select, const ReadReferences& read) -> Status {
+    for (std::string last;;) {  // one at a time: a definition may have 32 MiB
+      ASSIGN_OR_RETURN(auto rows, db_->Query(select, {last}));
+      if (rows.empty()) return OkStatus();
+      last = rows[0].Text(0);
+      RETURN_IF_ERROR(db_->Transaction(
+          [&](store::Session& session) { return Refer(session, last, read(rows[0].Text(1))); }));
+    }
+  };
+  RETURN_IF_ERROR(
+      note("SELECT id, function FROM definition WHERE id > ? ORDER BY id LIMIT 1", read_definition));
+  RETURN_IF_ERROR(note(
+      "SELECT bound_function.id, options FROM bound_function JOIN function ON function.id = base_id JOIN "
+      "app ON app.id = app_id WHERE bound_function.id > ? AND app.state != 5 ORDER BY bound_function.id "
+      "LIMIT 1",
+      read_options));
+  return db_->Execute("INSERT INTO upkeep (what, at) VALUES ('references of functions', ?)",
+                      {clock_->UnixSeconds()});
 }
 
 Result<Function> Functions::ById(const std::string& function_id) {
@@ -103,14 +139,17 @@ Result<Definition> Functions::DefinitionOf(const Function& function) {
   return definition;
 }
 
-Result<Function> Functions::Bind(const Function& base, const std::string& params,
-                                 const std::string& options) {
+Result<Function> Functions::Bind(const Function& base, const std::string& params, const std::string& options,
+                                 const std::vector<Reference>& references) {
   const std::string& base_id = base.base_id.empty() ? base.id : base.base_id;
   std::string id = DigestId("fu", base_id + '\0' + Sha256Hex(params) + Sha256Hex(options));
-  RETURN_IF_ERROR(
-      db_->Execute("INSERT INTO bound_function (id, base_id, params, options, created_at) VALUES (?, ?, ?, "
-                   "?, ?) ON CONFLICT (id) DO NOTHING",
-                   {id, base_id, store::Blob{params}, store::Blob{options}, clock_->UnixSeconds()}));
+  RETURN_IF_ERROR(db_->Transaction([&](store::Session& session) -> Status {
+    RETURN_IF_ERROR(session.Execute(
+        "INSERT INTO bound_function (id, base_id, params, options, created_at) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT (id) DO NOTHING",
+        {id, base_id, store::Blob{params}, store::Blob{options}, clock_->UnixSeconds()}));
+    return Refer(session, id, references);
+  }));
   return ById(id);
 }
 

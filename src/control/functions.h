@@ -8,12 +8,14 @@
 // Thread-safety: the objects strand only.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "control/references.h"
 #include "control/scope.h"
 #include "store/database.h"
 
@@ -30,9 +32,10 @@ struct Function {
 
 struct Definition {
   std::string id, function_id;
-  std::string function;  // modal.client.Function
-  std::string data;      // modal.client.FunctionData, as answered
-  std::string handle;    // modal.client.FunctionHandleMetadata
+  std::string function;               // modal.client.Function
+  std::string data;                   // modal.client.FunctionData, as answered
+  std::string handle;                 // modal.client.FunctionHandleMetadata
+  std::vector<Reference> references;  // of a new one: its image, mounts and secrets
 };
 
 struct Class {
@@ -62,7 +65,9 @@ class Functions {
   Result<Definition> DefinitionOf(const Function& function);
 
   // The same base, parameters and options give the same id.
-  Result<Function> Bind(const Function& base, const std::string& params, const std::string& options);
+  // `references`: what the options name.
+  Result<Function> Bind(const Function& base, const std::string& params, const std::string& options,
+                        const std::vector<Reference>& references = {});
   Result<std::vector<Function>> BoundTo(const std::string& base_id);
 
   // Class `existing_id` of the app, else a new one.
@@ -71,9 +76,16 @@ class Functions {
 
   // Published: tags in order. Of an app that isn't published yet: its functions by tag.
   Result<std::vector<Member>> Members(const std::string& app_id, bool published);
+  // Writes the references of definitions and bound functions that were made before there were any, once.
+  // `read_definition` and `read_options` say what is named in modal.client.Function and FunctionOptions.
+  using ReadReferences = std::function<std::vector<Reference>(const std::string& bytes)>;
+  Status NoteOldReferences(const ReadReferences& read_definition, const ReadReferences& read_options);
   // All functions of an app (without bound ones), builders too.
   Result<std::vector<Function>> OfApp(const std::string& app_id);
   Result<std::string> MemberId(const std::string& app_id, const std::string& tag);
+
+  // In the transaction that changed the function's row: which definitions it holds.
+  static Status ReferToDefinitions(store::Session& session, const std::string& function_id);
 
  private:
   Result<std::vector<Function>> Select(std::string_view where, const store::Params& params);

@@ -5,6 +5,7 @@
 
 #include "base/ids.h"
 #include "base/log.h"
+#include "control/references.h"
 
 namespace lydian::control {
 
@@ -106,7 +107,8 @@ Result<Image> Images::GetOrBuild(const Scope& scope, const ImageRequest& request
     ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT image_id FROM recipe WHERE digest = ?", {recipe}));
     if (!rows.empty()) image_id = rows[0].Text(0);
     auto known = ById(image_id);
-    if (known.ok() && known->state != ImageState::kFailed) {
+    if (known.ok() && (known->state == ImageState::kBuilding || known->state == ImageState::kReady)) {
+      RETURN_IF_ERROR(Keep(*db_, RefKind::kImage, image_id));
       Ensure(*known);
       return known;
     }
@@ -115,6 +117,17 @@ Result<Image> Images::GetOrBuild(const Scope& scope, const ImageRequest& request
   RETURN_IF_ERROR(Insert(scope, image_id, recipe, request));
   Start(image_id, options_.asked_grace);
   return ById(image_id);
+}
+
+// What it is built from. Its layers come when it is.
+std::vector<Reference> Images::ReferencesOf(const Scope& scope, const ImageRequest& request) {
+  std::vector<Reference> references;
+  for (const auto& [name, id] : request.bases) references.push_back({RefKind::kImage, id});
+  for (const auto& id : request.secret_ids) references.push_back({RefKind::kSecret, id});
+  for (const auto& file : request.spec.context())
+    references.push_back({RefKind::kObject, ObjectTarget(scope.workspace_id, file.sha256())});
+  if (!request.build_input_blob.empty()) references.push_back({RefKind::kBlob, request.build_input_blob});
+  return references;
 }
 
 Status Images::Insert(const Scope& scope, const std::string& image_id, const std::string& recipe,
@@ -132,17 +145,22 @@ Status Images::Insert(const Scope& scope, const std::string& image_id, const std
   }
   std::string parent = request.bases.empty() ? "" : request.bases[0].second;
   std::string bytes = spec.SerializeAsString(), secrets = nlohmann::json(request.secret_ids).dump();
-  return db_->Execute(
-      "INSERT INTO image (id, workspace_id, environment_id, recipe, state, builder_version, build, secrets, "
-      "parent, function_id, "
-      "input, indexed, spec, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-      "ON CONFLICT (id) DO UPDATE SET state = excluded.state, build = excluded.build, secrets = "
-      "excluded.secrets, "
-      "function_id = excluded.function_id, input = excluded.input, error = '', created_at = "
-      "excluded.created_at",
-      {image_id, scope.workspace_id, request.environment_id, recipe, ImageState::kBuilding,
-       spec.builder_version(), store::Blob{bytes}, secrets, parent, request.build_function_id,
-       store::Blob{request.build_input}, !request.ignore_cache, store::Blob{""}, clock_->UnixSeconds()});
+  return db_->Transaction([&](store::Session& session) -> Status {
+    RETURN_IF_ERROR(session.Execute(
+        "INSERT INTO image (id, workspace_id, environment_id, recipe, state, builder_version, build, "
+        "secrets, "
+        "parent, function_id, input, indexed, spec, created_at) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (id) DO UPDATE SET state = excluded.state, build = excluded.build, secrets = "
+        "excluded.secrets, function_id = excluded.function_id, input = excluded.input, error = '', "
+        "created_at = excluded.created_at",
+        {image_id, scope.workspace_id, request.environment_id, recipe, ImageState::kBuilding,
+         spec.builder_version(), store::Blob{bytes}, secrets, parent, request.build_function_id,
+         store::Blob{request.build_input}, !request.ignore_cache, store::Blob{""}, clock_->UnixSeconds()}));
+    RETURN_IF_ERROR(Release(session, image_id));
+    RETURN_IF_ERROR(Keep(session, RefKind::kImage, image_id));
+    return Refer(session, image_id, ReferencesOf(scope, request));
+  });
 }
 
 Status Images::Resume() {
@@ -165,6 +183,29 @@ void Images::Ensure(const Image& image) {
   }
   logs_->Reopen(image.id);
   Start(image.id, options_.asked_grace);
+}
+
+Status Images::Rebuild(const std::string& image_id) {
+  ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT state, function_id FROM image WHERE id = ?", {image_id}));
+  if (rows.empty()) return NoSuch("image", "im", image_id);
+  if (static_cast<ImageState>(rows[0].Int(0)) != ImageState::kLost) return OkStatus();
+  ASSIGN_OR_RETURN(
+      auto bases,
+      db_->Query("SELECT image.id, state FROM reference JOIN image ON image.id = target WHERE holder "
+                 "= ? AND kind = 'image' AND state != ?",
+                 {image_id, ImageState::kReady}));
+  for (const auto& base : bases) RETURN_IF_ERROR(Rebuild(base.Text(0)));
+  if (!bases.empty()) return OkStatus();  // its turn comes when they are there and it is asked for again
+  if (!rows[0].Text(1).empty()) {
+    return FailedPrecondition("a layer of image " + image_id +
+                              " is gone, and it was made by run_function: run or deploy its app again");
+  }
+  RETURN_IF_ERROR(
+      db_->Execute("UPDATE image SET state = ?, error = '' WHERE id = ?", {ImageState::kBuilding, image_id}));
+  LOG_INFO("building an image again whose layers are gone", {{"image_id", image_id}});
+  logs_->Reopen(image_id);
+  Start(image_id, options_.abandoned_after * 120);
+  return OkStatus();
 }
 
 Images::Build* Images::Find(const std::string& image_id, uint64_t serial) {
@@ -375,6 +416,10 @@ void Images::Finish(const std::string& image_id, const BuildResult& result) {
         {result.ok() ? ImageState::kReady : ImageState::kFailed, store::Blob{bytes}, result.libc_version(),
          error, clock_->UnixSeconds(), image_id}));
     if (!result.ok()) return OkStatus();
+    std::vector<Reference> layers;
+    for (const auto& id : spec.layer_ids()) layers.push_back({RefKind::kLayer, id});
+    RETURN_IF_ERROR(Release(session, image_id, RefKind::kLayer));
+    RETURN_IF_ERROR(Refer(session, image_id, layers));
     return session.Execute(
         "INSERT INTO recipe (digest, image_id) SELECT recipe, id FROM image WHERE id = ? AND indexed = 1 "
         "ON CONFLICT (digest) DO UPDATE SET image_id = excluded.image_id",

@@ -23,6 +23,7 @@
 #include "base/status.h"
 #include "control/engine.h"
 #include "control/log_store.h"
+#include "control/references.h"
 #include "control/scope.h"
 #include "control/secrets.h"
 #include "lydian/worker.pb.h"
@@ -30,7 +31,8 @@
 
 namespace lydian::control {
 
-enum class ImageState { kBuilding = 0, kReady = 1, kFailed = 2 };
+// Lost: it was ready, and a layer of it is gone. It is built again when it is asked for or needed.
+enum class ImageState { kBuilding = 0, kReady = 1, kFailed = 2, kLost = 3 };
 
 struct Image {
   std::string id, workspace_id, environment_id, builder_version, libc_version, error;
@@ -47,6 +49,7 @@ struct ImageRequest {
   std::vector<std::pair<std::string, std::string>> bases;  // name in FROM -> image id
   std::vector<std::string> secret_ids;
   std::string build_function_id, build_function_digest, build_input;  // run_function
+  std::string build_input_blob;                                       // that its input names; "" = none
   bool force_build = false;   // a new image, which takes the recipe's place
   bool ignore_cache = false;  // a new image, which doesn't
 };
@@ -71,9 +74,14 @@ class Images {
   Result<Image> GetOrBuild(const Scope& scope, const ImageRequest& request);
   Result<Image> Get(const Scope& scope, const std::string& image_id);
   Result<Image> ById(const std::string& image_id);
+  // Somebody was told that it exists, and may use it: it isn't collected soon.
+  Status Touch(const std::string& image_id) { return Keep(*db_, RefKind::kImage, image_id); }
   Result<std::vector<Image>> List(size_t most);
   // Of an image that is being built: that somebody builds it.
   void Ensure(const Image& image);
+  // Builds a lost image again, after the ones that it stands on. FAILED_PRECONDITION when only a client can:
+  // a build function that has ended with its app.
+  Status Rebuild(const std::string& image_id);
   // Keeps the build from being given up, until what is returned goes (on any thread). Null when it is not
   // being built.
   std::shared_ptr<void> Follow(const std::string& image_id);
@@ -99,6 +107,7 @@ class Images {
   };
 
   Result<std::string> RecipeDigest(const Scope& scope, const ImageRequest& request);
+  static std::vector<Reference> ReferencesOf(const Scope& scope, const ImageRequest& request);
   Status Insert(const Scope& scope, const std::string& image_id, const std::string& recipe,
                 const ImageRequest& request);
   Build* Find(const std::string& image_id, uint64_t serial);

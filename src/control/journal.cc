@@ -22,6 +22,7 @@ constexpr auto kSyncDelay = std::chrono::milliseconds(200);
 Result<std::unique_ptr<Journal>> Journal::Open(const std::string& path, std::function<void(Task)> post) {
   ASSIGN_OR_RETURN(auto database,
                    store::Database::Open(path, JournalMigrations(), store::Database::Sharing::kAlone));
+  RETURN_IF_ERROR(ReadOldBlobIds(*database));
   return std::unique_ptr<Journal>(new Journal(std::move(database), std::move(post)));
 }
 

@@ -17,6 +17,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -163,6 +164,8 @@ class Journal {
 
   // Blocking reads for questions about the past; from a pool.
   Result<TaskRow> TaskById(const std::string& task_id);
+  // Those of these blobs that an unfinished input, a result or a generator's data names.
+  Result<std::set<std::string>> BlobsInUse(const std::vector<std::string>& blob_ids);
   // In the order of `seqs`, until they are more than `most_bytes`, but one. NOT_FOUND when one isn't there
   // any more.
   Result<std::vector<OutputRow>> Outputs(uint32_t call, const std::vector<uint32_t>& seqs,

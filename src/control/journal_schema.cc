@@ -1,5 +1,6 @@
 #include "control/journal_schema.h"
 
+#include "control/blob_ids.h"
 #include "lydian/journal.pb.h"
 
 namespace lydian::control {
@@ -37,6 +38,18 @@ CREATE INDEX call_of_function ON call (function_id, number);
 CREATE INDEX call_of_parent ON call (parent_input_id) WHERE parent_input_id != '';
 CREATE TABLE output_key (id INTEGER PRIMARY KEY, idx INTEGER NOT NULL, status INTEGER NOT NULL);
 INSERT INTO output_key SELECT id, idx, status FROM output;
+)sql"},
+          // The blob that a row's message names, '' for none. NULL: written before this column was.
+          {3, R"sql(
+ALTER TABLE input ADD COLUMN blob TEXT;
+ALTER TABLE output ADD COLUMN blob TEXT;
+ALTER TABLE chunk ADD COLUMN blob TEXT;
+CREATE INDEX input_by_blob ON input (blob) WHERE blob != '';
+CREATE INDEX output_by_blob ON output (blob) WHERE blob != '';
+CREATE INDEX chunk_by_blob ON chunk (blob) WHERE blob != '';
+CREATE INDEX input_unread ON input (id) WHERE blob IS NULL;
+CREATE INDEX output_unread ON output (id) WHERE blob IS NULL;
+CREATE INDEX chunk_unread ON chunk (id) WHERE blob IS NULL;
 )sql"}};
 }
 
@@ -70,8 +83,9 @@ std::string EncodeFunction(const FunctionInfo& info) {
 Status InsertInputs(Session& session, const std::vector<InputRow>& inputs) {
   for (const InputRow& input : inputs) {
     RETURN_IF_ERROR(session.Execute(
-        "INSERT INTO input (id, input_id, method, attempt, payload) VALUES (?, ?, ?, ?, ?)",
-        {RowId(input.call, input.idx), input.input_id, input.method, input.attempt, Blob{*input.payload}}));
+        "INSERT INTO input (id, input_id, method, attempt, payload, blob) VALUES (?, ?, ?, ?, ?, ?)",
+        {RowId(input.call, input.idx), input.input_id, input.method, input.attempt, Blob{*input.payload},
+         BlobIdIn(*input.payload, kInputBlobField)}));
   }
   return {};
 }
@@ -160,12 +174,13 @@ Journal::Record Journal::Finish(std::vector<OutputRow> outputs) {
       RETURN_IF_ERROR(session.Execute("DELETE FROM input WHERE id = ?", {RowId(output.call, output.idx)}));
       RETURN_IF_ERROR(session.Execute(
           "INSERT INTO output (id, idx, input_id, task_id, status, data_format, result, text, started_at, "
-          "created_at) "
-          "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+          "created_at, blob) "
+          "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
           {RowId(output.call, output.seq), output.idx, output.input_id, output.task_id, output.status,
            output.data_format,
            output.result == nullptr ? store::Param(nullptr) : store::Param(Blob{*output.result}), output.text,
-           output.started_at, output.created_at}));
+           output.started_at, output.created_at,
+           output.result == nullptr ? "" : BlobIdIn(*output.result, kResultBlobField)}));
       RETURN_IF_ERROR(session.Execute("INSERT INTO output_key (id, idx, status) VALUES (?, ?, ?)",
                                       {RowId(output.call, output.seq), output.idx, output.status}));
     }
@@ -197,8 +212,9 @@ Journal::Record Journal::PutChunks(std::vector<ChunkRow> chunks) {
   record.apply = [chunks = std::move(chunks)](Session& session) -> Status {
     for (const ChunkRow& chunk : chunks) {
       RETURN_IF_ERROR(session.Execute(
-          "INSERT INTO chunk (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data",
-          {RowId(chunk.call, chunk.idx), Blob{*chunk.chunk}}));
+          "INSERT INTO chunk (id, data, blob) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET data = "
+          "excluded.data, blob = excluded.blob",
+          {RowId(chunk.call, chunk.idx), Blob{*chunk.chunk}, BlobIdIn(*chunk.chunk, kChunkBlobField)}));
     }
     return {};
   };

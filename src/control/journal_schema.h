@@ -10,6 +10,8 @@
 namespace lydian::control {
 
 std::vector<store::Migration> JournalMigrations();
+// Of rows that are older than the column for it.
+Status ReadOldBlobIds(store::Database& database);
 TaskRow ReadTask(store::Row& row);
 extern const std::string_view kSelectTaskById;
 Result<FunctionInfo> DecodeFunction(const std::string& id, const std::string& app_id,

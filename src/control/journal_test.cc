@@ -7,6 +7,7 @@
 
 #include "base/fd.h"
 #include "base/ids.h"
+#include "control/journal_schema.h"
 
 namespace lydian::control {
 namespace {
@@ -284,6 +285,60 @@ TEST_F(JournalTest, OneBadRecordDoesNotTakeTheOthersAlong) {
   EXPECT_TRUE(good.get_future().get().ok());
   EXPECT_FALSE(failed.get_future().get().ok());
   EXPECT_EQ(Load().apps.size(), 1u);
+}
+
+// A message of the client with a string in `field`, and other fields around it.
+std::string Naming(int field, const std::string& id) {
+  std::string text("\x08\x01", 2);  // field 1, a number
+  text += static_cast<char>(field << 3 | 2);
+  text += static_cast<char>(id.size());
+  return text + id + std::string("\x7a\x02hi", 4);  // field 15, a string
+}
+
+TEST_F(JournalTest, KnowsTheBlobsThatCallsName) {
+  Open();
+  const std::vector<std::string> all = {"bl-in", "bl-out", "bl-chunk", "bl-other"};
+  auto used = [&] { return journal_->BlobsInUse(all).value(); };
+  ASSERT_TRUE(Write(Journal::PutCall(Call(7), {{7, 0, 0, "in-0", "", Bytes(Naming(7, "bl-in"))},
+                                               {7, 1, 0, "in-1", "", Bytes("no message \xff")}}))
+                  .ok());
+  EXPECT_EQ(used(), std::set<std::string>{"bl-in"});
+  ASSERT_TRUE(Write(Journal::PutChunks({{7, 1, Bytes(Naming(3, "bl-chunk"))}})).ok());
+  OutputRow output;
+  output.call = 7, output.seq = 1, output.idx = 0;
+  output.result = Bytes(Naming(10, "bl-out"));
+  ASSERT_TRUE(Write(Journal::Finish({output})).ok());
+  EXPECT_EQ(used(), (std::set<std::string>{"bl-out", "bl-chunk"}));  // the input has ended
+  journal_.reset();
+  Open();
+  EXPECT_EQ(used().size(), 2u);
+  ASSERT_TRUE(Write(Journal::DropCalls({7}, std::make_shared<std::vector<uint32_t>>())).ok());
+  EXPECT_TRUE(used().empty());
+}
+
+TEST_F(JournalTest, ReadsTheBlobsOfOlderRows) {
+  {
+    std::vector<store::Migration> old = JournalMigrations();
+    old.resize(1);
+    auto db = store::Database::Open(dir_ + "/calls.db", old).value();
+    const std::string payload = Naming(7, "bl-old"), result = Naming(10, "bl-result");
+    ASSERT_TRUE(
+        db->Execute("INSERT INTO input (id, input_id, method, attempt, payload) VALUES (1, 'in', '', 0, ?)",
+                    {store::Blob{payload}})
+            .ok());
+    ASSERT_TRUE(
+        db->Execute("INSERT INTO output (id, idx, input_id, task_id, status, data_format, result, text, "
+                    "started_at, created_at) VALUES (1, 0, '', '', 1, 0, ?, '', 0, 0)",
+                    {store::Blob{result}})
+            .ok());
+    ASSERT_TRUE(
+        db->Execute("INSERT INTO output (id, idx, input_id, task_id, status, data_format, text, started_at, "
+                    "created_at) VALUES (2, 0, '', '', 1, 0, '', 0, 0)")
+            .ok());
+  }
+  Open();
+  EXPECT_EQ(journal_->BlobsInUse({"bl-old", "bl-result", "bl-none"}).value(),
+            (std::set<std::string>{"bl-old", "bl-result"}));
 }
 
 }  // namespace

@@ -17,8 +17,9 @@ namespace {
 constexpr size_t kTailBytes = 128 << 10;  // kept in memory a stream, for readers that follow
 constexpr size_t kPageBytes = 1 << 20;
 constexpr auto kRoomRetry = std::chrono::milliseconds(500);
-constexpr int64_t kKeepNanos = int64_t{30} * 24 * 3600 * 1'000'000'000;
-constexpr auto kSweepEvery = std::chrono::hours(6);
+constexpr double kKeepStreamSecs = 30 * 86'400;  // of what has ended, however short its lines may live
+constexpr auto kSweepEvery = std::chrono::hours(1);
+constexpr size_t kAgedRows = 2000;  // of one commit
 // What is over a quota goes with this part of the quota beside, so that it isn't done for each line.
 constexpr uint64_t kTrimShare = 32;
 constexpr size_t kTrimRows = 5000;
@@ -39,7 +40,8 @@ ALTER TABLE stream ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0;
 UPDATE stream SET bytes = (SELECT COALESCE(SUM(LENGTH(CAST(data AS BLOB)) + 200), 0) FROM log
   WHERE id > stream.number * 4294967296 AND id < (stream.number + 1) * 4294967296);
 )sql"},
-          {3, "CREATE INDEX stream_by_bytes ON stream (bytes);"}};
+          {3, "CREATE INDEX stream_by_bytes ON stream (bytes);"},
+          {4, "CREATE INDEX spool_by_time ON spool (at);"}};
 }
 
 int64_t RowId(int64_t stream, uint64_t seq) {
@@ -54,6 +56,7 @@ bool Matches(const LogFilter& filter, const LogRecord& record) {
          (filter.function_id.empty() || filter.function_id == record.function_id ||
           filter.function_id == record.root_function_id) &&
          (filter.function_call_id.empty() || filter.function_call_id == record.function_call_id) &&
+         (!filter.text_only || record.file_descriptor != 0) &&
          (filter.file_descriptor == 0 || filter.file_descriptor == record.file_descriptor) &&
          record.unix_nanos >= filter.since_nanos && record.unix_nanos <= filter.until_nanos;
 }
@@ -72,6 +75,11 @@ LogRecord ReadRecord(store::Row& row) {
   record.container_id = row.TakeText(9);
   record.data = row.TakeText(10);
   return record;
+}
+
+std::string AgeText(double secs) {
+  return secs < 2 * 86'400 ? std::to_string(static_cast<int64_t>(secs)) + " s"
+                           : std::to_string(static_cast<int64_t>(secs / 86'400)) + " days";
 }
 
 Result<uint64_t> TotalBytes(store::Session& session) {
@@ -170,10 +178,36 @@ class SqliteLogStore : public LogStore {
       readers_.Post([this, number, most, weak, status = found.status()] {
         auto reply = weak.lock();
         if (reply == nullptr) return;
-        (*reply)(status.ok() ? Newest(number, most) : status);
+        (*reply)(status.ok() ? Newest(number, {}, "", most, kPageBytes, weak) : status);
       });
     });
     return asked;
+  }
+
+  std::shared_ptr<void> ReadLast(const std::string& stream, const LogFilter& filter, const std::string& text,
+                                 size_t most, uint64_t bytes,
+                                 std::function<void(Result<Page>)> reply) override {
+    auto asked = std::make_shared<std::function<void(Result<Page>)>>(std::move(reply));
+    strand_.Post([this, stream, filter, text, most, bytes, weak = std::weak_ptr(asked)] {
+      Flush();
+      auto found = Find(stream);
+      const int64_t number = found.ok() ? (*found)->number : 0;
+      readers_.Post([this, number, filter, text, most, bytes, weak, status = found.status()] {
+        if (weak.expired()) return;
+        Result<Page> page = status.ok() ? Newest(number, filter, text, most, bytes, weak) : status;
+        if (auto reply = weak.lock()) (*reply)(std::move(page));
+      });
+    });
+    return asked;
+  }
+
+  Result<std::vector<StreamSize>> Sizes() override {
+    std::vector<StreamSize> all;
+    RETURN_IF_ERROR(database_->ForEach("SELECT name, bytes FROM stream", {}, [&](store::Row& row) -> Status {
+      all.push_back({row.TakeText(0), static_cast<uint64_t>(row.Int(1))});
+      return {};
+    }));
+    return all;
   }
 
  private:
@@ -492,20 +526,29 @@ class SqliteLogStore : public LogStore {
     });
   }
 
-  Result<Page> Newest(int64_t number, size_t most) {
-    Filling filling{{}, 0, most};
-    Status end = Cancelled("");  // how the walk is ended at a full page
+  // From the end until it has what is asked for, its asker has gone, or what comes is older than the filter's
+  // beginning by so much that no clock's step explains it.
+  Result<Page> Newest(int64_t number, const LogFilter& filter, const std::string& text, size_t most,
+                      uint64_t most_bytes, const std::weak_ptr<std::function<void(Result<Page>)>>& asker) {
+    constexpr int64_t kSlack = int64_t{3600} * 1'000'000'000;
+    Page page;
+    uint64_t bytes = 0;
+    Status end = Cancelled("");  // how the walk is ended
     Status status = database_->ForEach(
         "SELECT id, unix_nanos, fd, task_state, task_id, function_id, root_function_id, input_id, "
         "function_call_id, container_id, data FROM log WHERE id > ? AND id <= ? ORDER BY id DESC",
         {RowId(number, 0), RowId(number, UINT32_MAX)}, [&](store::Row& row) -> Status {
-          if (filling.full()) return end;
-          filling.Offer({}, ReadRecord(row));
+          if (page.records.size() >= most || bytes >= most_bytes || asker.expired()) return end;
+          if (filter.since_nanos > kSlack && row.Int(1) < filter.since_nanos - kSlack) return end;
+          LogRecord record = ReadRecord(row);
+          if (!Matches(filter, record) || record.data.find(text) == std::string::npos) return {};
+          bytes += SizeOf(record);
+          page.records.push_back(std::move(record));
           return {};
         });
     if (!status.ok() && status.code() != Code::kCancelled) return status;
-    std::reverse(filling.page.records.begin(), filling.page.records.end());
-    return std::move(filling.page);
+    std::reverse(page.records.begin(), page.records.end());
+    return page;
   }
 
   void Wait(const std::shared_ptr<Question>& question, StreamState& state) {
@@ -527,23 +570,88 @@ class SqliteLogStore : public LogStore {
     reply(std::move(page));
   }
 
+  // What is too old, a slice at a time: others' logs are written between.
   void Sweep() {
-    int64_t before = SystemClock().UnixNanos() - kKeepNanos;
-    Status status = database_->Transaction([&](store::Session& session) -> Status {
-      ASSIGN_OR_RETURN(
-          auto rows,
-          session.Query("SELECT number, name FROM stream WHERE done = 1 AND changed_at < ?", {before}));
+    const int64_t now = SystemClock().UnixNanos();
+    auto before = [&](double secs) { return now - static_cast<int64_t>(secs * 1e9); };
+    bool more = false;
+    Status status = SweepEnded(before(std::max(kKeepStreamSecs, quota_.age_secs)), &more);
+    if (status.ok()) status = SweepLines(before(quota_.age_secs), &more);
+    if (!status.ok()) LOG_WARN("old logs could not be removed", {{"error", status}});
+    if (more && status.ok()) return strand_.Post([this] { Sweep(); });
+    if (auto left = TotalBytes(*database_); left.ok()) total_bytes_ = *left;
+    // Who reads a stream again has its state made again.
+    std::erase_if(streams_, [](const auto& entry) {
+      return entry.second.done && entry.second.waiting.empty() && entry.second.tail.empty();
+    });
+    aged_after_ = 0;
+    strand_.PostAfter(kSweepEvery, [this] { Sweep(); });
+  }
+
+  Status SweepEnded(int64_t before, bool* more) {
+    return database_->Transaction([&](store::Session& session) -> Status {
+      ASSIGN_OR_RETURN(auto rows,
+                       session.Query("SELECT number, name FROM stream WHERE done = 1 AND changed_at "
+                                     "< ? LIMIT 1",
+                                     {before}));
       for (const store::Row& row : rows) {
-        RETURN_IF_ERROR(session.Execute("DELETE FROM log WHERE id BETWEEN ? AND ?",
-                                        {RowId(row.Int(0), 0), RowId(row.Int(0), UINT32_MAX)}));
+        ASSIGN_OR_RETURN(
+            int64_t gone,
+            session.Change("DELETE FROM log WHERE id IN (SELECT id FROM log WHERE id BETWEEN ? AND "
+                           "? ORDER BY id LIMIT ?)",
+                           {RowId(row.Int(0), 0), RowId(row.Int(0), UINT32_MAX), kAgedRows}));
+        *more = true;
+        if (gone == static_cast<int64_t>(kAgedRows)) return {};
         RETURN_IF_ERROR(session.Execute("DELETE FROM stream WHERE number = ?", {row.Int(0)}));
         streams_.erase(row.Text(1));
       }
-      return session.Execute("DELETE FROM spool WHERE at < ?", {before});
+      return session.Execute(
+          "DELETE FROM spool WHERE task_id IN (SELECT task_id FROM spool WHERE at < ? LIMIT ?)",
+          {before, kAgedRows});
     });
-    if (!status.ok()) LOG_WARN("old logs could not be removed", {{"error", status}});
-    if (auto left = TotalBytes(*database_); left.ok()) total_bytes_ = *left;
-    strand_.PostAfter(kSweepEvery, [this] { Sweep(); });
+  }
+
+  // Lines of streams that go on, one stream a turn.
+  Status SweepLines(int64_t before, bool* more) {
+    ASSIGN_OR_RETURN(auto streams,
+                     database_->Query("SELECT number, name FROM stream WHERE number > ? ORDER BY "
+                                      "number LIMIT 1",
+                                      {aged_after_}));
+    if (streams.empty()) return {};
+    *more = true;
+    const int64_t number = streams[0].Int(0);
+    const std::string& name = streams[0].Text(1);
+    ASSIGN_OR_RETURN(StreamState * state, Find(name));
+    StreamState old = Scalars(*state);
+    const uint64_t total_before = total_bytes_;
+    bool full = false;
+    Status status = database_->Transaction([&](store::Session& session) -> Status {
+      // The line that stands for those before it is as old as the last of them: it doesn't count.
+      ASSIGN_OR_RETURN(auto rows, session.Query("SELECT LENGTH(CAST(data AS BLOB)), unix_nanos FROM log "
+                                                "WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
+                                                {RowId(number, 0), RowId(number, state->last), kAgedRows}));
+      uint64_t excess = 0;
+      size_t lines = 0;
+      for (store::Row& row : rows) {
+        if (row.Int(1) >= before) break;
+        excess += static_cast<uint64_t>(row.Int(0)) + kRowBytes;
+        ++lines;
+      }
+      const bool only_note = lines == 1 && state->dropped > 0;
+      if (lines == 0 || only_note) return {};
+      full = lines == kAgedRows;
+      RETURN_IF_ERROR(Trim(session, *state, excess, "lines are kept for " + AgeText(quota_.age_secs)));
+      return session.Execute("UPDATE stream SET bytes = ?, dropped = ? WHERE number = ?",
+                             {state->bytes, state->dropped, number});
+    });
+    if (!status.ok()) {
+      state->bytes = old.bytes, state->dropped = old.dropped, state->trimmed = old.trimmed;
+      total_bytes_ = total_before;
+      return status;
+    }
+    ForgetTrimmed(*state);
+    if (!full) aged_after_ = number;
+    return {};
   }
 
   std::unique_ptr<store::Database> database_;
@@ -555,6 +663,7 @@ class SqliteLogStore : public LogStore {
   // On the strand.
   std::vector<Change> waiting_;
   std::unordered_map<std::string, StreamState> streams_;
+  int64_t aged_after_ = 0;  // the stream whose old lines went last
   Pool readers_;
   Strand strand_;
 };

@@ -4,8 +4,8 @@
 //
 // A stream ("ap-..." or "im-...") has entries in order, each with a cursor "<seq>-0" that only grows. `done`
 // closes a stream: it stays readable, and a reader that comes later is told so. A stream, and all of them
-// together, have a quota of bytes: the oldest lines make room, also while they are written, and one line in
-// their place says so.
+// together, have a quota of bytes, and lines an age: the oldest make room, also while more are written, and
+// one line in their place says so. Who asks for what is gone goes on with the oldest that is there.
 //
 // Thread-safety: every method from any thread. Append returns before the entry is on disk; `stored` runs (on
 // the store's thread) once it is written to the kernel.
@@ -33,6 +33,7 @@ struct LogRecord {
 struct LogFilter {
   std::string task_id, function_id, function_call_id;
   int file_descriptor = 0;  // 0 = all
+  bool text_only = false;   // no task states
   int64_t since_nanos = 0, until_nanos = INT64_MAX;
 };
 
@@ -60,6 +61,19 @@ class LogStore {
     return Read(stream, 0, {}, most, 0, std::move(reply));
   }
 
+  // The last `most` records (about `bytes` of them at most) that match and have `text` in them, in order,
+  // read from the end of the stream.
+  virtual std::shared_ptr<void> ReadLast(const std::string& stream, const LogFilter& filter,
+                                         const std::string& text, size_t most, uint64_t bytes,
+                                         std::function<void(Result<Page>)> reply) = 0;
+
+  struct StreamSize {
+    std::string stream;
+    uint64_t bytes = 0;
+  };
+  // What each has on disk, about. Blocks.
+  virtual Result<std::vector<StreamSize>> Sizes() { return std::vector<StreamSize>(); }
+
   // Of a container, read from its spools up to these offsets: what is already stored up to there is dropped,
   // whole.
   virtual void AppendFromTask(const std::string& stream, std::vector<LogRecord> records,
@@ -79,6 +93,7 @@ class LogStore {
 struct LogQuota {
   uint64_t stream_bytes = uint64_t{256} << 20;  // of an app or a build
   uint64_t total_bytes = uint64_t{4} << 30;     // the largest ones make room
+  double age_secs = 30 * 86'400;                // of a line, also while its app lives
 };
 
 // Opens or creates the store at `path` (logs.db).

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <future>
 
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/ids.h"
 
@@ -34,7 +35,7 @@ class LogStoreTest : public testing::Test {
     record.data = text;
     record.file_descriptor = fd;
     record.task_id = task;
-    record.unix_nanos = 1000;
+    record.unix_nanos = SystemClock().UnixNanos();
     return record;
   }
   void Append(std::vector<LogRecord> records) {
@@ -239,6 +240,56 @@ TEST_F(LogStoreTest, TheNewestLinesAreReadFromTheEnd) {
   EXPECT_EQ(page->records.front().data, "2990");
   EXPECT_EQ(page->records.back().data, "2999");
   EXPECT_TRUE(newest("ap-none")->records.empty());
+}
+
+TEST_F(LogStoreTest, OldLinesOfALivingAppGoAndReadersGoOnAtTheOldest) {
+  const int64_t now = SystemClock().UnixNanos();
+  std::vector<LogRecord> records;
+  for (int i = 0; i < 5000; ++i) {
+    records.push_back(Line("line " + std::to_string(i) + "\n"));
+    records.back().unix_nanos = i < 4500 ? now - int64_t{7200} * 1'000'000'000 : now;
+  }
+  Append(std::move(records));
+  Open({.age_secs = 3600});  // it sweeps when it begins, in slices
+  LogStore::Page page;
+  const auto deadline = std::chrono::steady_clock::now() + 20s;
+  do {
+    page = Read(1000);  // the place of one who had read so far
+    ASSERT_FALSE(page.records.empty());
+  } while (page.records[0].data.find("4500 earlier lines") == std::string::npos &&
+           std::chrono::steady_clock::now() < deadline);
+  EXPECT_EQ(page.records[0].data,
+            "[4500 earlier lines of this log were dropped: lines are kept for 3600 s]\n");
+  EXPECT_EQ(page.records[1].data, "line 4500\n");
+  EXPECT_FALSE(page.done);
+  Append({Line("new\n")});  // and it goes on
+  std::vector<LogStore::StreamSize> sizes = logs_->Sizes().value();
+  ASSERT_EQ(sizes.size(), 1u);
+  EXPECT_LT(sizes[0].bytes, 503u * 260);
+  Open({.age_secs = 3600});  // what stands for the others isn't dropped again, as one of them
+  EXPECT_EQ(Read(0).records[0].data, page.records[0].data);
+}
+
+TEST_F(LogStoreTest, TheLastThatMatchAreReadFromTheEnd) {
+  std::vector<LogRecord> records;
+  for (int i = 0; i < 3000; ++i) records.push_back(Line(std::to_string(i) + "\n", 1 + i % 2));
+  records.push_back(Line("", 0));
+  Append(std::move(records));
+  auto last = [&](const LogFilter& filter, const std::string& text, size_t most, uint64_t bytes) {
+    std::promise<std::vector<std::string>> promise;
+    auto asked = logs_->ReadLast("ap-1", filter, text, most, bytes, [&](Result<LogStore::Page> page) {
+      std::vector<std::string> lines;
+      for (const auto& record : page->records) lines.push_back(record.data);
+      promise.set_value(lines);
+    });
+    return promise.get_future().get();
+  };
+  LogFilter text_only{.text_only = true}, errors{.file_descriptor = 2};
+  EXPECT_EQ(last(text_only, "", 2, 1 << 20), (std::vector<std::string>{"2998\n", "2999\n"}));
+  EXPECT_EQ(last(errors, "", 2, 1 << 20), (std::vector<std::string>{"2997\n", "2999\n"}));
+  EXPECT_EQ(last({}, "77", 3, 1 << 20), (std::vector<std::string>{"2779\n", "2877\n", "2977\n"}));
+  EXPECT_EQ(last(text_only, "", 1000, 1).size(), 1u);
+  EXPECT_EQ(last(text_only, "12", 1000, 1 << 20).front(), "12\n");
 }
 
 }  // namespace

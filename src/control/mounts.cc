@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/ids.h"
+#include "control/references.h"
 
 namespace lydian::control {
 
@@ -36,18 +37,27 @@ Result<std::vector<std::string>> Mounts::Missing(const std::string& workspace_id
   std::vector<std::string> missing;
   for (const auto& hash : sha256) {
     if (!IsSha256(hash)) return InvalidArgument("'" + hash.substr(0, 80) + "' is not a SHA-256 in hex");
-    ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT 1 FROM object WHERE workspace_id = ? AND sha256 = ?",
-                                           {workspace_id, hash}));
-    if (rows.empty()) missing.push_back(hash);
+    const std::string target = ObjectTarget(workspace_id, hash);
+    ASSIGN_OR_RETURN(auto rows, db_->Query("SELECT EXISTS (SELECT 1 FROM orphan WHERE kind = 'object' AND "
+                                           "target = ?) FROM object WHERE workspace_id = ? AND sha256 = ?",
+                                           {target, workspace_id, hash}));
+    if (rows.empty()) {
+      missing.push_back(hash);
+    } else if (rows[0].Int(0) != 0) {  // the client won't bring it, and mounts it soon
+      RETURN_IF_ERROR(Keep(*db_, RefKind::kObject, target));
+    }
   }
   return missing;
 }
 
 Status Mounts::NoteObject(const std::string& workspace_id, const std::string& sha256, uint64_t size) {
-  return db_->Execute(
-      "INSERT INTO object (workspace_id, sha256, size) VALUES (?, ?, ?) ON CONFLICT (workspace_id, sha256) "
-      "DO NOTHING",
-      {workspace_id, sha256, size});
+  return db_->Transaction([&](store::Session& session) -> Status {
+    RETURN_IF_ERROR(session.Execute(
+        "INSERT INTO object (workspace_id, sha256, size) VALUES (?, ?, ?) ON CONFLICT (workspace_id, sha256) "
+        "DO NOTHING",
+        {workspace_id, sha256, size}));
+    return Keep(session, RefKind::kObject, ObjectTarget(workspace_id, sha256));
+  });
 }
 
 Result<Mount> Mounts::Create(const Scope& scope, const std::string& environment_id,
@@ -73,12 +83,16 @@ Result<Mount> Mounts::Create(const Scope& scope, const std::string& environment_
   Mount mount{DigestId("mo", scope.workspace_id + '\0' + environment_id + '\0' + content), scope.workspace_id,
               environment_id, "", Sha256Hex(content)};
   std::string bytes = stored.SerializeAsString();
-  RETURN_IF_ERROR(
-      db_->Execute("INSERT INTO mount (id, workspace_id, environment_id, checksum, files, created_at) VALUES "
-                   "(?, ?, ?, ?, ?, ?) "
-                   "ON CONFLICT (id) DO NOTHING",
-                   {mount.id, mount.workspace_id, environment_id, mount.checksum, store::Blob{bytes},
-                    clock_->UnixSeconds()}));
+  RETURN_IF_ERROR(db_->Transaction([&](store::Session& session) -> Status {
+    ASSIGN_OR_RETURN(
+        int64_t made,
+        session.Change("INSERT INTO mount (id, workspace_id, environment_id, checksum, files, created_at) "
+                       "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                       {mount.id, mount.workspace_id, environment_id, mount.checksum, store::Blob{bytes},
+                        clock_->UnixSeconds()}));
+    if (made == 0) return Keep(session, RefKind::kMount, mount.id);
+    return Refer(session, mount.id, ReferencesOfMount(mount.id, mount.workspace_id, stored));
+  }));
   return mount;
 }
 

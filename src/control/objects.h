@@ -17,12 +17,14 @@
 #include "control/answers.h"
 #include "control/apps.h"
 #include "control/blobs.h"
+#include "control/collector.h"
 #include "control/environments.h"
 #include "control/functions.h"
 #include "control/images.h"
 #include "control/key.h"
 #include "control/mounts.h"
 #include "control/secrets.h"
+#include "control/store_check.h"
 #include "control/tokens.h"
 #include "store/database.h"
 
@@ -41,6 +43,9 @@ class Objects {
   ~Objects();
 
   void Attach(Engine* engine, Workers* workers, LogStore* logs);
+  // Begins to collect what nobody refers to; after Attach, once what is to live is there. Without it nothing
+  // is collected.
+  void StartCollector(const CollectorOptions& options, CollectorDeps deps);
   // Ends the strand; what was posted and not run is dropped.
   void Stop();
 
@@ -56,6 +61,8 @@ class Objects {
   Secrets& secrets() { return *secrets_; }
   Blobs& blobs() { return *blobs_; }
   Answers& answers() { return *answers_; }
+  Collector* collector() { return collector_.get(); }       // null until it was started; on any thread
+  StoreCheck* store_check() { return store_check_.get(); }  // likewise
 
  private:
   Objects(ObjectsOptions options, Clock* clock, Key key, std::unique_ptr<store::Database> db);
@@ -74,6 +81,9 @@ class Objects {
   std::unique_ptr<Images> images_;
   std::unique_ptr<Blobs> blobs_;
   std::unique_ptr<Answers> answers_;
+  LogStore* logs_ = nullptr;
+  std::unique_ptr<Collector> collector_;
+  std::unique_ptr<StoreCheck> store_check_;
 };
 
 }  // namespace lydian::control

@@ -58,10 +58,21 @@ CREATE TABLE answer (key TEXT PRIMARY KEY, response BLOB NOT NULL, at REAL NOT N
 CREATE INDEX answer_by_time ON answer (at);
 )sql";
 
+// Who refers to what, what nobody does any more and since when, and which of our own tidying is done.
+constexpr char kReferences[] = R"sql(
+CREATE TABLE reference (holder TEXT NOT NULL, kind TEXT NOT NULL, target TEXT NOT NULL, PRIMARY KEY (holder, kind, target));
+CREATE INDEX reference_by_target ON reference (kind, target);
+CREATE TABLE orphan (kind TEXT NOT NULL, target TEXT NOT NULL, since REAL NOT NULL, PRIMARY KEY (kind, target));
+CREATE INDEX orphan_by_time ON orphan (kind, since);
+CREATE TABLE upkeep (what TEXT PRIMARY KEY, at REAL NOT NULL);
+CREATE INDEX recipe_by_image ON recipe (image_id);
+CREATE INDEX object_by_content ON object (sha256);
+)sql";
+
 }  // namespace
 
 const std::vector<store::Migration>& StateMigrations() {
-  static const std::vector<store::Migration> migrations = {{1, kFirst}, {2, kAnswers}};
+  static const std::vector<store::Migration> migrations = {{1, kFirst}, {2, kAnswers}, {3, kReferences}};
   return migrations;
 }
 

@@ -52,6 +52,10 @@ void WorkerRegistry::Deliver(uint64_t session, FromWorker message) {
       case FromWorker::kCapacity:
         workers_[worker_id].worker.capacity = in.capacity();
         return events_->OnWorkerCapacity(worker_id);
+      case FromWorker::kInventory:
+        return stores_.OnInventory(in.inventory());
+      case FromWorker::kDropped:
+        return stores_.OnDropped(in.dropped());
       case FromWorker::KIND_NOT_SET:
         return;  // of a newer worker
       default:
@@ -79,6 +83,7 @@ void WorkerRegistry::Hello(uint64_t session, const WorkerHello& hello) {
     if (old != sessions_.end()) {
       old->second.close(Aborted("the worker has a newer connection"));
       sessions_.erase(old);
+      stores_.Lost(hello.worker_id());
     }
   }
   mine.worker_id = hello.worker_id();
@@ -131,6 +136,7 @@ void WorkerRegistry::StreamEnded(uint64_t session) {
   if (entry == workers_.end() || entry->second.session != session) return;
   entry->second.session = 0;
   entry->second.worker.connected = false;
+  stores_.Lost(worker_id);
   uint64_t timer = entry->second.lost_timer = next_timer_++;
   LOG_WARN("a worker's connection ended", {{"worker_id", worker_id}, {"grace_ms", grace_.count()}});
   strand_.PostAfter(grace_, [this, worker_id, timer] {
@@ -247,6 +253,35 @@ void WorkerRegistry::Ensure(EnsureAsset::Kind kind, const std::string& name,
     it->second.request.set_kind(kind);
     it->second.request.set_name(name);
     PlaceAsset(it->second);
+  });
+}
+
+void WorkerRegistry::TakeInventory(bool verify, std::function<void(Inventories)> reply) {
+  strand_.Post([this, verify, reply = std::move(reply)] {
+    struct Gathering {
+      Inventories all;
+      size_t missing = 1;  // ours, until all are asked
+    };
+    auto gathering = std::make_shared<Gathering>();
+    auto one_less = [gathering, reply] {
+      if (--gathering->missing == 0) reply(std::move(gathering->all));
+    };
+    for (const auto& [id, entry] : workers_) {
+      if (!entry.worker.connected) continue;
+      ++gathering->missing;
+      stores_.Inventory(id, verify, [gathering, one_less, id](Result<StoreInventory> answer) {
+        gathering->all.emplace(id, std::move(answer));
+        one_less();
+      });
+    }
+    one_less();
+  });
+}
+
+void WorkerRegistry::Drop(const std::string& worker_id, const DropImages& what,
+                          std::function<void(Result<StoreDropped>)> reply) {
+  strand_.Post([this, worker_id, what, reply = std::move(reply)]() mutable {
+    stores_.Drop(worker_id, what, std::move(reply));
   });
 }
 

@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "base/executor.h"
 #include "control/engine.h"
+#include "control/worker_stores.h"
 #include "sched/placement.h"
 
 namespace lydian::control {
@@ -66,6 +67,9 @@ class WorkerRegistry : public Workers {
   void StartBuild(const BuildSpec& spec, std::function<void(const BuildUpdate&)> on_update) override;
   void CancelBuild(const std::string& build_id) override;
   void Ensure(EnsureAsset::Kind kind, const std::string& name, std::function<void(Status)> done) override;
+  void TakeInventory(bool verify, std::function<void(Inventories)> reply) override;
+  void Drop(const std::string& worker_id, const DropImages& what,
+            std::function<void(Result<StoreDropped>)> reply) override;
 
  private:
   struct Session {
@@ -108,6 +112,8 @@ class WorkerRegistry : public Workers {
   std::map<std::string, Build> builds_;
   std::map<std::string, Asset> assets_;  // by request id: kind and name, so that two who ask for one share it
   uint64_t next_timer_ = 1;
+  WorkerStores stores_{
+      [this](const std::string& worker_id, const ToWorker& message) { return Send(worker_id, message); }};
 };
 
 }  // namespace lydian::control

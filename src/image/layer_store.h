@@ -27,6 +27,16 @@ struct LayerInfo {
   std::string note;    // for people: the command that made it
 };
 
+struct StoredLayer {
+  LayerInfo info;
+  bool pinned = false;
+  double idle_secs = 0;  // since it was last found, opened or pinned; kept over restarts to an hour
+  std::string damage;    // why it can't be read; else empty
+};
+
+// The layer that a mount's files become.
+std::string MountLayerId(const std::string& mount_id);
+
 class LayerTransaction {
  public:
   virtual ~LayerTransaction() = default;  // rolls back unless committed
@@ -54,13 +64,18 @@ class LayerStore {
   // A layer's content, to be looked at.
   virtual Result<Tree> Open(const std::string& id) = 0;
   virtual Result<std::unique_ptr<LayerTransaction>> Begin() = 0;
-  virtual Status Remove(const std::string& id) = 0;  // FAILED_PRECONDITION while pinned
-  virtual std::vector<LayerInfo> List() = 0;
+  // FAILED_PRECONDITION while it is pinned, or when it was used in the last `min_idle_secs`.
+  virtual Status Remove(const std::string& id, double min_idle_secs = 0) = 0;
+  // All there are; looking at them so is no use.
+  virtual std::vector<StoredLayer> List() = 0;
   // Held while a container or build stands on the layers.
   virtual Result<std::shared_ptr<void>> Pin(const std::vector<std::string>& ids) = 0;
   // Small facts beside layers, by key: "image/im-..." -> what a tag or step resolved to. Atomic, durable.
   virtual Status PutRecord(const std::string& key, const std::string& value) = 0;
   virtual Result<std::string> GetRecord(const std::string& key) = 0;
+  // Shows every record; drops those for which `keep` says false.
+  virtual Status SweepRecords(
+      const std::function<bool(const std::string& key, const std::string& value)>& keep) = 0;
 
   // Folders below `root` (made if missing).
   static Result<std::unique_ptr<LayerStore>> OpenFolders(const std::string& root);

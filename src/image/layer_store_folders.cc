@@ -15,12 +15,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cctype>
 #include <filesystem>
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
 
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/ids.h"
 #include "base/log.h"
@@ -149,6 +151,12 @@ class FolderStore : public LayerStore {
   }
 
   Result<LayerInfo> Find(const std::string& id) override {
+    auto info = ReadInfo(id);
+    if (info.ok()) Used(id);
+    return info;
+  }
+
+  Result<LayerInfo> ReadInfo(const std::string& id) {
     if (!ValidId(id)) return InvalidArgument("not a layer id: " + id);
     LayerInfo info{.id = id, .path = LayerDir(id) + "/fs"};
     auto text = ReadFile(LayerDir(id) + "/info", size_t{1} << 20);
@@ -167,6 +175,7 @@ class FolderStore : public LayerStore {
     if (!ValidId(id)) return InvalidArgument("not a layer id: " + id);
     auto tree = Tree::Open(LayerDir(id) + "/fs");
     if (!tree.ok() && tree.status().error() == ENOENT) return NotFound("no layer " + id);
+    if (tree.ok()) Used(id);
     return tree;
   }
 
@@ -190,7 +199,7 @@ class FolderStore : public LayerStore {
     return std::unique_ptr<LayerTransaction>(std::move(transaction));
   }
 
-  Status Remove(const std::string& id) override {
+  Status Remove(const std::string& id, double min_idle_secs) override {
     if (!ValidId(id)) return InvalidArgument("not a layer id: " + id);
     std::string gone = TxRoot() + "/" + RandomHex(8);
     ASSIGN_OR_RETURN(UniqueFd lock, NewLock(TxRoot(), gone));
@@ -200,23 +209,40 @@ class FolderStore : public LayerStore {
         ::unlink((gone + ".lock").c_str());
         return FailedPrecondition("layer " + id + " is in use");
       }
+      if (IdleSecs(id) < min_idle_secs) {
+        ::unlink((gone + ".lock").c_str());
+        return FailedPrecondition("layer " + id + " was used lately");
+      }
       if (::rename(LayerDir(id).c_str(), gone.c_str()) != 0) {
         int error = errno;
         ::unlink((gone + ".lock").c_str());
         return error == ENOENT ? NotFound("no layer " + id) : ErrnoStatus("removing layer " + id, error);
       }
+      used_.erase(id);
     }
     Status removed = RemoveTree(gone);
     ::unlink((gone + ".lock").c_str());
     return removed;
   }
 
-  std::vector<LayerInfo> List() override {
-    std::vector<LayerInfo> found;
+  std::vector<StoredLayer> List() override {
+    std::vector<StoredLayer> found;
     std::error_code error;
     for (auto it = fs::directory_iterator(root_ + "/layers", error); !error && it != fs::directory_iterator();
          it.increment(error)) {
-      if (auto info = Find(it->path().filename().string()); info.ok()) found.push_back(*info);
+      StoredLayer layer;
+      layer.info.id = it->path().filename().string();
+      if (!ValidId(layer.info.id)) continue;
+      if (auto info = ReadInfo(layer.info.id); info.ok()) {
+        layer.info = *info;
+        if (!Exists(info->path)) layer.damage = "its tree is missing";
+      } else {
+        layer.damage = info.status().message();
+      }
+      std::lock_guard guard(mutex_);
+      layer.pinned = pins_.contains(layer.info.id);
+      layer.idle_secs = IdleSecs(layer.info.id);
+      found.push_back(std::move(layer));
     }
     return found;
   }
@@ -225,11 +251,16 @@ class FolderStore : public LayerStore {
     std::lock_guard guard(mutex_);
     for (const auto& id : ids)
       if (!ValidId(id) || !Exists(LayerDir(id))) return NotFound("no layer " + id);
-    for (const auto& id : ids) ++pins_[id];
+    for (const auto& id : ids) {
+      ++pins_[id];
+      UsedLocked(id);
+    }
     return std::shared_ptr<void>(nullptr, [this, ids](void*) {
       std::lock_guard inner(mutex_);
-      for (const auto& id : ids)
+      for (const auto& id : ids) {
         if (--pins_[id] == 0) pins_.erase(id);
+        UsedLocked(id);  // its rest begins now
+      }
     });
   }
 
@@ -246,15 +277,59 @@ class FolderStore : public LayerStore {
     return text->substr(key.size() + 1);
   }
 
+  Status SweepRecords(
+      const std::function<bool(const std::string& key, const std::string& value)>& keep) override {
+    std::error_code error;
+    for (auto it = fs::directory_iterator(root_ + "/records", error);
+         !error && it != fs::directory_iterator(); it.increment(error)) {
+      auto text = ReadFile(it->path().string());
+      if (!text.ok()) continue;  // one that is being written
+      const size_t line = text->find('\n');
+      if (line == std::string::npos || keep(text->substr(0, line), text->substr(line + 1))) continue;
+      if (::unlink(it->path().c_str()) != 0 && errno != ENOENT)
+        return ErrnoStatus("removing " + it->path().string());
+    }
+    return error ? ErrnoStatus("listing records", error.value()) : OkStatus();
+  }
+
   std::string TxRoot() const { return root_ + "/tx"; }
   std::string LayerDir(const std::string& id) const { return root_ + "/layers/" + id; }
   std::string RecordPath(const std::string& key) const { return root_ + "/records/" + Sha256Hex(key); }
   const std::string& root() const { return root_; }
 
  private:
+  struct Use {
+    SteadyTime at, written;
+  };
+
+  void Used(const std::string& id) {
+    std::lock_guard guard(mutex_);
+    UsedLocked(id);
+  }
+  // Under mutex_. The time of `info` is what a restarted worker knows of it.
+  void UsedLocked(const std::string& id) {
+    constexpr auto kWriteEvery = std::chrono::hours(1);
+    const SteadyTime now = std::chrono::steady_clock::now();
+    auto [use, first] = used_.try_emplace(id);
+    use->second.at = now;
+    if (!first && now - use->second.written < kWriteEvery) return;
+    use->second.written = now;
+    ::utimensat(AT_FDCWD, (LayerDir(id) + "/info").c_str(), nullptr, AT_SYMLINK_NOFOLLOW);
+  }
+  // Under mutex_.
+  double IdleSecs(const std::string& id) const {
+    if (auto use = used_.find(id); use != used_.end())
+      return std::chrono::duration<double>(std::chrono::steady_clock::now() - use->second.at).count();
+    struct stat info {};
+    const std::string dir = LayerDir(id);
+    if (::stat((dir + "/info").c_str(), &info) != 0 && ::stat(dir.c_str(), &info) != 0) return 0;
+    return std::max(0.0, SystemClock().UnixSeconds() - static_cast<double>(info.st_mtime));
+  }
+
   std::string root_;
-  std::mutex mutex_;  // guards pins_, and a removal against a pin
+  std::mutex mutex_;  // guards the two below, and a removal against a use
   std::map<std::string, int> pins_;
+  std::map<std::string, Use> used_;
 };
 
 FolderTransaction::~FolderTransaction() {
@@ -308,6 +383,8 @@ Result<LayerInfo> FolderTransaction::Commit(const std::string& id, const std::st
 }
 
 }  // namespace
+
+std::string MountLayerId(const std::string& mount_id) { return DigestId("ly", "mount " + mount_id); }
 
 Result<std::unique_ptr<LayerStore>> LayerStore::OpenFolders(const std::string& root) {
   auto store = std::make_unique<FolderStore>(root);

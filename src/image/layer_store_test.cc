@@ -1,6 +1,8 @@
 #include "image/layer_store.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -94,6 +96,40 @@ TEST_F(LayerStoreTest, APinnedLayerStays) {
   EXPECT_EQ(store_->Remove("ly-1").code(), Code::kNotFound);
   EXPECT_EQ(store_->Pin({"ly-1"}).status().code(), Code::kNotFound);
   EXPECT_EQ(OpenTransactions(), 0u);
+}
+
+TEST_F(LayerStoreTest, AUsedLayerStaysUntilItHasRestedLongEnough) {
+  ASSERT_TRUE(Make("ly-1", "one").ok());
+  ASSERT_TRUE(Make("ly-2", "two").ok());
+  for (const char* id : {"ly-1", "ly-2"}) {  // an hour ago, as a restarted worker finds them
+    const timespec then[2] = {{.tv_sec = time(nullptr) - 3600}, {.tv_sec = time(nullptr) - 3600}};
+    ASSERT_EQ(utimensat(AT_FDCWD, (root_ + "/layers/" + id + "/info").c_str(), then, 0), 0);
+  }
+  store_ = Open();
+  auto rest = [&](const std::string& id) {
+    for (const auto& layer : store_->List())
+      if (layer.info.id == id) return layer.idle_secs;
+    return -1.0;
+  };
+  EXPECT_GE(rest("ly-1"), 3600);
+  EXPECT_GE(rest("ly-1"), 3600);  // looking is no use
+  ASSERT_TRUE(store_->Find("ly-1").ok());
+  EXPECT_LT(rest("ly-1"), 60);
+  EXPECT_EQ(store_->Remove("ly-1", 1800).code(), Code::kFailedPrecondition);
+  EXPECT_TRUE(store_->Remove("ly-2", 1800).ok());
+  store_ = Open();
+  EXPECT_LT(rest("ly-1"), 60);  // also after a restart
+  EXPECT_TRUE(store_->Remove("ly-1").ok());
+}
+
+TEST_F(LayerStoreTest, SweepsRecords) {
+  ASSERT_TRUE(store_->PutRecord("step/1", "ly-1").ok());
+  ASSERT_TRUE(store_->PutRecord("step/2", "ly-2").ok());
+  ASSERT_TRUE(
+      store_->SweepRecords([](const std::string&, const std::string& value) { return value != "ly-1"; })
+          .ok());
+  EXPECT_EQ(store_->GetRecord("step/1").status().code(), Code::kNotFound);
+  EXPECT_EQ(*store_->GetRecord("step/2"), "ly-2");
 }
 
 TEST_F(LayerStoreTest, RefusesIdsThatArePaths) {

@@ -127,6 +127,35 @@ void ContainerTask::Gathered(std::shared_ptr<Preparation> preparation, size_t sl
   });
 }
 
+// A worker that adopts the container pins them again.
+Status ContainerTask::NoteLayers(const std::vector<std::string>& ids) const {
+  std::string text;
+  for (const auto& id : ids) text += id + "\n";
+  return WriteFileAtomic(Dir() + "/layers", text, 0600);
+}
+
+void ContainerTask::PinNoted() {
+  auto text = ReadFile(Dir() + "/layers");
+  std::vector<std::string> ids;
+  if (text.ok()) {
+    for (size_t start = 0; start < text->size();) {
+      const size_t end = std::min(text->find('\n', start), text->size());
+      ids.push_back(text->substr(start, end - start));
+      start = end + 1;
+    }
+  } else {  // started by a worker that noted none
+    ids.assign(spec_.image().layer_ids().begin(), spec_.image().layer_ids().end());
+    for (const auto& mount_id : spec_.mount_ids()) ids.push_back(image::MountLayerId(mount_id));
+  }
+  auto pin = ground_->layers->Pin(ids);
+  if (!pin.ok()) {
+    LOG_WARN("not all layers of an adopted container are there",
+             {{"task_id", spec_.task_id()}, {"error", pin.status()}});
+    return;
+  }
+  pin_ = std::move(*pin);
+}
+
 // Names to folders, on the pool: it looks at the disk.
 void ContainerTask::Resolve(std::shared_ptr<Preparation> preparation) {
   if (!preparation->error.ok()) return Refuse(preparation->error);
@@ -138,6 +167,7 @@ void ContainerTask::Resolve(std::shared_ptr<Preparation> preparation) {
       for (const auto& layers : preparation->layers) ids.insert(ids.end(), layers.begin(), layers.end());
       ids.push_back(self->ground_->launcher_layer);
       ASSIGN_OR_RETURN(self->pin_, self->ground_->layers->Pin(ids));
+      RETURN_IF_ERROR(self->NoteLayers(ids));
       for (const std::string& id : ids) {
         ASSIGN_OR_RETURN(const image::LayerInfo layer, self->ground_->layers->Find(id));
         preparation->lowers.push_back(layer.path);
@@ -325,6 +355,7 @@ bool ContainerTask::Adopt(spawner::Container container, bool exited, const ExitE
   started_at_ = SystemClock().UnixSeconds();
   state_ = State::kRunning;
   hello_ = true;
+  PinNoted();
   stopping_ = table_->flag(LeaseTable::kStopping);
   // Its variables were in the memory of the worker that died.
   if (!exited && container.info.job().process().control_fd() && !table_->flag(LeaseTable::kIdentitySent))

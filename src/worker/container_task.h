@@ -105,6 +105,8 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   void Create(std::shared_ptr<Preparation> preparation);
   void Created(Result<spawner::Container> container, const std::string& identity);
   Status Serve(spawner::Container* container);
+  Status NoteLayers(const std::vector<std::string>& ids) const;
+  void PinNoted();
   Status OpenFiles();
   void SendIdentity(std::string frame);
   void OpenDesk();

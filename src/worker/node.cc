@@ -12,6 +12,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "worker/exit_text.h"
+#include "worker/store_keeper.h"
 
 namespace lydian::worker {
 namespace {
@@ -340,20 +341,36 @@ void Node::OnMessage(ToWorker message) {
     case ToWorker::kEnsureAsset:
       return Ensure(message.ensure_asset());
     case ToWorker::kDropImages:
-      pool_->Post([layers = ground_.layers, ids = message.drop_images().layer_ids()] {
-        for (const std::string& id : ids) {
-          if (lydian::Status status = layers->Remove(id); !status.ok() && status.code() != Code::kNotFound) {
-            LOG_INFO("a layer stays", {{"layer", id}, {"why", status}});
-          }
-        }
-      });
-      return;
+    case ToWorker::kTakeInventory:
+      return KeepStore(std::move(message));
     case ToWorker::kWelcome:
     case ToWorker::KIND_NOT_SET:
       break;
   }
   LOG_WARN("control sent a message that this worker doesn't know",
            {{"kind", static_cast<int>(message.kind_case())}});
+}
+
+void Node::KeepStore(ToWorker message) {
+  // Among the copying of layers: nobody waits for it, and it may read much.
+  ground_.commits->Post([this, alive = std::weak_ptr(alive_), message = std::move(message)] {
+    StoreKeeper keeper(ground_.layers, ground_.objects, ground_.builder, ground_.launcher_layer);
+    auto send = [&](FromWorker answer) {
+      strand_->Post([this, alive, answer = std::move(answer)]() mutable {
+        if (!alive.expired() && link_ != nullptr) link_->Send(std::move(answer));
+      });
+    };
+    if (message.kind_case() == ToWorker::kTakeInventory) {
+      return keeper.Inventory(message.take_inventory(), [&](StoreInventory part) {
+        FromWorker answer;
+        *answer.mutable_inventory() = std::move(part);
+        send(std::move(answer));
+      });
+    }
+    FromWorker answer;
+    *answer.mutable_dropped() = keeper.Drop(message.drop_images());
+    if (!answer.dropped().request_id().empty()) send(std::move(answer));
+  });
 }
 
 void Node::StartTask(TaskSpec spec) {

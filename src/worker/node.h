@@ -86,6 +86,7 @@ class Node : public GuestBackend {
   void AdoptionStep();
   void Discard(const std::string& container_id, const std::string& why);
   void OnExit(const ExitEvent& event);
+  void KeepStore(ToWorker message);  // inventories and removals
   void StartTask(TaskSpec spec);
   void StartBuild(const BuildSpec& spec);
   void OnBuildUpdate(BuildUpdate update);

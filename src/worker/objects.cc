@@ -2,8 +2,10 @@
 
 #include <fcntl.h>
 #include <openssl/evp.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <future>
 #include <memory>
@@ -45,7 +47,10 @@ Result<std::string> Objects::Fetch(const std::string& sha256) {
   const std::string path = dir_ + "/" + sha256;
   std::unique_lock lock(mutex_);
   while (true) {
-    if (Exists(path)) return path;
+    if (Exists(path)) {
+      used_[sha256] = std::chrono::steady_clock::now();
+      return path;
+    }
     if (fetching_.insert(sha256).second) break;
     changed_.wait(lock);  // somebody fetches it
   }
@@ -53,6 +58,7 @@ Result<std::string> Objects::Fetch(const std::string& sha256) {
   Status status = Download(sha256, path);
   lock.lock();
   fetching_.erase(sha256);
+  used_[sha256] = std::chrono::steady_clock::now();
   changed_.notify_all();
   if (!status.ok()) return std::move(status).With("fetching object " + sha256.substr(0, 12));
   return path;
@@ -107,6 +113,62 @@ Status Objects::Download(const std::string& sha256, const std::string& path) {
     if (!status.ok()) (void)unlink(part.c_str());
     return status;
   }
+}
+
+// Under mutex_.
+double Objects::IdleSecs(const std::string& sha256) const {
+  if (auto use = used_.find(sha256); use != used_.end())
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - use->second).count();
+  struct stat info {};
+  if (stat((dir_ + "/" + sha256).c_str(), &info) != 0) return 0;
+  return std::max(0.0, SystemClock().UnixSeconds() - static_cast<double>(info.st_mtime));
+}
+
+std::vector<StoredObject> Objects::List() {
+  std::vector<StoredObject> all;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(dir_, error)) {
+    StoredObject object;
+    object.set_sha256(entry.path().filename().string());
+    if (!IsSha256(object.sha256())) continue;
+    object.set_bytes(entry.file_size(error));
+    std::lock_guard lock(mutex_);
+    object.set_idle_secs(IdleSecs(object.sha256()));
+    all.push_back(std::move(object));
+  }
+  return all;
+}
+
+Result<uint64_t> Objects::Remove(const std::string& sha256, double min_idle_secs) {
+  if (!IsSha256(sha256)) return InvalidArgument("an object is named by 64 hexadecimal digits");
+  const std::string path = dir_ + "/" + sha256;
+  std::lock_guard lock(mutex_);
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) return NotFound("no object " + sha256);
+  if (IdleSecs(sha256) < min_idle_secs) return FailedPrecondition("object " + sha256 + " was used lately");
+  if (unlink(path.c_str()) != 0) return ErrnoStatus("removing " + path);
+  used_.erase(sha256);
+  return static_cast<uint64_t>(info.st_size);
+}
+
+Status Objects::Check(const std::string& sha256) {
+  UniqueFd fd(open((dir_ + "/" + sha256).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) return ErrnoStatus("opening object " + sha256);
+  std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> hash{EVP_MD_CTX_new(), EVP_MD_CTX_free};
+  EVP_DigestInit_ex(hash.get(), EVP_sha256(), nullptr);
+  std::string buffer(size_t{1} << 20, '\0');
+  while (true) {
+    const ssize_t count = read(fd.get(), buffer.data(), buffer.size());
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return ErrnoStatus("reading object " + sha256);
+    if (count == 0) break;
+    EVP_DigestUpdate(hash.get(), buffer.data(), static_cast<size_t>(count));
+  }
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned int length = 0;
+  EVP_DigestFinal_ex(hash.get(), digest, &length);
+  if (HexEncode({reinterpret_cast<char*>(digest), length}) == sha256) return {};
+  return DataLoss("the file " + sha256 + " has other bytes than its name says");
 }
 
 void Objects::Mount(const std::string& mount_id,

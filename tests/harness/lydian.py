@@ -75,9 +75,9 @@ class Lydian:
             assert p.returncode == 0, f"$ {' '.join(command)}\n[{p.returncode}]\n{p.stdout}{p.stderr}\n{self.log_tail()}"
         return p
 
-    def up(self, timeout=60):
+    def up(self, timeout=60, options=()):
         # The tests' own images are built with whatever index and proxy this machine has.
-        self.cli("up", "--background", "--lend-host-settings", "--listen", self.listen, timeout=timeout)
+        self.cli("up", "--background", "--lend-host-settings", "--listen", self.listen, *options, timeout=timeout)
 
     def login(self, config):
         self.cli("login", env={"MODAL_CONFIG_PATH": str(config)})

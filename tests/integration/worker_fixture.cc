@@ -134,8 +134,10 @@ class FolderLayers : public image::LayerStore {
     ASSIGN_OR_RETURN(auto real, real_->Begin());
     return std::unique_ptr<image::LayerTransaction>(new GatedTransaction(std::move(real), gate_));
   }
-  Status Remove(const std::string& id) override { return real_->Remove(id); }
-  std::vector<image::LayerInfo> List() override { return real_->List(); }
+  Status Remove(const std::string& id, double min_idle_secs) override {
+    return real_->Remove(id, min_idle_secs);
+  }
+  std::vector<image::StoredLayer> List() override { return real_->List(); }
   Result<std::shared_ptr<void>> Pin(const std::vector<std::string>&) override {
     return std::shared_ptr<void>();
   }
@@ -143,6 +145,10 @@ class FolderLayers : public image::LayerStore {
     return real_->PutRecord(key, value);
   }
   Result<std::string> GetRecord(const std::string& key) override { return real_->GetRecord(key); }
+  Status SweepRecords(
+      const std::function<bool(const std::string& key, const std::string& value)>& keep) override {
+    return real_->SweepRecords(keep);
+  }
 
  private:
   std::unique_ptr<image::LayerStore> real_;
