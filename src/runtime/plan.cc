@@ -43,7 +43,8 @@ void AddStandardMounts(StartPlan* plan) {
   out.push_back({MountStep::kOwn, "dev", "/dev", {}, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC});
   out.push_back(FileSystem("devpts", "/dev/pts", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
                            {"mode=0620", "ptmxmode=0666", "gid=5", "max=256"}));
-  // It counts in the container's memory: who fills it is told ENOSPC, not ended, while there is room beside it.
+  // It counts in the container's memory: who fills it is told ENOSPC, not ended, while there is room beside
+  // it.
   const std::string shm = plan->memory_bytes != 0 ? std::to_string(plan->memory_bytes / 4 * 3) : "50%";
   out.push_back(FileSystem("tmpfs", "/dev/shm", kInert, {"mode=1777", "size=" + shm}));
   out.push_back(FileSystem("mqueue", "/dev/mqueue", kInert));
