@@ -12,6 +12,7 @@ from modal_proto import api_grpc, api_pb2
 UNARY = sorted(m for m in dir(api_grpc.ModalClientBase) if not m.startswith("_"))
 MAP = api_pb2.FUNCTION_CALL_TYPE_MAP
 SERVICE = "/modal.client.ModalClient/"
+OF_CONTAINERS = ("FunctionGetInputs", "FunctionPutOutputs", "TaskResult", "ContainerHello")  # answered by their worker alone
 
 
 @pytest.fixture
@@ -48,8 +49,10 @@ def test_empty_messages(raw, steady):
             code, text = "silence", ""
         if code in ("INTERNAL", "UNKNOWN", "silence", "UNAVAILABLE"):
             bad[name] = (code, text)
-        if code == "UNIMPLEMENTED":
-            assert name in text, text
+        if code == "UNIMPLEMENTED":  # a sentence about what the user wanted, not about an RPC; but for what a container asks its worker
+            sentence = text.endswith(".") and name not in text
+            if not sentence and (name not in OF_CONTAINERS or text != f"this server has no method {SERVICE}{name}"):
+                bad[name] = (code, text)
     assert not bad
 
 
@@ -92,7 +95,7 @@ def test_no_token_no_answer(raw, steady):
 
 @pytest.mark.feature("containers' methods are not for users")
 def test_a_client_cannot_pose_as_a_task(raw, steady):
-    for name in ("FunctionGetInputs", "FunctionPutOutputs", "TaskResult", "ContainerHello"):
+    for name in OF_CONTAINERS:
         code, text, _ = raw.bytes(SERVICE + name, b"", headers=raw.headers() | {"x-lydian-task": "ta-" + "0" * 26}, timeout=10)
         assert code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "NOT_FOUND", "UNIMPLEMENTED", "FAILED_PRECONDITION"), (name, code, text)
 
