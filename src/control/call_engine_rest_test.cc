@@ -29,7 +29,7 @@ class RestTest : public EngineTest {
     map.function_id = "fu-1";
     map.call_type = kCallMap;
     map.invocation_type = kAsync;
-    const std::string call = Create(map)->call_id;
+    std::string call = Create(map)->call_id;
     for (uint32_t from = 0; from < inputs; from += 500) {
       std::vector<NewInput> some;
       for (uint32_t i = from; i < std::min(from + 500, inputs); ++i) some.push_back({i, "x", ""});
