@@ -168,16 +168,18 @@ TEST_F(RestTest, AMapIsReadWholeWithHardlyAnyOfItInMemory) {
   EXPECT_EQ(Outputs(query)->outputs.size(), 7u);
 }
 
-// Cancelling, too, takes turns with others.
+// Cancelling, too, takes turns with others: who asks when it has begun is answered before it is over.
 TEST_F(RestTest, ALargeCallIsCancelledInSlices) {
   BeginWith(10);
   const std::string call = MapOf(20'000);
-  ASSERT_TRUE(Cancel(call).ok());
-  const std::string other = Spawn("y");
-  EXPECT_GT(Info(call)->pending, 0u) << "all of it was done before anybody else had a turn";
+  std::promise<Result<CallInfo>> meanwhile;
+  engine_->CancelCall(Scope(), call, false, [&](const Status& status) {
+    EXPECT_TRUE(status.ok()) << status;
+    engine_->GetCallInfo(Scope(), call, [&](Result<CallInfo> info) { meanwhile.set_value(std::move(info)); });
+  });
+  EXPECT_GT(meanwhile.get_future().get()->pending, 0u) << "all of it was done before anybody else had a turn";
   WaitEnded(call);
   EXPECT_EQ(Info(call)->cancelled, 20'000u);
-  EXPECT_EQ(Info(other)->pending, 1u);
 }
 
 // Ended calls cost a part of what they take while they wait.
@@ -196,6 +198,7 @@ TEST_F(RestTest, EndedCallsLeaveTheMemory) {
   const size_t before = in_use();
   std::vector<std::string> calls = spawn(10'000);
   const size_t queued = in_use() - before;
+  if (queued == 0) GTEST_SKIP() << "this allocator (a sanitizer's) doesn't tell what is in use";
   worker->Serve(ResultOf);
   for (const std::string& call : calls) WaitEnded(call);
   const size_t once = in_use();  // what is there once and for all, too
