@@ -47,10 +47,10 @@ void EngineCore::Resting(const std::string& call_id, Result<StoredCall> stored) 
   // The id has the number in it, but anybody can write one.
   if (stored.ok() && stored->row.call_id == call_id && !calls_.contains(call_id) &&
       !dropping_.contains(stored->row.number)) {
-    const double since = stored->row.resting_at;
+    const double since = stored->row.resting_at;  // 0: that it rests is still on its way there
     if (Call* call = TakeUp(std::move(stored->row))) {
-      call->resting = since > 0;
-      call->finished_at = since;
+      call->resting = true;
+      call->finished_at = since > 0 ? since : UnixSeconds();
       for (const OutputKey& key : stored->outputs) RecoverOutput(call, key);
       for (const ChunkKey& key : stored->chunks) RecoverChunk(call, key);
     }

@@ -119,6 +119,37 @@ TEST_F(RestTest, AMapThatRestsTakesMoreInputs) {
   EXPECT_EQ(got.size(), 12u);
 }
 
+// That a call rests is on its way into a journal that has much to write when its next input comes: what is
+// put then outlives a kill.
+TEST_F(RestTest, WhatIsPutWhileACallGoesToRestIsNotLost) {
+  BeginWith(0);
+  for (uint64_t round = 1; round <= 5; ++round) {
+    FakeWorker* worker = Connect(Hello(round));
+    worker->Serve(ResultOf);
+    std::atomic<bool> over{false};
+    std::thread writer([&] {
+      while (!over) Map(std::string(size_t{8} << 20, 'x'));
+    });
+    const std::string call = MapOf(0);
+    OutputsQuery query = QueryOf(call);
+    query.start_idx.reset();
+    query.max_values = 1;
+    uint32_t idx = 0;
+    for (; idx < 4; ++idx) {
+      EXPECT_TRUE(Put(call, {{idx, "x", ""}}).ok());
+      auto page = Outputs(query);
+      EXPECT_TRUE(page.ok()) << page.status();
+      if (page.ok()) query.last_entry_id = page->last_entry_id;
+    }
+    worker->StopServing();
+    EXPECT_TRUE(Put(call, {{idx, "x", ""}}).ok());
+    over = true;
+    writer.join();
+    Restart();
+    ASSERT_EQ(Info(call)->pending, 1u) << "an input that was acknowledged is gone";
+  }
+}
+
 TEST_F(RestTest, OnlyTheOwnerFindsACallThatRests) {
   BeginWith(0);
   Connect()->Serve(ResultOf);
