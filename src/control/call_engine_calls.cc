@@ -91,12 +91,12 @@ void EngineCore::Hold(Input* input) {
 
 EngineCore::Idempotent& EngineCore::KeepKey(const std::string& digest, Call* call, const std::string& call_id,
                                             double at) {
+  ForgetKeys();
   Idempotent& entry = idempotent_[digest];
   entry.call = call;
   entry.call_id = call_id;
   entry.at = at;
   keys_.emplace_back(at, digest);
-  ForgetKeys();
   return entry;
 }
 
@@ -382,9 +382,9 @@ void EngineCore::Finished(const std::string& call_id, uint32_t idx, OutputView o
   call->outputs.Add({output.seq, output.idx, output.status});
   Remember(call, std::move(output));
   Unfinished(call, -1);
-  WakePolls(call, idx);  // perhaps there is somebody for it
+  WakePolls(call, idx);  // perhaps there is somebody for it, who has all of the call then
   TrimRecent();
-  if (call->unfinished == 0) Idle(call);
+  if (found = calls_.find(call_id); found != calls_.end()) Idle(found->second.get());
 }
 
 void EngineCore::FinishWithText(Input* input, ResultStatus status, const std::string& text) {
@@ -435,7 +435,7 @@ void EngineCore::Requeue(Input* input) {
   Enqueue(input, true);
 }
 
-// In slices: others have their turn between them. What is queued meanwhile isn't meant.
+// As many as are queued now, in slices: others have their turn between them.
 void EngineCore::FailQueued(FunctionState* function, ResultStatus status, const std::string& text,
                             SharedBytes result) {
   OutputView output;

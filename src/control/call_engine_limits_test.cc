@@ -267,6 +267,37 @@ TEST_F(LimitsTest, ResultsThatAreTooManyAreReadFromTheJournal) {
   }
 }
 
+// More is acknowledged than is kept, and what is older is still being read: then a call goes in the moment in
+// which its output is fetched.
+TEST_F(LimitsTest, ACallMayBeDroppedByTheQuestionThatItsOutputAnswers) {
+  Begin();
+  FakeWorker* worker = Connect();
+  // Its output is delivered to a question that waits for it, which clears it.
+  const auto fetch = [&](const std::string& call, const Lease& lease, const std::string& result) {
+    OutputsQuery query = QueryOf(call);
+    query.clear_on_success = true;
+    std::promise<Result<OutputsPage>> promise;
+    auto asked =
+        engine_->GetOutputs(query, [&](Result<OutputsPage> page) { promise.set_value(std::move(page)); });
+    worker->Succeed(lease, result);
+    return promise.get_future().get();
+  };
+  const std::string generator = Map("x");
+  const std::string task = worker->WaitStart()->task_id();
+  worker->Ready(task);
+  const Lease first = *worker->WaitLease();
+  ASSERT_TRUE(PutChunks(generator, task, {{1, "chunk"}}).ok());
+  ASSERT_TRUE(Next(generator, 0).ok());
+  ASSERT_TRUE(fetch(generator, first, std::string(size_t{65} << 20, 'r')).ok());
+  for (int i = 0; i < 3; ++i) {
+    const std::string call = Map("x");
+    auto page = fetch(call, *worker->WaitLease(), "ok");
+    ASSERT_TRUE(page.ok()) << page.status();
+    EXPECT_EQ(page->outputs.size(), 1u);
+    EXPECT_EQ(Poll(call).status().code(), Code::kNotFound);
+  }
+}
+
 TEST_F(LimitsTest, AParentOfAnotherWorkspaceIsNoParent) {
   Begin();
   Add("fu-other", "ac-2");
