@@ -305,8 +305,9 @@ class EngineCore : public WorkerEvents {
 
   std::unique_ptr<Journal> journal_;
   Pool pool_;
-  Pool results_pool_;  // apart: starts of containers don't wait for who reads old results
-  Strand strand_;      // last: stops first
+  Pool results_pool_;    // apart: starts of containers don't wait for who reads old results
+  Pool questions_pool_;  // apart: nor do results wait for who asks about all calls of a function
+  Strand strand_;        // last: stops first
   WorkerRegistry registry_;
 };
 

@@ -29,8 +29,8 @@ CallInfo EngineCore::InfoOf(const Call& call) {
 
 void EngineCore::CallsOf(const FunctionState& function,
                          std::function<void(Result<std::vector<CallInfo>>)> reply) {
-  results_pool_.Post([this, id = function.info.function_id, name = function.info.name,
-                      reply = std::move(reply)] {
+  questions_pool_.Post([this, id = function.info.function_id, name = function.info.name,
+                        reply = std::move(reply)] {
     std::vector<CallInfo> infos;
     const Status read = journal_->CallsOf(id, kMostCalls, [&](const CallRow& row, const OutputCounts& ended) {
       CallInfo& info =
@@ -51,7 +51,7 @@ void EngineCore::CallsOf(const FunctionState& function,
 }
 
 void EngineCore::GraphOf(Call* root, std::function<void(Result<CallGraph>)> reply) {
-  results_pool_.Post(
+  questions_pool_.Post(
       [this, number = root->number, workspace = root->function->workspace, reply = std::move(reply)] {
         auto rows = std::make_shared<Result<GraphRows>>(journal_->Graph(number, kMostGraphInputs));
         strand_.Post([this, rows, number, workspace, reply] {

@@ -12,6 +12,7 @@ EngineCore::EngineCore(EngineOptions options, Clock& clock)
       clock_(clock),
       pool_("engine-io", 2),
       results_pool_("engine-results", 2),
+      questions_pool_("engine-asked", 1),
       strand_("engine"),
       registry_(strand_, options_.worker_grace) {
   registry_.SetEvents(this);
@@ -20,6 +21,7 @@ EngineCore::EngineCore(EngineOptions options, Clock& clock)
 EngineCore::~EngineCore() {
   pool_.Stop();
   results_pool_.Stop();
+  questions_pool_.Stop();
   strand_.Stop();
   journal_.reset();
 }

@@ -177,7 +177,7 @@ class Journal {
   // The newest `most` of a function, by number from the highest on, and how their outputs ended.
   Status CallsOf(const std::string& function_id, size_t most,
                  const std::function<void(const CallRow&, const OutputCounts&)>& take);
-  // `root` and what its inputs called, in breadth, up to `most` inputs.
+  // `root` and what its inputs called, in breadth, up to `most` inputs, with `most` calls waiting for theirs.
   Result<GraphRows> Graph(uint32_t root, size_t most);
   struct OldCall {
     uint32_t number = 0;

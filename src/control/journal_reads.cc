@@ -211,6 +211,7 @@ Result<GraphRows> Journal::Graph(uint32_t root, size_t most) {
   };
   RETURN_IF_ERROR(EachCall(*database_, "SELECT " CALL_COLUMNS "WHERE number = ?", {root}, take));
   size_t inputs = 0;
+  bool crowded = false;  // more calls than are looked at
   const auto read = [&](std::string_view sql, GraphRows::OneCall* call) {
     const uint32_t number = call->row.number;
     return database_->ForEach(
@@ -229,12 +230,14 @@ Result<GraphRows> Journal::Graph(uint32_t root, size_t most) {
     RETURN_IF_ERROR(
         read("SELECT input_id, '', id & 4294967295, 0 FROM input WHERE id BETWEEN ? AND ? LIMIT ?", &call));
     for (const GraphRows::Node& node : call.inputs) {
-      RETURN_IF_ERROR(EachCall(*database_,
-                               "SELECT " CALL_COLUMNS "WHERE parent_input_id = ? AND parent_input_id != ''",
-                               {node.input_id}, take));
+      if (todo.size() >= most) break;
+      RETURN_IF_ERROR(EachCall(
+          *database_, "SELECT " CALL_COLUMNS "WHERE parent_input_id = ? AND parent_input_id != '' LIMIT ?",
+          {node.input_id, most - todo.size()}, take));
     }
+    crowded |= todo.size() >= most;
   }
-  graph.truncated = inputs >= most;
+  graph.truncated = crowded || inputs >= most;
   return graph;
 }
 
