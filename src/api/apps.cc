@@ -103,7 +103,7 @@ Status CheckMembers(const App& app, const pb::AppPublishRequest& request, Call& 
     if (wanted != request.definition_ids().end() && !wanted->second.empty()) {
       control::Function pinned = function;
       pinned.active_definition = wanted->second;
-      ASSIGN_OR_RETURN(auto found, functions.DefinitionOf(pinned));
+      ASSIGN_OR_RETURN(auto found, functions.OutlineOf(pinned));
       if (found.function_id != id)
         return NotFound("the definition " + wanted->second.substr(0, 80) + " isn't one of " + id);
       definition = wanted->second;
@@ -342,7 +342,7 @@ Result<pb::AppGetInfoResponse> GetInfo(const pb::AppGetInfoRequest& request, Cal
   ASSIGN_OR_RETURN(*response.mutable_info(), Handle(app, call));
   for (const auto& [tag, id] : response.info().functions()) {
     ASSIGN_OR_RETURN(auto function, call.objects().functions().ById(id));
-    ASSIGN_OR_RETURN(auto definition, call.objects().functions().DefinitionOf(function));
+    ASSIGN_OR_RETURN(auto definition, call.objects().functions().OutlineOf(function));
     pb::FunctionData data;
     if (!data.ParseFromString(definition.data)) return DataLoss("the definition of " + id + " is damaged");
     auto& summary = (*response.mutable_function_info_summaries())[id];

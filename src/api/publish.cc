@@ -97,7 +97,7 @@ Result<std::string> UnusedSettings(Services& services, const control::App& app) 
   for (const auto& member : members) {
     if (IdPrefix(member.id) != "fu") continue;
     ASSIGN_OR_RETURN(auto function, services.objects->functions().ById(member.id));
-    ASSIGN_OR_RETURN(auto definition, services.objects->functions().DefinitionOf(function));
+    ASSIGN_OR_RETURN(auto definition, services.objects->functions().OutlineOf(function));
     pb::FunctionData data;  // without the pickled code
     if (!data.ParseFromString(definition.data))
       return DataLoss("the definition of " + member.id + " is damaged");

@@ -56,7 +56,7 @@ Result<pb::AppLayout> LayoutOf(control::Objects& objects, const control::App& ap
       continue;
     }
     ASSIGN_OR_RETURN(auto function, objects.functions().ById(member.id));
-    auto defined = objects.functions().DefinitionOf(function);
+    auto defined = objects.functions().OutlineOf(function);
     const std::string& handle = defined.ok() ? defined->handle : function.handle;
     if (!object.mutable_function_handle_metadata()->ParseFromString(handle)) {
       return DataLoss("the handle of " + member.id + " is damaged");

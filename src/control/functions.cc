@@ -124,11 +124,18 @@ Result<Function> Functions::Get(const Scope& scope, const std::string& function_
 }
 
 Result<Definition> Functions::DefinitionOf(const Function& function) {
+  return ReadDefinition(function,
+                        "SELECT id, function_id, function, data, handle FROM definition WHERE id = ?");
+}
+
+Result<Definition> Functions::OutlineOf(const Function& function) {
+  return ReadDefinition(function, "SELECT id, function_id, '', data, handle FROM definition WHERE id = ?");
+}
+
+Result<Definition> Functions::ReadDefinition(const Function& function, const char* sql) {
   const std::string& id =
       function.active_definition.empty() ? function.newest_definition : function.active_definition;
-  ASSIGN_OR_RETURN(
-      auto rows,
-      db_->Query("SELECT id, function_id, function, data, handle FROM definition WHERE id = ?", {id}));
+  ASSIGN_OR_RETURN(auto rows, db_->Query(sql, {id}));
   if (rows.empty())
     return NotFound("the function " + function.id +
                     " has no definition: it was never finished, or its app has ended");

@@ -63,6 +63,8 @@ class Functions {
   Result<Function> ById(const std::string& function_id);
   // The active definition, else the newest; NOT_FOUND before the first.
   Result<Definition> DefinitionOf(const Function& function);
+  // The same without `function`, which may hold 16 MiB of pickled code.
+  Result<Definition> OutlineOf(const Function& function);
 
   // The same base, parameters and options give the same id.
   // `references`: what the options name.
@@ -88,6 +90,7 @@ class Functions {
   static Status ReferToDefinitions(store::Session& session, const std::string& function_id);
 
  private:
+  Result<Definition> ReadDefinition(const Function& function, const char* sql);
   Result<std::vector<Function>> Select(std::string_view where, const store::Params& params);
 
   store::Database* db_;
