@@ -14,7 +14,7 @@ namespace lydian::control {
 namespace {
 
 constexpr uint64_t kStraysEvery = 24;  // passes: it lists folders
-constexpr size_t kDropAtOnce = 1000;   // of a worker's layers and files
+constexpr int kDropAtOnce = 1000;      // of a worker's layers and files
 constexpr auto kWorkerPatience = std::chrono::minutes(10);
 
 // An answer that comes on another thread, or never: whoever should give it is gone then.
@@ -134,23 +134,25 @@ Result<Collector::Report> Collector::Pass(bool dry_run) {
   std::lock_guard one_at_a_time(pass_mutex_);
   const uint64_t number = passes_++;
   Report report;
-  auto line = [&](const std::string& kind, double keep) {
-    report.lines.push_back({.kind = kind, .keep_secs = keep});
-    return &report.lines.back();
+  const auto add = [&](Line line, const std::function<Status(Line*)>& work) -> Status {
+    RETURN_IF_ERROR(Before(line.kind));
+    RETURN_IF_ERROR(work(&line));
+    report.lines.push_back(std::move(line));
+    return OkStatus();
   };
-  report.lines.reserve(16);
-  RETURN_IF_ERROR(Before("apps"));
-  RETURN_IF_ERROR(Apps(dry_run, line("apps", options_.keep_apps_secs)));
+  RETURN_IF_ERROR(add({.kind = "apps", .keep_secs = options_.keep_apps_secs},
+                      [&](Line* line) { return Apps(dry_run, line); }));
   // What refers goes before what it refers to.
   for (RefKind kind : {RefKind::kImage, RefKind::kMount, RefKind::kObject, RefKind::kBlob}) {
     const Kind& rule = KindOf(kind);
-    RETURN_IF_ERROR(Before(rule.name));
-    RETURN_IF_ERROR(Rows(kind, dry_run, line(rule.name, options_.*rule.keep)));
+    RETURN_IF_ERROR(add({.kind = rule.name, .keep_secs = options_.*rule.keep},
+                        [&](Line* line) { return Rows(kind, dry_run, line); }));
   }
-  RETURN_IF_ERROR(Before("files without a row"));
   if (!dry_run) RETURN_IF_ERROR(deps_.blobs->RemoveOldParts(options_.keep_files_secs));
-  if (number % kStraysEvery == 0 || dry_run)
-    RETURN_IF_ERROR(Strays(dry_run, line("files without a row", options_.keep_files_secs)));
+  if (number % kStraysEvery == 0 || dry_run) {
+    RETURN_IF_ERROR(add({.kind = "files without a row", .keep_secs = options_.keep_files_secs},
+                        [&](Line* line) { return Strays(dry_run, line); }));
+  }
   if (!dry_run) RETURN_IF_ERROR(deps_.blobs->RemoveRetired());
   RETURN_IF_ERROR(Before("workers"));
   RETURN_IF_ERROR(OfWorkers(dry_run, &report));
@@ -458,71 +460,77 @@ Result<std::vector<Collector::LayerUse>> Collector::MarkLost(
   return marked;
 }
 
-Status Collector::OfWorkers(bool dry_run, Report* report) {
-  report->lines.push_back({.kind = "layers", .keep_secs = options_.keep_images_secs});
-  Line& layers = report->lines.back();
-  report->lines.push_back({.kind = "files of workers", .keep_secs = options_.keep_files_secs});
-  Line& files = report->lines.back();
-  const double before = clock_->UnixSeconds();
-  ASSIGN_OR_RETURN(auto used, LayersOfImages());
-  ASSIGN_OR_RETURN(auto workers, Inventories(false, &report->notes));
-  if (workers.empty()) return OkStatus();
-  if (!dry_run && report->notes.empty()) RETURN_IF_ERROR(MarkLost(used, before, workers).status());
-  // After the inventory: what was referred to meanwhile counts.
-  std::set<std::string> needed_layers, needed_files, clients;
-  auto gather = [&](const char* sql, std::set<std::string>* into) {
+// What something on control refers to.
+struct Collector::Needed {
+  std::set<std::string> layers, files, client_versions;
+};
+
+Result<Collector::Needed> Collector::GatherNeeded() {
+  Needed needed;
+  const auto gather = [&](const char* sql, std::set<std::string>* into) {
     return db_->ForEach(sql, {}, [into](store::Row& row) -> Status {
       into->insert(row.TakeText(0));
       return OkStatus();
     });
   };
-  RETURN_IF_ERROR(gather("SELECT DISTINCT target FROM reference WHERE kind = 'layer'", &needed_layers));
-  RETURN_IF_ERROR(gather("SELECT DISTINCT sha256 FROM object", &needed_files));
-  RETURN_IF_ERROR(gather("SELECT DISTINCT client_version FROM app WHERE state NOT IN (4, 5)", &clients));
+  RETURN_IF_ERROR(gather("SELECT DISTINCT target FROM reference WHERE kind = 'layer'", &needed.layers));
+  RETURN_IF_ERROR(gather("SELECT DISTINCT sha256 FROM object", &needed.files));
+  RETURN_IF_ERROR(
+      gather("SELECT DISTINCT client_version FROM app WHERE state NOT IN (4, 5)", &needed.client_versions));
   RETURN_IF_ERROR(
       gather("SELECT DISTINCT client_version FROM mount WHERE client_version != '' AND EXISTS "
              "(SELECT 1 FROM reference WHERE kind = 'mount' AND target = mount.id)",
-             &clients));
-  for (const auto& [worker_id, inventory] : workers) {
-    std::vector<DropImages> drops(1);
-    auto room = [&] {
-      if (drops.back().layer_ids_size() + drops.back().object_sha256_size() >= static_cast<int>(kDropAtOnce))
-        drops.emplace_back();
+             &needed.client_versions));
+  return needed;
+}
+
+// Of what one worker keeps, that which may go, in orders of a bounded size; none in a dry run, which counts.
+std::vector<DropImages> Collector::Choose(const StoreInventory& inventory, const Needed& needed, bool dry_run,
+                                          Line* layers, Line* files) {
+  // The order that the next one goes into; null when it stays.
+  std::vector<DropImages> drops;
+  const auto place = [&](Line* line, bool in_use, const auto& stored) -> DropImages* {
+    if (in_use) {
+      ++line->in_use;
+    } else if (stored.idle_secs() < line->keep_secs) {
+      ++line->waiting;
+    } else if (dry_run) {
+      ++line->freed;
+      line->freed_bytes += stored.bytes();
+    } else {
+      const bool room = !drops.empty() && drops.back().min_idle_secs() == line->keep_secs &&
+                        drops.back().layer_ids_size() + drops.back().object_sha256_size() < kDropAtOnce;
+      if (!room) drops.emplace_back().set_min_idle_secs(line->keep_secs);
       return &drops.back();
-    };
-    for (const auto& layer : inventory.layers()) {
-      const bool runtime = std::any_of(layer.client_versions().begin(), layer.client_versions().end(),
-                                       [&](const auto& version) { return clients.contains(version); });
-      if (!layer.held_by().empty() || runtime || needed_layers.contains(layer.layer_id())) {
-        ++layers.in_use;
-      } else if (layer.idle_secs() < layers.keep_secs) {
-        ++layers.waiting;
-      } else if (dry_run) {
-        ++layers.freed;
-        layers.freed_bytes += layer.bytes();
-      } else {
-        DropImages* drop = room();
-        drop->set_min_idle_secs(layers.keep_secs);
-        drop->add_layer_ids(layer.layer_id());
-      }
     }
-    drops.emplace_back();
-    for (const auto& object : inventory.objects()) {
-      if (needed_files.contains(object.sha256())) {
-        ++files.in_use;
-      } else if (object.idle_secs() < files.keep_secs) {
-        ++files.waiting;
-      } else if (dry_run) {
-        ++files.freed;
-        files.freed_bytes += object.bytes();
-      } else {
-        DropImages* drop = room();
-        drop->set_min_idle_secs(files.keep_secs);
-        drop->add_object_sha256(object.sha256());
-      }
-    }
-    for (const DropImages& drop : drops) {
-      if (drop.layer_ids_size() + drop.object_sha256_size() == 0) continue;
+    return nullptr;
+  };
+  for (const auto& layer : inventory.layers()) {
+    const bool runtime =
+        std::any_of(layer.client_versions().begin(), layer.client_versions().end(),
+                    [&](const auto& version) { return needed.client_versions.contains(version); });
+    const bool in_use = !layer.held_by().empty() || runtime || needed.layers.contains(layer.layer_id());
+    if (DropImages* drop = place(layers, in_use, layer)) drop->add_layer_ids(layer.layer_id());
+  }
+  for (const auto& object : inventory.objects()) {
+    if (DropImages* drop = place(files, needed.files.contains(object.sha256()), object))
+      drop->add_object_sha256(object.sha256());
+  }
+  return drops;
+}
+
+Status Collector::OfWorkers(bool dry_run, Report* report) {
+  Line layers{.kind = "layers", .keep_secs = options_.keep_images_secs};
+  Line files{.kind = "files of workers", .keep_secs = options_.keep_files_secs};
+  const double before = clock_->UnixSeconds();
+  ASSIGN_OR_RETURN(auto used, LayersOfImages());
+  ASSIGN_OR_RETURN(auto workers, Inventories(false, &report->notes));
+  if (!dry_run && !workers.empty() && report->notes.empty())
+    RETURN_IF_ERROR(MarkLost(used, before, workers).status());
+  ASSIGN_OR_RETURN(Needed needed,
+                   GatherNeeded());  // after the inventory: what was referred to meanwhile counts
+  for (const auto& [worker_id, inventory] : workers) {
+    for (const DropImages& drop : Choose(inventory, needed, dry_run, &layers, &files)) {
       RETURN_IF_ERROR(Before("layers"));
       ASSIGN_OR_RETURN(auto answer, Await<Result<StoreDropped>>([&](auto reply) {
                          deps_.workers->Drop(worker_id, drop, std::move(reply));
@@ -538,6 +546,8 @@ Status Collector::OfWorkers(bool dry_run, Report* report) {
       if (!answer->error().empty()) report->notes.push_back(worker_id + ": " + answer->error());
     }
   }
+  report->lines.push_back(layers);
+  report->lines.push_back(files);
   return OkStatus();
 }
 

@@ -98,6 +98,10 @@ class Collector {
   Status RemoveRow(store::Session& session, const Kind& kind, const std::string& target, double since,
                    uint64_t* bytes, bool* file_too);
   Status Strays(bool dry_run, Line* line);
+  struct Needed;
+  Result<Needed> GatherNeeded();
+  static std::vector<DropImages> Choose(const StoreInventory& inventory, const Needed& needed, bool dry_run,
+                                        Line* layers, Line* files);
   Status OfWorkers(bool dry_run, Report* report);
   void Loop();
 
