@@ -8,7 +8,7 @@
 
 #include "base/fd.h"
 #include "base/ids.h"
-#include "control/call_engine.h"
+#include "control/bench_worker.h"
 
 namespace lydian::control {
 namespace {
@@ -23,7 +23,7 @@ struct Bench {
   Specs specs;
   std::unique_ptr<LogStore> logs;
   std::unique_ptr<CallEngine> engine;
-  uint64_t session = 0;
+  std::unique_ptr<BenchWorker> worker;
 
   explicit Bench(uint32_t containers) {
     if (!MakeDirs(dir).ok()) abort();
@@ -41,43 +41,14 @@ struct Bench {
     info.min_containers = info.max_containers = containers;
     engine->PutFunction(info, false);
     engine->ActivateApp("ap-1");
-    WorkerRegistry& registry = engine->registry();
-    session = registry.Open([this](const ToWorker& message) { Answer(message); }, [](Status) {});
-    FromWorker hello;
-    hello.mutable_hello()->set_protocol(1);
-    hello.mutable_hello()->set_worker_id("wk-1");
-    hello.mutable_hello()->set_epoch(1);
-    hello.mutable_hello()->mutable_capacity()->set_memory_bytes(uint64_t{64} << 30);
-    hello.mutable_hello()->mutable_capacity()->set_milli_cpu(64'000);
-    registry.Deliver(session, std::move(hello));
+    worker = std::make_unique<BenchWorker>(
+        engine.get(), 1, "a result of some size, about as large as that of a small function is");
   }
   ~Bench() {
     engine.reset();
     logs.reset();
     Status removed = RemoveTree(dir);
     if (!removed.ok()) abort();
-  }
-
-  // On the engine's strand.
-  void Answer(const ToWorker& message) {
-    FromWorker back;
-    if (message.kind_case() == ToWorker::kStartTask) {
-      back.mutable_task()->set_task_id(message.start_task().task_id());
-      back.mutable_task()->set_state(TaskUpdate::READY);
-    } else if (message.kind_case() == ToWorker::kLeases) {
-      for (const Lease& lease : message.leases().leases()) {
-        Output* output = back.mutable_outputs()->add_outputs();
-        output->set_input_id(lease.input_id());
-        output->set_attempt(lease.attempt());
-        output->set_epoch(lease.epoch());
-        output->set_task_id(lease.task_id());
-        output->set_status(1);
-        output->set_result("a result of some size, about as large as that of a small function is");
-      }
-    } else {
-      return;
-    }
-    engine->registry().Deliver(session, std::move(back));
   }
 };
 

@@ -10,7 +10,7 @@
 
 #include "base/fd.h"
 #include "base/ids.h"
-#include "control/call_engine.h"
+#include "control/bench_worker.h"
 
 namespace lydian::control {
 namespace {
@@ -84,41 +84,12 @@ class Weight {
 
   // Until all have ended, with results of 1 KB.
   void Run(size_t calls) {
-    WorkerRegistry& registry = engine_->registry();
     std::promise<void> all;
     size_t ended = 0;
-    uint64_t session = 0;
-    session = registry.Open(
-        [&](const ToWorker& message) {
-          FromWorker back;
-          if (message.kind_case() == ToWorker::kStartTask) {
-            back.mutable_task()->set_task_id(message.start_task().task_id());
-            back.mutable_task()->set_state(TaskUpdate::READY);
-          } else if (message.kind_case() == ToWorker::kLeases) {
-            for (const Lease& lease : message.leases().leases()) {
-              Output* output = back.mutable_outputs()->add_outputs();
-              output->set_input_id(lease.input_id());
-              output->set_attempt(lease.attempt());
-              output->set_epoch(lease.epoch());
-              output->set_task_id(lease.task_id());
-              output->set_status(1);
-              output->set_result(std::string(1000, 'r'));
-            }
-            ended += static_cast<size_t>(message.leases().leases_size());
-          } else {
-            return;
-          }
-          registry.Deliver(session, std::move(back));
-          if (ended == calls) all.set_value();
-        },
-        [](Status) {});
-    FromWorker hello;
-    hello.mutable_hello()->set_protocol(1);
-    hello.mutable_hello()->set_worker_id("wk-1");
-    hello.mutable_hello()->set_epoch(++epoch_);
-    hello.mutable_hello()->mutable_capacity()->set_memory_bytes(uint64_t{64} << 30);
-    hello.mutable_hello()->mutable_capacity()->set_milli_cpu(64'000);
-    registry.Deliver(session, std::move(hello));
+    worker_ = std::make_unique<BenchWorker>(engine_.get(), ++epoch_, std::string(1000, 'r'), [&](int leases) {
+      ended += static_cast<size_t>(leases);
+      if (ended == calls) all.set_value();
+    });
     all.get_future().wait();
     std::promise<void> settled;  // the last outputs are in the journal
     engine_->TaskById("ta-none", [&](Result<TaskView>) { settled.set_value(); });
@@ -130,6 +101,7 @@ class Weight {
   Specs specs_;
   std::unique_ptr<LogStore> logs_;
   std::unique_ptr<CallEngine> engine_;
+  std::unique_ptr<BenchWorker> worker_;
   uint64_t epoch_ = 0;
 };
 
