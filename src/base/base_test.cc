@@ -11,6 +11,7 @@
 #include "base/fd.h"
 #include "base/ids.h"
 #include "base/status.h"
+#include "base/text.h"
 
 namespace lydian {
 namespace {
@@ -97,6 +98,16 @@ TEST(Strand, RunsShortWorkOnTheCallersThread) {
   });
   EXPECT_NE(posted.get_future().get(), std::this_thread::get_id());
   EXPECT_NE(timed.get_future().get(), std::this_thread::get_id());
+}
+
+TEST(Text, NumbersForPeople) {
+  EXPECT_EQ(BytesText(0), "0 bytes");
+  EXPECT_EQ(BytesText(1536), "1.5 KiB");
+  EXPECT_EQ(BytesText(uint64_t{256} << 20), "256 MiB");
+  EXPECT_EQ(BytesText((uint64_t{256} << 20) - 4096), "256 MiB");
+  EXPECT_EQ(AgeText(90), "90 s");
+  EXPECT_EQ(AgeText(86'400), "24 h");
+  EXPECT_EQ(AgeText(14 * 86'400), "14 days");
 }
 
 TEST(Strand, NeverRunsTwoAtOnceAndKeepsOrder) {

@@ -1,5 +1,7 @@
 #include "cli/commands.h"
 
+#include <google/protobuf/util/json_util.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstring>
@@ -219,6 +221,17 @@ void AddImage(CLI::App& app, Session& session) {
 int Fail(const Status& status) {
   std::fprintf(stderr, "lydian: %s\n", status.message().c_str());
   return kExitFailed;
+}
+
+int PrintJson(const google::protobuf::Message& message) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  options.always_print_primitive_fields = true;
+  std::string text;
+  if (!google::protobuf::util::MessageToJsonString(message, &text, options).ok())
+    return Fail(Internal("the answer can't be written"));
+  std::printf("%s\n", text.c_str());
+  return kExitOk;
 }
 
 int RunCommandLine(int argc, char** argv, const Wiring& wiring) {

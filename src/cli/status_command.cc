@@ -1,4 +1,3 @@
-#include <google/protobuf/util/json_util.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -117,13 +116,7 @@ int ShowStatus(const std::string& state, bool json) {
   std::string notes;
   StatusResponse status = Collect(*paths, &notes);
   if (json) {
-    google::protobuf::util::JsonPrintOptions options;
-    options.preserve_proto_field_names = true;
-    options.always_print_primitive_fields = true;
-    std::string text;
-    if (!google::protobuf::util::MessageToJsonString(status, &text, options).ok())
-      return Fail(Internal("the status can't be written"));
-    std::printf("%s\n", text.c_str());
+    if (const int failed = PrintJson(status); failed != kExitOk) return failed;
   } else if (!status.processes().empty()) {
     PrintTable(status);
   }

@@ -1,10 +1,10 @@
 // `lydian store ...`: asked of the control that runs, over its admin socket.
-#include <google/protobuf/util/json_util.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 
+#include "base/text.h"
 #include "cli/admin_client.h"
 #include "cli/commands.h"
 #include "cli/verbs.h"
@@ -23,39 +23,6 @@ Result<Response> Ask(const std::string& state, const std::string& method, const 
   return client.Call<Request, Response>(method, request, kPatience);
 }
 
-int PrintJson(const google::protobuf::Message& message) {
-  google::protobuf::util::JsonPrintOptions options;
-  options.preserve_proto_field_names = true;
-  options.always_print_primitive_fields = true;
-  std::string text;
-  if (!google::protobuf::util::MessageToJsonString(message, &text, options).ok())
-    return Fail(Internal("the answer can't be written"));
-  std::printf("%s\n", text.c_str());
-  return kExitOk;
-}
-
-std::string Size(uint64_t bytes) {
-  static constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-  double value = static_cast<double>(bytes);
-  size_t unit = 0;
-  while (value >= 1024 && unit + 1 < std::size(kUnits)) value /= 1024, ++unit;
-  char text[32];
-  std::snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.1f %s", value, kUnits[unit]);
-  return text;
-}
-
-std::string Age(double secs) {
-  char text[32];
-  if (secs >= 2 * 86'400) {
-    std::snprintf(text, sizeof text, "%.0f days", secs / 86'400);
-  } else if (secs >= 3600) {
-    std::snprintf(text, sizeof text, "%.0f h", secs / 3600);
-  } else {
-    std::snprintf(text, sizeof text, "%.0f s", secs);
-  }
-  return text;
-}
-
 template <typename Notes>
 void PrintNotes(const Notes& notes) {
   for (const auto& note : notes) std::fprintf(stderr, "%s\n", note.c_str());
@@ -71,7 +38,7 @@ int StoreDu(const std::string& state, bool json) {
   if (json) return PrintJson(*answer);
   std::printf("%-10s %-8s %-32s %-16s %-24s %s\n", "SIZE", "COUNT", "KIND", "WORKSPACE", "APP", "IN");
   for (const StoreUsage& usage : answer->usage()) {
-    std::printf("%-10s %-8llu %-32s %-16s %-24s %s\n", Size(usage.bytes()).c_str(),
+    std::printf("%-10s %-8llu %-32s %-16s %-24s %s\n", BytesText(usage.bytes()).c_str(),
                 static_cast<unsigned long long>(usage.count()), usage.kind().c_str(),
                 usage.workspace().c_str(), usage.app().c_str(), usage.place().c_str());
   }
@@ -91,11 +58,11 @@ int StoreGc(const std::string& state, bool dry_run, bool json) {
   for (const StoreCollected& line : answer->collected()) {
     bytes += line.freed_bytes();
     std::printf("%-22s %-10llu %-10s %-10llu %llu (for %s)\n", line.kind().c_str(),
-                static_cast<unsigned long long>(line.freed()), Size(line.freed_bytes()).c_str(),
+                static_cast<unsigned long long>(line.freed()), BytesText(line.freed_bytes()).c_str(),
                 static_cast<unsigned long long>(line.in_use()),
-                static_cast<unsigned long long>(line.waiting()), Age(line.keep_secs()).c_str());
+                static_cast<unsigned long long>(line.waiting()), AgeText(line.keep_secs()).c_str());
   }
-  if (!dry_run) std::printf("%s were freed.\n", Size(bytes).c_str());
+  if (!dry_run) std::printf("%s were freed.\n", BytesText(bytes).c_str());
   PrintNotes(answer->notes());
   return kExitOk;
 }

@@ -1,6 +1,8 @@
 // What each command does. Each prints and returns the process's exit code (commands.h).
 #pragma once
 
+#include <google/protobuf/message.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -11,6 +13,8 @@ namespace lydian::cli {
 
 // "lydian: what went wrong" on stderr; kExitFailed.
 int Fail(const Status& status);
+// The message as JSON on stdout, with its own names and all its fields.
+int PrintJson(const google::protobuf::Message& message);
 
 int Login(const std::string& state);
 int ShowStatus(const std::string& state, bool json);

@@ -9,13 +9,14 @@
 #include "base/clock.h"
 #include "base/executor.h"
 #include "base/log.h"
+#include "base/text.h"
+#include "control/log_rows.h"
 #include "store/database.h"
 
 namespace lydian::control {
 namespace {
 
 constexpr size_t kTailBytes = 128 << 10;  // kept in memory a stream, for readers that follow
-constexpr size_t kPageBytes = 1 << 20;
 constexpr auto kRoomRetry = std::chrono::milliseconds(500);
 constexpr double kKeepStreamSecs = 30 * 86'400;  // of what has ended, however short its lines may live
 constexpr auto kSweepEvery = std::chrono::hours(1);
@@ -25,81 +26,10 @@ constexpr uint64_t kTrimShare = 32;
 constexpr size_t kTrimRows = 5000;
 constexpr int kMostTrimmed = 8;  // streams, in one commit
 
-std::vector<store::Migration> Migrations() {
-  return {{1, R"sql(
-CREATE TABLE stream (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, done INTEGER NOT NULL, changed_at INTEGER NOT NULL);
-CREATE TABLE log (
-  id INTEGER PRIMARY KEY, unix_nanos INTEGER NOT NULL, fd INTEGER NOT NULL, task_state INTEGER NOT NULL, task_id TEXT NOT NULL,
-  function_id TEXT NOT NULL, root_function_id TEXT NOT NULL, input_id TEXT NOT NULL, function_call_id TEXT NOT NULL,
-  container_id TEXT NOT NULL, data TEXT NOT NULL);
-CREATE TABLE spool (task_id TEXT PRIMARY KEY, stdout_offset INTEGER NOT NULL, stderr_offset INTEGER NOT NULL, at INTEGER NOT NULL);
-)sql"},
-          {2, R"sql(
-ALTER TABLE stream ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE stream ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0;
-UPDATE stream SET bytes = (SELECT COALESCE(SUM(LENGTH(CAST(data AS BLOB)) + 200), 0) FROM log
-  WHERE id > stream.number * 4294967296 AND id < (stream.number + 1) * 4294967296);
-)sql"},
-          {3, "CREATE INDEX stream_by_bytes ON stream (bytes);"},
-          {4, "CREATE INDEX spool_by_time ON spool (at);"}};
-}
-
-int64_t RowId(int64_t stream, uint64_t seq) {
-  return (stream << 32) | static_cast<int64_t>(seq & UINT32_MAX);
-}
-
-constexpr uint64_t kRowBytes = 200;  // of a row beside its text, with what SQLite adds
-size_t SizeOf(const LogRecord& record) { return record.data.size() + kRowBytes; }
-
-bool Matches(const LogFilter& filter, const LogRecord& record) {
-  return (filter.task_id.empty() || filter.task_id == record.task_id) &&
-         (filter.function_id.empty() || filter.function_id == record.function_id ||
-          filter.function_id == record.root_function_id) &&
-         (filter.function_call_id.empty() || filter.function_call_id == record.function_call_id) &&
-         (!filter.text_only || record.file_descriptor != 0) &&
-         (filter.file_descriptor == 0 || filter.file_descriptor == record.file_descriptor) &&
-         record.unix_nanos >= filter.since_nanos && record.unix_nanos <= filter.until_nanos;
-}
-
-LogRecord ReadRecord(store::Row& row) {
-  LogRecord record;
-  record.seq = static_cast<uint64_t>(row.Int(0)) & UINT32_MAX;
-  record.unix_nanos = row.Int(1);
-  record.file_descriptor = static_cast<int>(row.Int(2));
-  record.task_state = static_cast<int>(row.Int(3));
-  record.task_id = row.TakeText(4);
-  record.function_id = row.TakeText(5);
-  record.root_function_id = row.TakeText(6);
-  record.input_id = row.TakeText(7);
-  record.function_call_id = row.TakeText(8);
-  record.container_id = row.TakeText(9);
-  record.data = row.TakeText(10);
-  return record;
-}
-
-std::string AgeText(double secs) {
-  return secs < 2 * 86'400 ? std::to_string(static_cast<int64_t>(secs)) + " s"
-                           : std::to_string(static_cast<int64_t>(secs / 86'400)) + " days";
-}
-
 Result<uint64_t> TotalBytes(store::Session& session) {
   ASSIGN_OR_RETURN(auto rows, session.Query("SELECT COALESCE(SUM(bytes), 0) FROM stream"));
   return static_cast<uint64_t>(rows[0].Int(0));
 }
-
-// A page being filled: what matches, up to its bounds.
-struct Filling {
-  LogStore::Page page;
-  size_t bytes = 0, most;
-  uint64_t last = 0;  // looked at, matching or not
-  bool full() const { return page.records.size() >= most || bytes >= kPageBytes; }
-  void Offer(const LogFilter& filter, LogRecord record) {
-    last = record.seq;
-    if (!Matches(filter, record)) return;
-    bytes += SizeOf(record);
-    page.records.push_back(std::move(record));
-  }
-};
 
 // A strand owns everything: it commits what has gathered as one transaction and then wakes the readers. Old
 // pages are read by a thread of their own.
@@ -178,7 +108,9 @@ class SqliteLogStore : public LogStore {
       readers_.Post([this, number, most, weak, status = found.status()] {
         auto reply = weak.lock();
         if (reply == nullptr) return;
-        (*reply)(status.ok() ? Newest(number, {}, "", most, kPageBytes, weak) : status);
+        (*reply)(status.ok()
+                     ? ReadNewestLogs(*database_, number, {}, "", most, kLogPageBytes, [] { return true; })
+                     : status);
       });
     });
     return asked;
@@ -194,7 +126,9 @@ class SqliteLogStore : public LogStore {
       const int64_t number = found.ok() ? (*found)->number : 0;
       readers_.Post([this, number, filter, text, most, bytes, weak, status = found.status()] {
         if (weak.expired()) return;
-        Result<Page> page = status.ok() ? Newest(number, filter, text, most, bytes, weak) : status;
+        Result<Page> page = status.ok() ? ReadNewestLogs(*database_, number, filter, text, most, bytes,
+                                                         [&weak] { return !weak.expired(); })
+                                        : status;
         if (auto reply = weak.lock()) (*reply)(std::move(page));
       });
     });
@@ -264,7 +198,7 @@ class SqliteLogStore : public LogStore {
       state.dropped = static_cast<uint64_t>(rows[0].Int(3));
       ASSIGN_OR_RETURN(
           auto last, database_->Query("SELECT id FROM log WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1",
-                                      {RowId(state.number, 0), RowId(state.number, UINT32_MAX)}));
+                                      {LogRowId(state.number, 0), LogRowId(state.number, UINT32_MAX)}));
       if (!last.empty()) state.last = static_cast<uint64_t>(last[0].Int(0)) & UINT32_MAX;
     }
     return &streams_.emplace(name, std::move(state)).first->second;
@@ -313,11 +247,11 @@ class SqliteLogStore : public LogStore {
     RETURN_IF_ERROR(session.Execute(
         "INSERT INTO log (id, unix_nanos, fd, task_state, task_id, function_id, root_function_id, input_id, "
         "function_call_id, container_id, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        {RowId(state.number, record.seq), record.unix_nanos, record.file_descriptor, record.task_state,
+        {LogRowId(state.number, record.seq), record.unix_nanos, record.file_descriptor, record.task_state,
          record.task_id, record.function_id, record.root_function_id, record.input_id,
          record.function_call_id, record.container_id, record.data}));
-    state.bytes += SizeOf(record);
-    total_bytes_ += SizeOf(record);
+    state.bytes += LogBytes(record);
+    total_bytes_ += LogBytes(record);
     return {};
   }
 
@@ -329,20 +263,20 @@ class SqliteLogStore : public LogStore {
     while (freed < excess && !all) {
       ASSIGN_OR_RETURN(auto rows, session.Query("SELECT id, LENGTH(CAST(data AS BLOB)), unix_nanos FROM log "
                                                 "WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
-                                                {RowId(state.number, note.seq),
-                                                 RowId(state.number, state.last), kTrimRows}));
+                                                {LogRowId(state.number, note.seq),
+                                                 LogRowId(state.number, state.last), kTrimRows}));
       all = rows.size() < kTrimRows;
       for (store::Row& row : rows) {
         if (freed >= excess) break;
         note.seq = static_cast<uint64_t>(row.Int(0)) & UINT32_MAX;
         note.unix_nanos = row.Int(2);
-        freed += static_cast<uint64_t>(row.Int(1)) + kRowBytes;
+        freed += static_cast<uint64_t>(row.Int(1)) + kLogRowBytes;
         ++lines;
       }
     }
     if (lines == 0) return {};
     RETURN_IF_ERROR(session.Execute("DELETE FROM log WHERE id BETWEEN ? AND ?",
-                                    {RowId(state.number, 0), RowId(state.number, note.seq)}));
+                                    {LogRowId(state.number, 0), LogRowId(state.number, note.seq)}));
     state.dropped += lines - (state.dropped > 0 ? 1 : 0);  // the line of last time isn't one of theirs
     state.bytes -= std::min(state.bytes, freed);
     total_bytes_ -= std::min(total_bytes_, freed);
@@ -442,18 +376,18 @@ class SqliteLogStore : public LogStore {
   // Whoever wants these reads the line that stands for them, from the disk.
   static void ForgetTrimmed(StreamState& state) {
     while (!state.tail.empty() && state.tail.front().seq <= state.trimmed) {
-      state.tail_bytes -= SizeOf(state.tail.front());
+      state.tail_bytes -= LogBytes(state.tail.front());
       state.tail.pop_front();
     }
   }
 
   void Remember(StreamState& state, std::vector<LogRecord> records) {
     for (LogRecord& record : records) {
-      state.tail_bytes += SizeOf(record);
+      state.tail_bytes += LogBytes(record);
       state.tail.push_back(std::move(record));
     }
     while (state.tail_bytes > kTailBytes && state.tail.size() > 1) {
-      state.tail_bytes -= SizeOf(state.tail.front());
+      state.tail_bytes -= LogBytes(state.tail.front());
       state.tail.pop_front();
     }
   }
@@ -477,7 +411,7 @@ class SqliteLogStore : public LogStore {
     StreamState& state = **found;
     if (question->after < state.last) {
       if (!state.tail.empty() && state.tail.front().seq <= question->after + 1) {
-        Filling filling{{}, 0, question->most};
+        LogPageFill filling{{}, 0, question->most};
         for (const LogRecord& record : state.tail) {
           if (record.seq > question->after && !filling.full()) filling.Offer(question->filter, record);
         }
@@ -489,7 +423,7 @@ class SqliteLogStore : public LogStore {
     Wait(question, state);
   }
 
-  void Deliver(const std::shared_ptr<Question>& question, Filling filling) {
+  void Deliver(const std::shared_ptr<Question>& question, LogPageFill filling) {
     auto found = Find(question->stream);
     if (!found.ok()) return Answer(*question, found.status());
     StreamState& state = **found;
@@ -503,52 +437,15 @@ class SqliteLogStore : public LogStore {
     std::weak_ptr<Question> weak = question;
     readers_.Post([this, weak, number, last, after = question->after, filter = question->filter,
                    most = question->most] {
-      auto filling = std::make_shared<Filling>(Filling{{}, 0, most});
-      Status end = Cancelled("");  // how the walk is ended at a full page
-      Status status = database_->ForEach(
-          "SELECT id, unix_nanos, fd, task_state, task_id, function_id, root_function_id, input_id, "
-          "function_call_id, container_id, "
-          "data FROM log WHERE id > ? AND id <= ? ORDER BY id",
-          {RowId(number, after), RowId(number, last)}, [&](store::Row& row) -> Status {
-            if (filling->full()) return end;
-            filling->Offer(filter, ReadRecord(row));
-            return {};
-          });
-      // When it came to the end, records that have gone since don't make it ask for them again.
-      if (status.ok()) filling->last = last;
-      if (status.code() == Code::kCancelled) status = {};
-      strand_.Post([this, weak, status, filling] {
+      auto filling =
+          std::make_shared<Result<LogPageFill>>(ReadLogPage(*database_, number, after, last, filter, most));
+      strand_.Post([this, weak, filling] {
         auto question = weak.lock();
         if (question == nullptr) return;
-        if (!status.ok()) return Answer(*question, status);
-        Deliver(question, std::move(*filling));
+        if (!filling->ok()) return Answer(*question, filling->status());
+        Deliver(question, std::move(**filling));
       });
     });
-  }
-
-  // From the end until it has what is asked for, its asker has gone, or what comes is older than the filter's
-  // beginning by so much that no clock's step explains it.
-  Result<Page> Newest(int64_t number, const LogFilter& filter, const std::string& text, size_t most,
-                      uint64_t most_bytes, const std::weak_ptr<std::function<void(Result<Page>)>>& asker) {
-    constexpr int64_t kSlack = int64_t{3600} * 1'000'000'000;
-    Page page;
-    uint64_t bytes = 0;
-    Status end = Cancelled("");  // how the walk is ended
-    Status status = database_->ForEach(
-        "SELECT id, unix_nanos, fd, task_state, task_id, function_id, root_function_id, input_id, "
-        "function_call_id, container_id, data FROM log WHERE id > ? AND id <= ? ORDER BY id DESC",
-        {RowId(number, 0), RowId(number, UINT32_MAX)}, [&](store::Row& row) -> Status {
-          if (page.records.size() >= most || bytes >= most_bytes || asker.expired()) return end;
-          if (filter.since_nanos > kSlack && row.Int(1) < filter.since_nanos - kSlack) return end;
-          LogRecord record = ReadRecord(row);
-          if (!Matches(filter, record) || record.data.find(text) == std::string::npos) return {};
-          bytes += SizeOf(record);
-          page.records.push_back(std::move(record));
-          return {};
-        });
-    if (!status.ok() && status.code() != Code::kCancelled) return status;
-    std::reverse(page.records.begin(), page.records.end());
-    return page;
   }
 
   void Wait(const std::shared_ptr<Question>& question, StreamState& state) {
@@ -599,7 +496,7 @@ class SqliteLogStore : public LogStore {
             int64_t gone,
             session.Change("DELETE FROM log WHERE id IN (SELECT id FROM log WHERE id BETWEEN ? AND "
                            "? ORDER BY id LIMIT ?)",
-                           {RowId(row.Int(0), 0), RowId(row.Int(0), UINT32_MAX), kAgedRows}));
+                           {LogRowId(row.Int(0), 0), LogRowId(row.Int(0), UINT32_MAX), kAgedRows}));
         *more = true;
         if (gone == static_cast<int64_t>(kAgedRows)) return {};
         RETURN_IF_ERROR(session.Execute("DELETE FROM stream WHERE number = ?", {row.Int(0)}));
@@ -627,14 +524,15 @@ class SqliteLogStore : public LogStore {
     bool full = false;
     Status status = database_->Transaction([&](store::Session& session) -> Status {
       // The line that stands for those before it is as old as the last of them: it doesn't count.
-      ASSIGN_OR_RETURN(auto rows, session.Query("SELECT LENGTH(CAST(data AS BLOB)), unix_nanos FROM log "
-                                                "WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
-                                                {RowId(number, 0), RowId(number, state->last), kAgedRows}));
+      ASSIGN_OR_RETURN(auto rows,
+                       session.Query("SELECT LENGTH(CAST(data AS BLOB)), unix_nanos FROM log "
+                                     "WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
+                                     {LogRowId(number, 0), LogRowId(number, state->last), kAgedRows}));
       uint64_t excess = 0;
       size_t lines = 0;
       for (store::Row& row : rows) {
         if (row.Int(1) >= before) break;
-        excess += static_cast<uint64_t>(row.Int(0)) + kRowBytes;
+        excess += static_cast<uint64_t>(row.Int(0)) + kLogRowBytes;
         ++lines;
       }
       const bool only_note = lines == 1 && state->dropped > 0;
@@ -671,7 +569,7 @@ class SqliteLogStore : public LogStore {
 }  // namespace
 
 Result<std::unique_ptr<LogStore>> OpenLogStore(const std::string& path, LogQuota quota) {
-  ASSIGN_OR_RETURN(auto database, store::Database::Open(path, Migrations()));
+  ASSIGN_OR_RETURN(auto database, store::Database::Open(path, LogMigrations()));
   ASSIGN_OR_RETURN(uint64_t total, TotalBytes(*database));
   return std::unique_ptr<LogStore>(std::make_unique<SqliteLogStore>(std::move(database), quota, total));
 }

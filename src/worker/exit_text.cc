@@ -5,27 +5,11 @@
 #include <sys/wait.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 
-namespace lydian::worker {
+#include "base/text.h"
 
-std::string BytesText(uint64_t bytes) {
-  static constexpr const char* kUnits[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
-  size_t unit = 0;
-  double value = static_cast<double>(bytes);
-  while (value >= 1024 && unit + 1 < std::size(kUnits)) {
-    value /= 1024;
-    ++unit;
-  }
-  char text[32];
-  // 1023.97 MiB would print as "1024.0": whole numbers from 10 on.
-  const double rounded = value < 10 ? value : std::round(value);
-  snprintf(text, sizeof text,
-           rounded == static_cast<double>(static_cast<uint64_t>(rounded)) ? "%.0f %s" : "%.1f %s", rounded,
-           kUnits[unit]);
-  return text;
-}
+namespace lydian::worker {
 
 std::string SignalName(int signal) {
   const char* name = sigabbrev_np(signal);

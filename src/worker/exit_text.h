@@ -9,8 +9,6 @@
 
 namespace lydian::worker {
 
-// "256 MiB", "1.5 GiB", "900 KiB".
-std::string BytesText(uint64_t bytes);
 // "SIGKILL"; "" for a number without a name.
 std::string SignalName(int signal);
 // The exit as control reports it: numbers and one sentence.

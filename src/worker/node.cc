@@ -11,6 +11,7 @@
 
 #include "base/fd.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "worker/exit_text.h"
 #include "worker/store_keeper.h"
 

@@ -154,20 +154,16 @@ Result<uint64_t> Objects::Remove(const std::string& sha256, double min_idle_secs
 Status Objects::Check(const std::string& sha256) {
   UniqueFd fd(open((dir_ + "/" + sha256).c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd.valid()) return ErrnoStatus("opening object " + sha256);
-  std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> hash{EVP_MD_CTX_new(), EVP_MD_CTX_free};
-  EVP_DigestInit_ex(hash.get(), EVP_sha256(), nullptr);
+  Sha256Stream hash;
   std::string buffer(size_t{1} << 20, '\0');
   while (true) {
     const ssize_t count = read(fd.get(), buffer.data(), buffer.size());
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) return ErrnoStatus("reading object " + sha256);
     if (count == 0) break;
-    EVP_DigestUpdate(hash.get(), buffer.data(), static_cast<size_t>(count));
+    hash.Update({buffer.data(), static_cast<size_t>(count)});
   }
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned int length = 0;
-  EVP_DigestFinal_ex(hash.get(), digest, &length);
-  if (HexEncode({reinterpret_cast<char*>(digest), length}) == sha256) return {};
+  if (hash.Hex() == sha256) return {};
   return DataLoss("the file " + sha256 + " has other bytes than its name says");
 }
 

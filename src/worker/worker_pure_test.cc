@@ -43,13 +43,6 @@ TEST(ExitText, SaysHow) {
   EXPECT_FALSE(DescribeExit(Ended(SIGKILL, true, 1, 256 << 20), true).oom());
 }
 
-TEST(ExitText, Bytes) {
-  EXPECT_EQ(BytesText(0), "0 bytes");
-  EXPECT_EQ(BytesText(1536), "1.5 KiB");
-  EXPECT_EQ(BytesText(uint64_t{256} << 20), "256 MiB");
-  EXPECT_EQ(BytesText((uint64_t{256} << 20) - 4096), "256 MiB");
-}
-
 TaskSpec Spec() {
   TaskSpec spec;
   spec.set_task_id("ta-1");
