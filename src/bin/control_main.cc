@@ -46,7 +46,7 @@ class Control {
     engine.logs = logs_.get();
     engine.result_text = api::ResultText;
     const MemoryShares memory = SharesOfMemory(args_);
-    engine.max_queued_bytes = std::min(engine.max_queued_bytes, memory.queued);
+    engine.max_ready_bytes = std::min(engine.max_ready_bytes, memory.queued);
     engine.max_chunk_bytes = std::min(engine.max_chunk_bytes, memory.chunks);
     engine.max_result_bytes = std::min(engine.max_result_bytes, memory.results);
     ASSIGN_OR_RETURN(engine_, control::CallEngine::Open(std::move(engine)));

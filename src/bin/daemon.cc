@@ -139,7 +139,7 @@ void DaemonArgs::WaitForStop() const {
 
 MemoryShares SharesOfMemory(const DaemonArgs& args) {
   const uint64_t all = runtime::DaemonMemory(args.memory_reserve_bytes, runtime::TotalMemory());
-  return {.calls = all / 4, .queued = all / 4, .chunks = all / 10, .results = all / 10};
+  return {.calls = all / 4, .queued = all / 8, .chunks = all / 10, .results = all / 10};
 }
 
 int RunDaemon(int argc, char** argv) {

@@ -54,7 +54,7 @@ struct DaemonArgs {
 // the worker's for calls less than all of it.
 struct MemoryShares {
   uint64_t calls = 0;    // of control and of the worker each: others' bytes, as calls hold them
-  uint64_t queued = 0;   // control's three: unfinished inputs,
+  uint64_t queued = 0;   // control's three: inputs that wait in memory,
   uint64_t chunks = 0;   // generators' data,
   uint64_t results = 0;  // results
 };

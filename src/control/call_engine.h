@@ -49,8 +49,11 @@ struct EngineOptions {
   std::function<std::string(const std::string& result)> result_text;
   // Of unfinished inputs: in all; of one workspace, half of that; of one function, a quarter. A hundredth is
   // every workspace's own, however full it is.
-  uint64_t max_queued_inputs = 1'000'000;
-  uint64_t max_queued_bytes = uint64_t{1} << 30;
+  uint64_t max_queued_inputs = 8'000'000;
+  uint64_t max_queued_bytes = uint64_t{32} << 30;
+  // Of these in memory: so many of a function, and so much in all. Those behind wait in the journal alone.
+  size_t max_ready_inputs = 16'384;
+  uint64_t max_ready_bytes = uint64_t{256} << 20;
   uint64_t max_chunk_bytes = uint64_t{1} << 30;   // of generators' data, shared in the same way
   uint64_t max_result_bytes = uint64_t{1} << 30;  // kept in memory; all others are read from the journal
   size_t max_idle_calls = 10'000;                 // ended ones in memory; all others rest in the journal

@@ -13,12 +13,6 @@ constexpr uint64_t kFunctionShare = 4, kWorkspaceShare = 2;
 // Inputs that are ended in one turn on the strand.
 constexpr size_t kSlice = 1000;
 
-// The same for the same place in the same call, so that an answer can be given again without having been
-// kept.
-std::string InputId(const std::string& call_id, uint32_t idx) {
-  return DigestId("in", call_id + "/" + std::to_string(idx));
-}
-
 }  // namespace
 
 Status CheckInputCount(size_t count) {
@@ -73,6 +67,7 @@ Input* EngineCore::AddInput(Call* call, NewInput input, InputRow* row) {
   made->idx = input.idx;
   made->id = InputId(call->id, input.idx);
   made->method = std::move(input.method);
+  made->bytes = static_cast<uint32_t>(input.payload.size());
   made->payload = std::make_shared<const std::string>(std::move(input.payload));
   call->seen.Insert(made->idx);
   ++call->total;
@@ -85,8 +80,7 @@ Input* EngineCore::AddInput(Call* call, NewInput input, InputRow* row) {
 
 void EngineCore::Hold(Input* input) {
   FunctionState* function = input->call->function;
-  const uint64_t bytes = input->payload->size();
-  for (Held* held : {&held_, &function->workspace->held, &function->held}) held->Add(bytes);
+  for (Held* held : {&held_, &function->workspace->held, &function->held}) held->Add(input->bytes);
 }
 
 EngineCore::Idempotent& EngineCore::KeepKey(const std::string& digest, Call* call, const std::string& call_id,
@@ -132,8 +126,7 @@ void EngineCore::CreateCall(NewCall request, CreatedReply reply) {
   call->function = *function;
   call->invocation_type = request.invocation_type;
   call->created_at = UnixSeconds();
-  ++call->function->calls;
-  calls_[call->id] = std::move(owned);
+  AddCall(std::move(owned));
 
   CallRow row{call->number,
               call->id,
@@ -178,14 +171,13 @@ void EngineCore::CallCommitted(Call* call, const std::vector<PutInput>& answer, 
       if (it != call->inputs.end()) Forget(it->second.get());
     }
     if (!call->idempotency_key.empty()) idempotent_.erase(call->idempotency_key);
-    --call->function->calls;
-    calls_.erase(call->id);
-    return;
+    return RemoveCall(call);
   }
   call->committed = true;
   std::vector<uint32_t> fresh;
   for (const PutInput& input : answer) fresh.push_back(input.idx);
   InputsCommitted(call->id, fresh, {});
+  if (Waits(*call)) Idle(call);
 }
 
 void EngineCore::PutInputs(Call* call, const std::string& function_id, std::vector<NewInput> inputs,
@@ -252,8 +244,13 @@ void EngineCore::InputsCommitted(const std::string& call_id, const std::vector<u
       continue;
     }
     Unfinished(call, 1);
+    if (call->cancelled || call->function->app->stopped) {
+      cancelled.push_back(input);
+    } else if (MustStore(*call->function)) {
+      Store(input);
+      continue;
+    }
     Enqueue(input, false);
-    if (call->cancelled || call->function->app->stopped) cancelled.push_back(input);
   }
   for (Input* input : cancelled) {
     FinishWithText(input, ResultStatus::kTerminated,
@@ -274,15 +271,12 @@ void EngineCore::Unfinished(Call* call, int64_t by) {
   bool after = call->unfinished > 0;
   if (!after) call->finished_at = UnixSeconds();
   if (before == after || !call->synchronous() || call->parent_input_id.empty()) return;
-  auto parent = inputs_.find(call->parent_input_id);
-  // The caller names it: one of another workspace is as good as none.
-  if (parent == inputs_.end() || parent->second->call->function->workspace != call->function->workspace)
-    return;
-  uint32_t& blocking = parent->second->blocking_calls;
+  // The caller names its input: one of another workspace is as good as none.
+  auto& blocking = call->function->workspace->blocking_calls;
   if (after) {
-    ++blocking;
-  } else if (blocking > 0) {
-    --blocking;
+    ++blocking[call->parent_input_id];
+  } else if (auto it = blocking.find(call->parent_input_id); it != blocking.end() && --it->second == 0) {
+    blocking.erase(it);
   }
 }
 
@@ -291,12 +285,18 @@ void EngineCore::Enqueue(Input* input, bool front) {
   input->state = Input::State::kQueued;
   input->queued_nanos = NowNanos();
   ++waiting_inputs_;
+  function->queued_bytes += input->bytes;
+  queued_bytes_ += input->bytes;
   input->queue_at = function->queue.insert(front ? function->queue.begin() : function->queue.end(), input);
 }
 
 void EngineCore::TakeFromQueue(Input* input) {
-  input->call->function->queue.erase(input->queue_at);
+  FunctionState* function = input->call->function;
+  function->queue.erase(input->queue_at);
   --waiting_inputs_;
+  function->queued_bytes -= input->bytes;
+  queued_bytes_ -= input->bytes;
+  if (function->stored_count > 0) Refill(function);
 }
 
 void EngineCore::TakeFromTask(Input* input) {
@@ -333,8 +333,8 @@ void EngineCore::Detach(Input* input) {
 
 void EngineCore::Forget(Input* input) {
   Call* call = input->call;
-  const uint64_t bytes = input->payload->size();
-  for (Held* held : {&held_, &call->function->workspace->held, &call->function->held}) held->Remove(bytes);
+  for (Held* held : {&held_, &call->function->workspace->held, &call->function->held})
+    held->Remove(input->bytes);
   inputs_.erase(input->id);
   call->inputs.erase(input->idx);
 }
@@ -442,7 +442,7 @@ void EngineCore::FailQueued(FunctionState* function, ResultStatus status, const 
   output.status = static_cast<int32_t>(status);
   output.text = text;
   output.result = std::move(result);
-  FailSome(function->info.function_id, function->queue.size(), output);
+  FailSome(function->info.function_id, function->waiting(), output);
 }
 
 void EngineCore::FailSome(const std::string& function_id, size_t left, const OutputView& output) {
@@ -450,8 +450,11 @@ void EngineCore::FailSome(const std::string& function_id, size_t left, const Out
   if (known == nullptr) return;
   for (size_t i = 0; i < kSlice && left > 0 && !known->queue.empty(); ++i, --left)
     Finish(known->queue.front(), output);
-  if (left == 0 || known->queue.empty()) return;
-  strand_.Post([this, function_id, left, output] { FailSome(function_id, left, output); });
+  if (left == 0 || known->waiting() == 0) return;
+  Task more = [this, function_id, left, output] { FailSome(function_id, left, output); };
+  if (!known->queue.empty()) return strand_.Post(std::move(more));
+  known->after_load.push_back(std::move(more));
+  Refill(known);
 }
 
 void EngineCore::CancelCall(Call* call, bool terminate) {
@@ -466,6 +469,7 @@ void EngineCore::CancelCall(Call* call, bool terminate) {
     all.push_back(idx);
   }
   std::sort(all.begin(), all.end(), std::greater<>());
+  EndStored(call, 0);
   CancelSome(call->id, std::move(all), terminate);
 }
 

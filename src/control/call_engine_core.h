@@ -3,6 +3,7 @@
 //   call_engine_calls.cc    calls and inputs: made, finished, cancelled
 //   call_engine_upkeep.cc   ended calls: kept for a while, dropped
 //   call_engine_paging.cc   calls that rest in the journal, and outputs of which only the journal has all
+//   call_engine_stored.cc   inputs that wait in the journal alone
 //   call_engine_outputs.cc  polls for outputs
 //   call_engine_chunks.cc   generator data
 //   call_engine_graph.cc    questions about calls
@@ -135,14 +136,38 @@ class EngineCore : public WorkerEvents {
   void DropFunctions();
   void Housekeeping();
 
+  // stored
+  bool MustStore(const FunctionState& function) const;
+  bool HasRoom(const FunctionState& function, uint64_t more) const;
+  void Store(Input* input);
+  void CountStored(Call* call, const InputKey& key);
+  struct Load;
+  void Refill(FunctionState* function);
+  void ReadStored(Load* load);
+  void Loaded(const std::string& function_id, Load* load);
+  void TakeLoaded(FunctionState* function, Load* load);
+  static bool StillStored(Call* call, uint32_t idx);
+  Input* BringIn(Call* call, const InputKey& key, InputRow row);
+  void EndStored(Call* call, uint32_t first);
+  Input* Claim(const std::string& input_id);
+  void EndClaims();
+
   // paging
+  void AddCall(std::unique_ptr<Call> call);
+  void RemoveCall(Call* call);
+  Call* ByNumber(uint32_t number) const;
+  uint32_t BeginReading(uint32_t number);
+  // Whether the call has left the memory since `begun`: what was read of it may be old.
+  bool EndReading(uint32_t number, uint32_t begun);
+  void ReadCall(const std::string& call_id, uint32_t number);
   Result<Call*> CallIn(const CallScope& scope, const std::string& call_id);
-  void Resting(const std::string& call_id, Result<StoredCall> stored);
-  Call* TakeUp(CallRow row);
+  void CallRead(const std::string& call_id, Result<StoredCall> stored);
+  Call* TakeUp(StoredCall stored);
   static void RecoverOutput(Call* call, const OutputKey& key);
   static void RecoverChunk(Call* call, const ChunkKey& key);
   void Idle(Call* call);  // it has ended, or somebody has just looked at it
   void NotIdle(Call* call);
+  static bool Waits(const Call& call);  // all that it has is a few inputs in the journal
   bool MayRest(const Call& call) const;
   void Wake(Call* call);  // something new comes to it
   void Leave(Call* call);
@@ -242,10 +267,10 @@ class EngineCore : public WorkerEvents {
   void OnGiveBack(const GiveBack& back);
 
   // recovery
-  struct Recovered;
   Status Recover();
   void RecoverApps(JournalVisitor* visitor);
-  void RecoverCalls(JournalVisitor* visitor, Recovered* found);
+  void RecoverCalls(JournalVisitor* visitor, std::vector<uint32_t>* orphans);
+  void RecoverCall(StoredCall stored, std::vector<uint32_t>* orphans);
   void RecoverTask(TaskRow row);
   void RecoveryOver(const std::string& worker_id);
 
@@ -257,7 +282,8 @@ class EngineCore : public WorkerEvents {
   std::map<std::string, std::unique_ptr<AppState>> apps_;
   std::unordered_map<std::string, std::unique_ptr<FunctionState>> functions_;
   std::unordered_map<std::string_view, std::unique_ptr<Call>> calls_;  // keys are the calls' own ids
-  std::unordered_map<std::string_view, Input*> inputs_;                // keys are the inputs' own ids
+  std::unordered_map<uint32_t, Call*> by_number_;
+  std::unordered_map<std::string_view, Input*> inputs_;  // keys are the inputs' own ids
   std::unordered_map<std::string, std::unique_ptr<TaskState>> tasks_;
   std::unordered_map<std::string, Idempotent> idempotent_;  // by KeyDigest
   std::deque<std::pair<double, std::string>> keys_;         // of these, by their time
@@ -273,17 +299,27 @@ class EngineCore : public WorkerEvents {
   std::list<Call*> idle_;  // ended, by when somebody was interested in them last
   uint64_t idle_bytes_ = 0;
   std::unordered_map<std::string, std::vector<std::function<void(const Status&)>>>
-      paging_;                             // being read, by id
+      paging_;  // being read, by id
+  struct Reading {
+    uint32_t readers = 0;
+    uint32_t departures = 0;  // of the call from memory, meanwhile
+  };
+  std::unordered_map<uint32_t, Reading> reading_;  // calls by number
+  // After a restart, by a hash of their ids: inputs in the journal that a container may hold or have
+  // answered.
+  std::unordered_map<uint64_t, InputKey> unclaimed_;
+  std::unordered_set<uint64_t> claimed_;   // row ids: they stay in `stored` until it is their turn
   std::unordered_set<uint64_t> asking_;    // handles of those who wait for a call; who takes it back leaves
   std::unordered_set<uint32_t> dropping_;  // calls of which the journal still has rows
   bool drop_timer_ = false;
   uint32_t next_call_ = 1;
   uint64_t next_batch_ = 1;
-  double start_ms_ = 0;       // of any function's containers, on average
-  Held held_;                 // unfinished inputs
-  uint64_t chunk_bytes_ = 0;  // of generators, those on their way into the journal too
+  double start_ms_ = 0;        // of any function's containers, on average
+  Held held_;                  // unfinished inputs
+  uint64_t queued_bytes_ = 0;  // of the payloads in the queues
+  uint64_t chunk_bytes_ = 0;   // of generators, those on their way into the journal too
   std::unordered_map<std::string, std::unique_ptr<WorkspaceState>> workspaces_;
-  uint64_t waiting_inputs_ = 0;  // in the queues
+  uint64_t waiting_inputs_ = 0;  // in the queues, and stored
   struct Outbox {
     Leases leases;
     OutputAcks acks;
@@ -306,6 +342,7 @@ class EngineCore : public WorkerEvents {
   std::unique_ptr<Journal> journal_;
   Pool pool_;
   Pool results_pool_;    // apart: starts of containers don't wait for who reads old results
+  Pool inputs_pool_;     // apart: inputs come from the journal whoever reads results
   Pool questions_pool_;  // apart: nor do results wait for who asks about all calls of a function
   Strand strand_;        // last: stops first
   WorkerRegistry registry_;

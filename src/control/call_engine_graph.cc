@@ -32,12 +32,14 @@ void EngineCore::CallsOf(const FunctionState& function,
   questions_pool_.Post([this, id = function.info.function_id, name = function.info.name,
                         reply = std::move(reply)] {
     std::vector<CallInfo> infos;
-    const Status read = journal_->CallsOf(id, kMostCalls, [&](const CallRow& row, const OutputCounts& ended) {
-      CallInfo& info =
-          infos.emplace_back(CallInfo{row.call_id, row.function_id, row.app_id, name, row.created_at});
-      SetCounts(ended, &info);
-      info.total = info.succeeded + info.failed + info.timed_out + info.cancelled;
-    });
+    const Status read = journal_->CallsOf(
+        id, kMostCalls, [&](const CallRow& row, const OutputCounts& ended, uint32_t pending) {
+          CallInfo& info =
+              infos.emplace_back(CallInfo{row.call_id, row.function_id, row.app_id, name, row.created_at});
+          SetCounts(ended, &info);
+          info.pending = pending;
+          info.total = info.succeeded + info.failed + info.timed_out + info.cancelled + pending;
+        });
     strand_.Post([this, read, reply, infos = std::move(infos)]() mutable {
       if (!read.ok()) return reply(read);
       for (CallInfo& info : infos) {

@@ -69,7 +69,7 @@ void EngineCore::Dispatch(FunctionState* function) {
 
 // What is leased ahead waits, for who looks from outside.
 FunctionStats EngineCore::StatsOf(const FunctionState& function) const {
-  size_t waiting = function.queue.size() + function.delayed, running = 0, free = 0;
+  size_t waiting = function.waiting() + function.delayed, running = 0, free = 0;
   size_t slots = Batched(function) ? size_t{BatchSlots(function.info)} * function.info.batch_max_size
                                    : Slots(function.info);
   for (const TaskState* task : function.tasks) {
@@ -332,7 +332,7 @@ void EngineCore::TakeOutput(const std::string& worker_id, Output& output) {
   ref.set_epoch(output.epoch());
   ref.set_task_id(output.task_id());
   auto it = inputs_.find(output.input_id());
-  Input* input = it == inputs_.end() ? nullptr : it->second;
+  Input* input = it == inputs_.end() ? Claim(output.input_id()) : it->second;
   bool holds = input != nullptr && input->state == Input::State::kLeased &&
                input->task->id == output.task_id() && input->attempt == output.attempt() &&
                input->epoch == output.epoch();

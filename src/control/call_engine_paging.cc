@@ -26,11 +26,49 @@ void EngineCore::WithCall(const CallScope& scope, const std::string& call_id,
     if (!read.ok() && read.code() != Code::kNotFound) return found(read);
     found(CallIn(scope, call_id));
   });
-  if (waiting.size() > 1) return;
-  results_pool_.Post([this, call_id, number = *number] {
+  if (waiting.size() == 1) ReadCall(call_id, *number);
+}
+
+void EngineCore::ReadCall(const std::string& call_id, uint32_t number) {
+  results_pool_.Post([this, call_id, number, begun = BeginReading(number)] {
     auto stored = std::make_shared<Result<StoredCall>>(journal_->FindCall(number));
-    strand_.Post([this, call_id, stored] { Resting(call_id, std::move(*stored)); });
+    strand_.Post([this, call_id, number, begun, stored] {
+      if (EndReading(number, begun) && !calls_.contains(call_id)) return ReadCall(call_id, number);
+      CallRead(call_id, std::move(*stored));
+    });
   });
+}
+
+uint32_t EngineCore::BeginReading(uint32_t number) {
+  Reading& reading = reading_[number];
+  ++reading.readers;
+  return reading.departures;
+}
+
+bool EngineCore::EndReading(uint32_t number, uint32_t begun) {
+  auto it = reading_.find(number);
+  const bool left = it->second.departures != begun;
+  if (--it->second.readers == 0) reading_.erase(it);
+  return left;
+}
+
+void EngineCore::AddCall(std::unique_ptr<Call> call) {
+  Call* made = call.get();
+  ++made->function->calls;
+  by_number_[made->number] = made;
+  calls_[made->id] = std::move(call);
+}
+
+void EngineCore::RemoveCall(Call* call) {
+  if (auto it = reading_.find(call->number); it != reading_.end()) ++it->second.departures;
+  --call->function->calls;
+  by_number_.erase(call->number);
+  calls_.erase(call->id);
+}
+
+Call* EngineCore::ByNumber(uint32_t number) const {
+  auto it = by_number_.find(number);
+  return it == by_number_.end() ? nullptr : it->second;
 }
 
 void EngineCore::Ask(uint64_t handle, const CallScope& scope, const std::string& call_id,
@@ -41,26 +79,21 @@ void EngineCore::Ask(uint64_t handle, const CallScope& scope, const std::string&
   });
 }
 
-void EngineCore::Resting(const std::string& call_id, Result<StoredCall> stored) {
+void EngineCore::CallRead(const std::string& call_id, Result<StoredCall> stored) {
   const auto waiting = std::move(paging_[call_id]);
   paging_.erase(call_id);
   // The id has the number in it, but anybody can write one.
   if (stored.ok() && stored->row.call_id == call_id && !calls_.contains(call_id) &&
       !dropping_.contains(stored->row.number)) {
-    const double since = stored->row.resting_at;  // 0: that it rests is still on its way there
-    if (Call* call = TakeUp(std::move(stored->row))) {
-      call->resting = true;
-      call->finished_at = since > 0 ? since : UnixSeconds();
-      for (const OutputKey& key : stored->outputs) RecoverOutput(call, key);
-      for (const ChunkKey& key : stored->chunks) RecoverChunk(call, key);
-    }
+    TakeUp(std::move(stored).value());
   }
   for (const auto& answer : waiting) answer(stored.status());
   if (auto it = calls_.find(call_id); it != calls_.end()) Idle(it->second.get());
 }
 
-// Null when its function isn't there any more.
-Call* EngineCore::TakeUp(CallRow row) {
+// Null when its function isn't there any more. Its inputs are counted already, but for the call's own count.
+Call* EngineCore::TakeUp(StoredCall stored) {
+  CallRow& row = stored.row;
   FunctionState* known = function(row.function_id);
   if (known == nullptr) return nullptr;
   auto call = std::make_unique<Call>();
@@ -74,9 +107,17 @@ Call* EngineCore::TakeUp(CallRow row) {
   call->created_at = row.created_at;
   call->cancelled = row.cancelled;
   call->committed = true;
-  ++known->calls;
+  for (const OutputKey& key : stored.outputs) RecoverOutput(call.get(), key);
+  for (const ChunkKey& key : stored.chunks) RecoverChunk(call.get(), key);
+  for (const InputKey& key : stored.inputs) call->seen.Insert(key.idx);
+  call->stored = call->unfinished = static_cast<uint32_t>(stored.inputs.size());
+  call->total += call->stored;
+  if (call->stored == 0) {
+    call->resting = true;  // 0: that it rests is still on its way there
+    call->finished_at = row.resting_at > 0 ? row.resting_at : UnixSeconds();
+  }
   Call* made = call.get();
-  calls_[made->id] = std::move(call);
+  AddCall(std::move(call));
   return made;
 }
 
@@ -101,7 +142,7 @@ void EngineCore::NotIdle(Call* call) {
 
 void EngineCore::Idle(Call* call) {
   NotIdle(call);
-  if (call->unfinished > 0 || !call->committed || call->acked || call->builder) return;
+  if (!call->committed || call->acked || call->builder || (call->unfinished > 0 && !Waits(*call))) return;
   call->idle_at = idle_.insert(idle_.end(), call);
   call->idle_bytes = call->outputs.bytes() + call->seen.bytes();
   idle_bytes_ += call->idle_bytes;
@@ -109,16 +150,23 @@ void EngineCore::Idle(Call* call) {
     Call* oldest = idle_.front();
     NotIdle(oldest);  // comes again when whoever is at it has gone
     if (!MayRest(*oldest)) continue;
-    if (!oldest->resting)
+    if (!oldest->resting && oldest->unfinished == 0)
       journal_->Append(Journal::Rest(oldest->number, std::max(oldest->finished_at, oldest->created_at)));
     Leave(oldest);
   }
 }
 
+// A large one stays: to take it up costs as much as it has inputs.
+bool EngineCore::Waits(const Call& call) {
+  constexpr uint32_t kFew = 64;
+  return call.stored > 0 && call.stored == call.unfinished && call.total <= kFew && call.inputs.empty() &&
+         call.outputs.empty() && call.chunks.empty() && !call.cancelled && !call.synchronous();
+}
+
 bool EngineCore::MayRest(const Call& call) const {
-  return call.committed && !call.acked && call.unfinished == 0 && call.inputs.empty() && call.polls.empty() &&
-         call.chunk_waits.empty() && call.readers == 0 && CallNumberIn(call.id) == call.number &&
-         (call.recent.empty() || call.recent.front().journalled);
+  return call.committed && !call.acked && (call.unfinished == 0 || Waits(call)) && call.inputs.empty() &&
+         call.polls.empty() && call.chunk_waits.empty() && call.readers == 0 &&
+         CallNumberIn(call.id) == call.number && (call.recent.empty() || call.recent.front().journalled);
 }
 
 void EngineCore::Wake(Call* call) {
@@ -135,8 +183,7 @@ void EngineCore::Leave(Call* call) {
   }
   call->function->workspace->chunk_bytes -= call->chunk_bytes;
   chunk_bytes_ -= call->chunk_bytes;
-  --call->function->calls;
-  calls_.erase(call->id);
+  RemoveCall(call);
 }
 
 void EngineCore::Remember(Call* call, OutputView output) {

@@ -1,3 +1,5 @@
+#include <future>
+
 #include "control/call_engine_core.h"
 
 namespace lydian::control {
@@ -12,6 +14,7 @@ EngineCore::EngineCore(EngineOptions options, Clock& clock)
       clock_(clock),
       pool_("engine-io", 2),
       results_pool_("engine-results", 2),
+      inputs_pool_("engine-inputs", 1),
       questions_pool_("engine-asked", 1),
       strand_("engine"),
       registry_(strand_, options_.worker_grace) {
@@ -21,6 +24,7 @@ EngineCore::EngineCore(EngineOptions options, Clock& clock)
 EngineCore::~EngineCore() {
   pool_.Stop();
   results_pool_.Stop();
+  inputs_pool_.Stop();
   questions_pool_.Stop();
   strand_.Stop();
   journal_.reset();
@@ -29,7 +33,9 @@ EngineCore::~EngineCore() {
 Status EngineCore::OpenJournal() {
   ASSIGN_OR_RETURN(journal_,
                    Journal::Open(options_.journal_path, [this](Task task) { strand_.Run(std::move(task)); }));
-  RETURN_IF_ERROR(Recover());
+  std::promise<Status> recovered;
+  strand_.Post([&] { recovered.set_value(Recover()); });
+  RETURN_IF_ERROR(recovered.get_future().get());
   strand_.Post([this] { Housekeeping(); });
   return {};
 }
@@ -53,54 +59,33 @@ void EngineCore::RecoverApps(JournalVisitor* visitor) {
   visitor->task = [this](TaskRow row) { RecoverTask(std::move(row)); };
 }
 
-struct EngineCore::Recovered {
-  std::unordered_map<uint32_t, Call*> by_number;
-  std::vector<uint32_t> orphans;
-  std::vector<Input*> inputs;
-  Call* Find(uint32_t number) const {
-    auto it = by_number.find(number);
-    return it == by_number.end() ? nullptr : it->second;
-  }
-};
-
-void EngineCore::RecoverCalls(JournalVisitor* visitor, Recovered* found) {
+void EngineCore::RecoverCalls(JournalVisitor* visitor, std::vector<uint32_t>* orphans) {
   visitor->last_call = [this](uint32_t number) { next_call_ = number + 1; };
-  visitor->dropping = [found](uint32_t number) { found->orphans.push_back(number); };
-  visitor->call = [this, found](CallRow row) {
-    const uint32_t number = row.number;
-    Call* call = TakeUp(std::move(row));
-    if (call == nullptr) return found->orphans.push_back(number);
-    found->by_number[number] = call;
-    if (!call->idempotency_key.empty()) KeepKey(call->idempotency_key, call, call->id, call->created_at);
-  };
+  visitor->dropping = [orphans](uint32_t number) { orphans->push_back(number); };
+  visitor->call = [this, orphans](StoredCall stored) { RecoverCall(std::move(stored), orphans); };
   visitor->resting = [this](CallRow row) {
     if (!row.idempotency_key.empty())
       KeepKey(KeyDigest(row.idempotency_key), nullptr, row.call_id, row.created_at);
   };
-  visitor->output = [found](uint32_t number, const OutputKey& key) {
-    if (Call* call = found->Find(number)) RecoverOutput(call, key);
-  };
-  visitor->chunk = [found](uint32_t number, const ChunkKey& key) {
-    if (Call* call = found->Find(number)) RecoverChunk(call, key);
-  };
-  visitor->input = [this, found](InputRow row) {
-    Call* call = found->Find(row.call);
-    if (call == nullptr) return;
-    auto input = std::make_unique<Input>();
-    input->call = call;
-    input->idx = row.idx;
-    input->attempt = row.attempt;
-    input->id = std::move(row.input_id);
-    input->method = std::move(row.method);
-    input->payload = std::move(row.payload);
-    input->cancelled = call->cancelled;
-    call->seen.Insert(row.idx);
-    ++call->total;
-    Hold(input.get());
-    inputs_[input->id] = input.get();
-    found->inputs.push_back(input.get());
-    call->inputs[row.idx] = std::move(input);
-  };
+}
+
+// Its inputs wait in the journal, until the workers have told which of them their containers hold.
+void EngineCore::RecoverCall(StoredCall stored, std::vector<uint32_t>* orphans) {
+  const uint32_t number = stored.row.number;
+  const std::vector<InputKey> inputs = stored.inputs;
+  Call* call = TakeUp(std::move(stored));
+  if (call == nullptr) return orphans->push_back(number);
+  if (!call->idempotency_key.empty()) KeepKey(call->idempotency_key, call, call->id, call->created_at);
+  call->resting = false;
+  call->unfinished = call->stored = 0;
+  for (const InputKey& key : inputs) {
+    for (Held* held : {&held_, &call->function->workspace->held, &call->function->held}) held->Add(key.bytes);
+    Unfinished(call, 1);
+    CountStored(call, key);
+    if (!recovering_.empty()) unclaimed_[std::hash<std::string>()(InputId(call->id, key.idx))] = key;
+  }
+  if (inputs.empty()) call->finished_at = std::max(call->created_at, UnixSeconds());
+  Idle(call);
 }
 
 void EngineCore::RecoverTask(TaskRow row) {
@@ -135,26 +120,15 @@ void EngineCore::RecoverTask(TaskRow row) {
   tasks_[task->id] = std::move(task);
 }
 
-// Before the strand has anything to do.
 Status EngineCore::Recover() {
-  Recovered found;
   JournalVisitor visitor;
+  std::vector<uint32_t> orphans;
   RecoverApps(&visitor);
-  RecoverCalls(&visitor, &found);
+  RecoverCalls(&visitor, &orphans);
   RETURN_IF_ERROR(journal_->Load(visitor, UnixSeconds() - kKeyKeepSecs));
-  if (!found.orphans.empty()) DropRows(std::move(found.orphans));
-  for (Input* input : found.inputs) {  // all are known now, so that callers are found
-    Unfinished(input->call, 1);
-    Enqueue(input, false);
-  }
-  const double now = UnixSeconds();
-  for (const auto& [number, call] : found.by_number) {
-    if (call->unfinished > 0) continue;
-    call->finished_at = std::max(call->created_at, now);
-    Idle(call);
-  }
+  if (!orphans.empty()) DropRows(std::move(orphans));
   LOG_INFO("journal read",
-           {{"calls", calls_.size()}, {"unfinished_inputs", inputs_.size()}, {"tasks", tasks_.size()}});
+           {{"calls", calls_.size()}, {"unfinished_inputs", waiting_inputs_}, {"tasks", tasks_.size()}});
   // Those who were cancelled or whose app has stopped end now, unless a container still holds them (it will
   // say).
   strand_.PostAfter(options_.worker_grace, [this] {
@@ -185,7 +159,18 @@ void EngineCore::RecoveryOver(const std::string& worker_id) {
     FinishWithText(input, ResultStatus::kTerminated,
                    input->cancelled ? "the call was cancelled" : input->call->function->app->stop_reason);
   }
-  for (auto& [id, function] : functions_) Dispatch(function.get());
+  std::vector<Call*> cancelled;
+  for (const auto& [id, call] : calls_) {
+    if (call->cancelled) cancelled.push_back(call.get());
+  }
+  for (Call* call : cancelled) EndStored(call, 0);
+  for (auto& [id, function] : functions_) {
+    if (function->app->stopped)
+      FailQueued(function.get(), ResultStatus::kTerminated, function->app->stop_reason);
+    Refill(function.get());
+    Dispatch(function.get());
+  }
+  EndClaims();
   PostScale();
 }
 

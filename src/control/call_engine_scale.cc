@@ -50,12 +50,12 @@ void EngineCore::Scale() {
   std::vector<FunctionState*> functions;
   int64_t starts_age_at = INT64_MAX;
   for (auto& [id, function] : functions_) {
-    bool work = !function->queue.empty() || function->leased > 0 || function->info.min_containers > 0;
+    bool work = function->waiting() > 0 || function->leased > 0 || function->info.min_containers > 0;
     if (!work && function->tasks.empty()) continue;
     sched::FunctionLoad load;
     load.id = id;
     load.active = function->app->active && !function->app->stopped;
-    load.queued = function->queue.size();
+    load.queued = function->waiting();
     load.running = 0;
     load.oldest_queued = function->queue.empty() ? 0 : function->queue.front()->queued_nanos;
     load.target_slots = function->info.target_slots;
@@ -91,7 +91,8 @@ void EngineCore::Scale() {
       out.idle_since = task->idle_since;
       out.begun = std::min(view.now, task->head_nanos + kReportLag);
       out.blocked = !task->leases.empty();
-      for (const Input* input : task->leases) out.blocked &= input->blocking_calls > 0;
+      const auto& blocking = function->workspace->blocking_calls;
+      for (const Input* input : task->leases) out.blocked &= blocking.contains(input->id);
       load.tasks.push_back(std::move(out));
     }
     view.functions.push_back(std::move(load));
@@ -136,7 +137,7 @@ void EngineCore::Scale() {
 void EngineCore::DropStarts(FunctionState* function, const std::string& reason) {
   sched::FunctionLoad load;
   load.active = true;
-  load.queued = function->queue.size();
+  load.queued = function->waiting();
   load.running = function->leased;
   load.target_slots = function->info.target_slots;
   load.min_containers = function->info.min_containers;

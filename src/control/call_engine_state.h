@@ -22,6 +22,9 @@ namespace lydian::control {
 // found by its key. Whether the rest is right shows the journal's row.
 std::string MakeCallId(uint32_t number);
 std::optional<uint32_t> CallNumberIn(std::string_view call_id);
+// The same for the same place in the same call, so that an answer can be given again without having been
+// kept.
+std::string InputId(const std::string& call_id, uint32_t idx);
 // Of an idempotency key, short enough to need no memory beside the string itself. "" of "".
 std::string KeyDigest(const std::string& key);
 
@@ -49,7 +52,7 @@ struct Input {
   uint32_t attempt = 0;
   State state = State::kJournalling;
   bool cancelled = false;
-  uint32_t blocking_calls = 0;  // synchronous calls that it made and that are not finished
+  uint32_t bytes = 0;  // of the payload, as it is counted
   std::string id, method;
   SharedBytes payload;
   // kQueued
@@ -92,9 +95,10 @@ struct Call {
   bool committed = false, cancelled = false;
   bool acked = false;  // in the queue to be dropped
   uint32_t total = 0, unfinished = 0;
+  uint32_t stored = 0;  // of the unfinished: in the journal alone
   uint32_t next_seq = 1;
   IndexSet seen;  // by idx: put already, finished ones too
-  std::unordered_map<uint32_t, std::unique_ptr<Input>, IndexHash> inputs;  // unfinished, by idx
+  std::unordered_map<uint32_t, std::unique_ptr<Input>, IndexHash> inputs;  // unfinished in memory, by idx
   OutputIndex outputs;                                                     // journalled
   RecentOutputs recent;                                                    // of these, in memory
   uint64_t output_bytes = 0;
@@ -178,6 +182,8 @@ struct WorkspaceState {
   Held held;
   uint64_t chunk_bytes = 0;
   uint64_t chunk_bytes_written = 0;  // on their way into the journal
+  // By the id of an input: synchronous calls that it made and that are not finished.
+  std::unordered_map<std::string, uint32_t> blocking_calls;
 };
 
 struct FunctionState {
@@ -185,7 +191,13 @@ struct FunctionState {
   AppState* app = nullptr;
   WorkspaceState* workspace = nullptr;
   Held held;
-  std::list<Input*> queue;
+  std::list<Input*> queue;    // those that come next
+  uint64_t queued_bytes = 0;  // of their payloads
+  // Those behind, in the journal alone (call_engine_stored.cc). Some may have ended or been claimed.
+  std::deque<InputKey> stored;
+  uint64_t stored_count = 0;  // that wait: in `stored`, or being loaded
+  bool loading = false;
+  std::vector<Task> after_load;
   uint64_t delayed = 0, leased = 0;
   std::vector<TaskState*> tasks;  // alive; builders' too
   uint32_t start_failures = 0;
@@ -193,7 +205,9 @@ struct FunctionState {
   std::string last_start_error;
   double start_ms = 0;  // of a container, until it was ready; 0 = unknown
   double run_ms = 0;    // moving average of an input's time in a container; 0 = unknown
-  uint64_t calls = 0;
+  uint64_t calls = 0;   // in memory
+
+  uint64_t waiting() const { return queue.size() + stored_count; }
 };
 
 }  // namespace lydian::control

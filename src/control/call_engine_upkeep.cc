@@ -135,7 +135,7 @@ void EngineCore::DropOldCalls() {
 // Of apps that have stopped, once no call of theirs is left.
 void EngineCore::DropFunctions() {
   const auto unused = [](const FunctionState& function) {
-    return function.app->stopped && function.calls == 0 && function.tasks.empty();
+    return function.app->stopped && function.calls == 0 && function.waiting() == 0 && function.tasks.empty();
   };
   std::vector<std::string> candidates;
   for (const auto& [id, function] : functions_) {
@@ -164,8 +164,10 @@ void EngineCore::Housekeeping() {
   const double now = UnixSeconds();
   std::vector<Call*> old;
   for (Call* call : idle_) {
-    if (!call->polls.empty() || !call->chunk_waits.empty() || call->readers > 0 || !call->inputs.empty())
+    if (!call->polls.empty() || !call->chunk_waits.empty() || call->readers > 0 || call->unfinished > 0 ||
+        !call->inputs.empty()) {
       continue;
+    }
     double age = now - std::max(call->finished_at, call->created_at);
     double keep = call->synchronous() ? kSyncKeepSecs : kAsyncKeepSecs;
     if (call->synchronous() && call->function->app->stopped)

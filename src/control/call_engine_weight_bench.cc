@@ -43,7 +43,6 @@ class Weight {
     EngineOptions options;
     options.journal_path = dir_ + "/calls.db";
     options.logs = logs_.get();
-    options.max_queued_inputs = 8'000'000;
     options.max_result_bytes = uint64_t{256} << 20;
     engine_ = std::move(*CallEngine::Open(options));
     engine_->SetTaskSpecSource(&specs_);
@@ -55,7 +54,7 @@ class Weight {
   }
   void Close() { engine_.reset(); }
 
-  // `calls` calls with an input of 200 bytes each; what they are is as for `.spawn`, but for the disk.
+  // `calls` calls as of `.spawn`, with an input of 200 bytes each.
   void Spawn(size_t calls) {
     std::mutex mutex;
     std::condition_variable changed;
@@ -64,7 +63,7 @@ class Weight {
       NewCall call;
       call.scope.workspace_id = "ac-1";
       call.function_id = "fu-1";
-      call.invocation_type = kSync;
+      call.invocation_type = kAsync;
       call.idempotency_key = "tk-1/" + RandomHex(16);
       call.inputs.push_back({0, std::string(200, 'p'), ""});
       std::unique_lock lock(mutex);

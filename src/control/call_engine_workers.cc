@@ -42,7 +42,7 @@ void EngineCore::Adopt(TaskState* task, const RunningTask& running) {
   std::set<Input*> held;
   for (const LeaseRef& ref : running.held()) {
     auto it = inputs_.find(ref.input_id());
-    Input* input = it == inputs_.end() ? nullptr : it->second;
+    Input* input = it == inputs_.end() ? Claim(ref.input_id()) : it->second;
     if (input == nullptr || input->attempt != ref.attempt())
       continue;  // settled; its output will be acknowledged and dropped
     if (input->state == Input::State::kLeased && input->task == task) {

@@ -30,6 +30,10 @@ std::optional<uint32_t> CallNumberIn(std::string_view call_id) {
   return static_cast<uint32_t>(number);
 }
 
+std::string InputId(const std::string& call_id, uint32_t idx) {
+  return DigestId("in", call_id + "/" + std::to_string(idx));
+}
+
 std::string KeyDigest(const std::string& key) {
   return key.empty() ? "" : Sha256Raw(key).substr(0, 15);  // what a string holds in itself
 }

@@ -86,26 +86,29 @@ struct TaskRow {
   double enqueued_at = 0, started_at = 0, finished_at = 0;
 };
 
-// A call that rests, as it is taken up again.
+// Of an unfinished input, what is kept in memory while it waits in the journal alone.
+struct InputKey {
+  uint32_t call = 0, idx = 0;
+  uint32_t bytes = 0;  // of its payload
+};
+
+// A call as it is taken up from the journal: without payloads, results and generators' data.
 struct StoredCall {
   CallRow row;
   std::vector<OutputKey> outputs;  // by seq
+  std::vector<InputKey> inputs;    // unfinished ones, by idx
   std::vector<ChunkKey> chunks;    // by idx
 };
 
-// Who takes what a restarted engine finds, row by row, in this order. Payloads of inputs are in it, since the
-// inputs wait for containers; results and generators' data are not.
+// Who takes what a restarted engine finds, in this order.
 struct JournalVisitor {
   std::function<void(const std::string& app_id, const std::string& state)> app;  // "active", "stopped"
   std::function<void(FunctionInfo)> function;
+  std::function<void(TaskRow)> task;               // alive ones
   std::function<void(uint32_t number)> last_call;  // the highest number in use
+  std::function<void(StoredCall)> call;            // those that don't rest, by number
   std::function<void(uint32_t number)> dropping;   // was being dropped, in part
-  std::function<void(CallRow)> call;               // those that don't rest
   std::function<void(CallRow)> resting;            // of these the newest, for their idempotency keys
-  std::function<void(uint32_t call, const OutputKey&)> output;
-  std::function<void(InputRow)> input;  // unfinished ones
-  std::function<void(uint32_t call, const ChunkKey&)> chunk;
-  std::function<void(TaskRow)> task;  // alive ones
 };
 
 // For questions about a call and what it called.
@@ -172,11 +175,16 @@ class Journal {
                                          uint64_t most_bytes);
   // From `first` on without a gap, until they are more than `most_bytes`, but one.
   Result<std::vector<ChunkRow>> Chunks(uint32_t call, uint32_t first, uint64_t most_bytes);
+  // One for each key, in their order; without a payload when it isn't there any more.
+  Result<std::vector<InputRow>> Inputs(const std::vector<InputKey>& keys);
+  // Of a call, at most `most`, by idx from `first` on.
+  Result<std::vector<InputKey>> InputKeys(uint32_t call, uint32_t first, size_t most);
   // NOT_FOUND when it isn't there or is being dropped.
   Result<StoredCall> FindCall(uint32_t number);
-  // The newest `most` of a function, by number from the highest on, and how their outputs ended.
+  // The newest `most` of a function, by number from the highest on, how their outputs ended, and how many
+  // inputs haven't.
   Status CallsOf(const std::string& function_id, size_t most,
-                 const std::function<void(const CallRow&, const OutputCounts&)>& take);
+                 const std::function<void(const CallRow&, const OutputCounts&, uint32_t pending)>& take);
   // `root` and what its inputs called, in breadth, up to `most` inputs, with `most` calls waiting for theirs.
   Result<GraphRows> Graph(uint32_t root, size_t most);
   struct OldCall {

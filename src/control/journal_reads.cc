@@ -61,50 +61,60 @@ Status LoadFunctions(store::Database& database, const JournalVisitor& visitor) {
   });
 }
 
-Status LoadCalls(store::Database& database, const JournalVisitor& visitor, double resting_since) {
-  RETURN_IF_ERROR(database.ForEach("SELECT MAX(number) FROM call", {}, [&](Row& row) -> Status {
-    visitor.last_call(static_cast<uint32_t>(row.Int(0)));
-    return {};
-  }));
+InputKey ReadInputKey(Row& row) { return {CallOf(row), LowOf(row), static_cast<uint32_t>(row.Int(1))}; }
+
+// By call: of those that rest, which may be millions, nothing is read. CROSS JOIN: in this order, where the
+// planner may walk all rows for each call.
+#define OF_CALLS(condition)                                                                          \
+  " k ON k.id BETWEEN c.number * 4294967296 AND c.number * 4294967296 + 4294967295 WHERE " condition \
+  " c.number BETWEEN ? AND ? ORDER BY c.number, k.id"
+#define LIVE_AND_ALL(columns, table)                                                     \
+  {                                                                                      \
+    "SELECT " columns " FROM call c CROSS JOIN " table OF_CALLS("c.resting_at = 0 AND"), \
+        "SELECT " columns " FROM call c CROSS JOIN " table OF_CALLS("")                  \
+  }
+
+// What belongs to the calls, which are in order of their numbers: all that have a number between, or of these
+// those that don't rest.
+Status ReadParts(store::Database& database, std::vector<StoredCall>* calls, bool live) {
+  static constexpr std::string_view kOutputs[] = LIVE_AND_ALL("k.id, k.idx, k.status", "output_key");
+  static constexpr std::string_view kInputs[] = LIVE_AND_ALL("k.id, LENGTH(k.payload)", "input");
+  static constexpr std::string_view kChunks[] = LIVE_AND_ALL("k.id, LENGTH(k.data)", "chunk");
+  const size_t which = live ? 0 : 1;
+  const store::Params range = {calls->front().row.number, calls->back().row.number};
+  const auto each = [&](std::string_view sql, const std::function<void(StoredCall&, Row&)>& take) {
+    size_t at = 0;
+    return database.ForEach(sql, range, [&](Row& row) -> Status {
+      while (at < calls->size() && (*calls)[at].row.number < CallOf(row)) ++at;
+      if (at < calls->size() && (*calls)[at].row.number == CallOf(row)) take((*calls)[at], row);
+      return {};
+    });
+  };
   RETURN_IF_ERROR(
-      EachCall(database, "SELECT " CALL_COLUMNS "WHERE resting_at = 0 ORDER BY number", {}, visitor.call));
-  return EachCall(database,
-                  "SELECT " CALL_COLUMNS "WHERE resting_at != 0 AND (resting_at < 0 OR resting_at >= ?)",
-                  {resting_since}, [&](CallRow call) {
-                    if (call.resting_at < 0) return visitor.dropping(call.number);
-                    visitor.resting(std::move(call));
-                  });
+      each(kOutputs[which], [](StoredCall& call, Row& row) { call.outputs.push_back(ReadKey(row)); }));
+  RETURN_IF_ERROR(
+      each(kInputs[which], [](StoredCall& call, Row& row) { call.inputs.push_back(ReadInputKey(row)); }));
+  return each(kChunks[which], [](StoredCall& call, Row& row) {
+    call.chunks.push_back({LowOf(row), static_cast<uint64_t>(row.Int(1))});
+  });
 }
 
-}  // namespace
+Status LoadCalls(store::Database& database, const JournalVisitor& visitor) {
+  constexpr size_t kAtOnce = 1000;
+  for (int64_t after = -1;;) {
+    std::vector<StoredCall> calls;
+    RETURN_IF_ERROR(EachCall(
+        database, "SELECT " CALL_COLUMNS "WHERE resting_at = 0 AND number > ? ORDER BY number LIMIT ?",
+        {after, kAtOnce}, [&](CallRow row) { calls.emplace_back().row = std::move(row); }));
+    if (calls.empty()) return {};
+    after = calls.back().row.number;
+    RETURN_IF_ERROR(ReadParts(database, &calls, true));
+    for (StoredCall& call : calls) visitor.call(std::move(call));
+  }
+}
 
-Status Journal::Load(const JournalVisitor& visitor, double resting_since) {
-  RETURN_IF_ERROR(LoadFunctions(*database_, visitor));
-  RETURN_IF_ERROR(LoadCalls(*database_, visitor, resting_since));
-  // By call: of those that rest, which may be millions, nothing is read. CROSS JOIN: in this order, where the
-  // planner may walk all outputs for each call.
-  RETURN_IF_ERROR(
-      database_->ForEach("SELECT k.id, k.idx, k.status FROM call c CROSS JOIN output_key k ON k.id BETWEEN "
-                         "c.number * 4294967296 AND "
-                         "c.number * 4294967296 + 4294967295 WHERE c.resting_at = 0 ORDER BY c.number, k.id",
-                         {}, [&](Row& row) -> Status {
-                           visitor.output(CallOf(row), ReadKey(row));
-                           return {};
-                         }));
-  RETURN_IF_ERROR(database_->ForEach(
-      "SELECT id, input_id, method, attempt, payload FROM input ORDER BY id", {}, [&](Row& row) -> Status {
-        visitor.input({CallOf(row), LowOf(row), static_cast<uint32_t>(row.Int(3)), row.TakeText(1),
-                       row.TakeText(2), Share(row.TakeText(4))});
-        return {};
-      }));
-  RETURN_IF_ERROR(database_->ForEach(
-      "SELECT k.id, LENGTH(k.data) FROM call c CROSS JOIN chunk k ON k.id BETWEEN c.number * 4294967296 AND "
-      "c.number * 4294967296 + 4294967295 WHERE c.resting_at = 0 ORDER BY c.number, k.id",
-      {}, [&](Row& row) -> Status {
-        visitor.chunk(CallOf(row), {LowOf(row), static_cast<uint64_t>(row.Int(1))});
-        return {};
-      }));
-  return database_->ForEach(
+Status LoadTasks(store::Database& database, const JournalVisitor& visitor) {
+  return database.ForEach(
       "SELECT task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, "
       "environment, state, ip, exit_text, "
       "restricted, ended, pid, enqueued_at, started_at, finished_at FROM task WHERE ended = 0",
@@ -112,6 +122,54 @@ Status Journal::Load(const JournalVisitor& visitor, double resting_since) {
         visitor.task(ReadTask(row));
         return {};
       });
+}
+
+}  // namespace
+
+Status Journal::Load(const JournalVisitor& visitor, double resting_since) {
+  RETURN_IF_ERROR(LoadFunctions(*database_, visitor));
+  RETURN_IF_ERROR(LoadTasks(*database_, visitor));
+  RETURN_IF_ERROR(database_->ForEach("SELECT MAX(number) FROM call", {}, [&](Row& row) -> Status {
+    visitor.last_call(static_cast<uint32_t>(row.Int(0)));
+    return {};
+  }));
+  RETURN_IF_ERROR(LoadCalls(*database_, visitor));
+  return EachCall(*database_,
+                  "SELECT " CALL_COLUMNS "WHERE resting_at != 0 AND (resting_at < 0 OR resting_at >= ?)",
+                  {resting_since}, [&](CallRow call) {
+                    if (call.resting_at < 0) return visitor.dropping(call.number);
+                    visitor.resting(std::move(call));
+                  });
+}
+
+Result<std::vector<InputRow>> Journal::Inputs(const std::vector<InputKey>& keys) {
+  std::vector<InputRow> all;
+  all.reserve(keys.size());
+  for (const InputKey& key : keys) {
+    InputRow& input = all.emplace_back();
+    input.call = key.call;
+    input.idx = key.idx;
+    RETURN_IF_ERROR(database_->ForEach("SELECT input_id, method, attempt, payload FROM input WHERE id = ?",
+                                       {RowId(key.call, key.idx)}, [&](Row& row) -> Status {
+                                         input.input_id = row.TakeText(0);
+                                         input.method = row.TakeText(1);
+                                         input.attempt = static_cast<uint32_t>(row.Int(2));
+                                         input.payload = Share(row.TakeText(3));
+                                         return {};
+                                       }));
+  }
+  return all;
+}
+
+Result<std::vector<InputKey>> Journal::InputKeys(uint32_t call, uint32_t first, size_t most) {
+  std::vector<InputKey> keys;
+  RETURN_IF_ERROR(
+      database_->ForEach("SELECT id, LENGTH(payload) FROM input WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?",
+                         {RowId(call, first), RowId(call, UINT32_MAX), most}, [&](Row& row) -> Status {
+                           keys.push_back(ReadInputKey(row));
+                           return {};
+                         }));
+  return keys;
 }
 
 Result<std::vector<OutputRow>> Journal::Outputs(uint32_t call, const std::vector<uint32_t>& seqs,
@@ -163,28 +221,16 @@ Result<std::vector<ChunkRow>> Journal::Chunks(uint32_t call, uint32_t first, uin
 }
 
 Result<StoredCall> Journal::FindCall(uint32_t number) {
-  StoredCall stored;
+  std::vector<StoredCall> found;
   RETURN_IF_ERROR(EachCall(*database_, "SELECT " CALL_COLUMNS "WHERE number = ?", {number},
-                           [&](CallRow call) { stored.row = std::move(call); }));
-  if (stored.row.number == 0 || stored.row.resting_at == kDropping)
-    return NotFound("no such call in the journal");
-  RETURN_IF_ERROR(
-      database_->ForEach("SELECT id, idx, status FROM output_key WHERE id BETWEEN ? AND ? ORDER BY id",
-                         {RowId(number, 0), RowId(number, UINT32_MAX)}, [&](Row& row) -> Status {
-                           stored.outputs.push_back(ReadKey(row));
-                           return {};
-                         }));
-  RETURN_IF_ERROR(
-      database_->ForEach("SELECT id, LENGTH(data) FROM chunk WHERE id BETWEEN ? AND ? ORDER BY id",
-                         {RowId(number, 0), RowId(number, UINT32_MAX)}, [&](Row& row) -> Status {
-                           stored.chunks.push_back({LowOf(row), static_cast<uint64_t>(row.Int(1))});
-                           return {};
-                         }));
-  return stored;
+                           [&](CallRow call) { found.emplace_back().row = std::move(call); }));
+  if (found.empty() || found[0].row.resting_at == kDropping) return NotFound("no such call in the journal");
+  RETURN_IF_ERROR(ReadParts(*database_, &found, false));
+  return std::move(found[0]);
 }
 
 Status Journal::CallsOf(const std::string& function_id, size_t most,
-                        const std::function<void(const CallRow&, const OutputCounts&)>& take) {
+                        const std::function<void(const CallRow&, const OutputCounts&, uint32_t)>& take) {
   std::vector<CallRow> calls;
   RETURN_IF_ERROR(EachCall(*database_,
                            "SELECT " CALL_COLUMNS
@@ -198,7 +244,16 @@ Status Journal::CallsOf(const std::string& function_id, size_t most,
                              counts.Add(static_cast<int32_t>(row.Int(0)), static_cast<uint32_t>(row.Int(1)));
                              return {};
                            }));
-    take(call, counts);
+    uint32_t pending = 0;
+    if (call.resting_at == 0) {
+      RETURN_IF_ERROR(database_->ForEach("SELECT COUNT(*) FROM input WHERE id BETWEEN ? AND ?",
+                                         {RowId(call.number, 0), RowId(call.number, UINT32_MAX)},
+                                         [&](Row& row) -> Status {
+                                           pending = static_cast<uint32_t>(row.Int(0));
+                                           return {};
+                                         }));
+    }
+    take(call, counts, pending);
   }
   return {};
 }

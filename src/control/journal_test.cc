@@ -39,6 +39,7 @@ class JournalTest : public testing::Test {
     std::vector<CallRow> calls, resting;
     std::vector<uint32_t> dropping;
     std::vector<std::pair<uint32_t, OutputKey>> outputs;
+    std::vector<InputKey> keys;  // of the inputs
     std::vector<InputRow> inputs;
     std::vector<std::pair<uint32_t, ChunkKey>> chunks;
     std::vector<TaskRow> tasks;
@@ -51,13 +52,17 @@ class JournalTest : public testing::Test {
     visitor.function = [&](FunctionInfo info) { found.functions.push_back(std::move(info)); };
     visitor.last_call = [&](uint32_t number) { found.last_call = number; };
     visitor.dropping = [&](uint32_t number) { found.dropping.push_back(number); };
-    visitor.call = [&](CallRow row) { found.calls.push_back(std::move(row)); };
+    visitor.call = [&](StoredCall call) {
+      const uint32_t number = call.row.number;
+      for (const OutputKey& key : call.outputs) found.outputs.emplace_back(number, key);
+      for (const ChunkKey& key : call.chunks) found.chunks.emplace_back(number, key);
+      found.keys.insert(found.keys.end(), call.inputs.begin(), call.inputs.end());
+      found.calls.push_back(std::move(call.row));
+    };
     visitor.resting = [&](CallRow row) { found.resting.push_back(std::move(row)); };
-    visitor.output = [&](uint32_t call, const OutputKey& key) { found.outputs.emplace_back(call, key); };
-    visitor.input = [&](InputRow row) { found.inputs.push_back(std::move(row)); };
-    visitor.chunk = [&](uint32_t call, const ChunkKey& key) { found.chunks.emplace_back(call, key); };
     visitor.task = [&](TaskRow row) { found.tasks.push_back(std::move(row)); };
     found.status = journal_->Load(visitor, resting_since);
+    found.inputs = journal_->Inputs(found.keys).value();
     return found;
   }
   Status Finish(uint32_t call, uint32_t seq, const std::string& result) {
@@ -129,6 +134,7 @@ TEST_F(JournalTest, KeepsWhatWasWritten) {
   ASSERT_EQ(found.inputs.size(), 1u);
   EXPECT_EQ(found.inputs[0].idx, 5u);
   EXPECT_EQ(found.inputs[0].attempt, 2u);
+  EXPECT_EQ(found.keys[0].bytes, 0u);
   ASSERT_EQ(found.outputs.size(), 1u);
   EXPECT_EQ(found.outputs[0].first, 7u);
   EXPECT_EQ(found.outputs[0].second.seq, 1u);
