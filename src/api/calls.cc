@@ -13,6 +13,7 @@ using control::CallEngine;
 using google::protobuf::Empty;
 
 constexpr char kService[] = "modal.client.ModalClient";
+constexpr float kRetryAfterSecs = 1;
 constexpr uint32_t kMostOutstanding = 1000;  // of a map's inputs, as the client's own default
 
 // The journal reads these from bytes.
@@ -65,6 +66,19 @@ void FillInputs(const std::vector<control::PutInput>& inputs, Out* out) {
   }
 }
 
+// A client puts a map's inputs again by itself when they are too many. For a call of its own it does so only
+// if it is told when; unlike other errors it doesn't count as a failed try.
+Status Later(const Status& status) {
+  if (status.code() != Code::kResourceExhausted) return status;
+  pb::RPCRetryPolicy policy;
+  policy.set_retry_after_secs(kRetryAfterSecs);
+  pb::RPCStatus details;
+  details.set_code(static_cast<int32_t>(status.code()));
+  details.set_message(status.message());
+  details.add_details()->PackFrom(policy, "type.modal.com/");
+  return status.WithDetails(details.SerializeAsString());
+}
+
 void Map(CallEngine& engine, const pb::FunctionMapRequest& request, const rpc::Ctx& ctx,
          const rpc::Reply<pb::FunctionMapResponse>& reply) {
   auto scope = ScopeOf(*ctx);
@@ -87,7 +101,7 @@ void Map(CallEngine& engine, const pb::FunctionMapRequest& request, const rpc::C
           : static_cast<int32_t>(request.function_call_invocation_type());
   call.inputs = std::move(*inputs);
   engine.CreateCall(std::move(call), [reply](Result<control::CreatedCall> created) {
-    if (!created.ok()) return reply(created.status());
+    if (!created.ok()) return reply(Later(created.status()));
     pb::FunctionMapResponse response;
     response.set_function_call_id(created->call_id);
     FillInputs(created->inputs, response.mutable_pipelined_inputs());

@@ -57,6 +57,11 @@ TEST(Ids, HaveTheClientsShape) {
   EXPECT_EQ(Sha256Hex(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
   EXPECT_EQ(Md5Hex(""), "d41d8cd98f00b204e9800998ecf8427e");
   EXPECT_EQ(Base64Encode("a"), "YQ==");
+  for (const std::string raw : {"", "a", "ab", "abc", "\xff\xfe="}) {
+    EXPECT_EQ(Base64Decode(Base64Encode(raw)), raw);
+  }
+  EXPECT_EQ(Base64Decode("YQ"), "a");
+  EXPECT_EQ(Base64Decode("no base64!"), "");
 }
 
 TEST(Strand, RunsInOrderAndTimersCancel) {

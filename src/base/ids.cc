@@ -119,6 +119,20 @@ std::string Base64Encode(std::string_view raw) {
   return out;
 }
 
+std::string Base64Decode(std::string_view text) {
+  std::string padded(text);
+  while (padded.size() % 4 != 0) padded += '=';
+  std::string out(padded.size() / 4 * 3, '\0');
+  const int size =
+      EVP_DecodeBlock(reinterpret_cast<unsigned char*>(out.data()),
+                      reinterpret_cast<const unsigned char*>(padded.data()), static_cast<int>(padded.size()));
+  if (size < 0) return "";
+  size_t padding = 0;
+  while (padding < 2 && padded.size() > padding && padded[padded.size() - 1 - padding] == '=') ++padding;
+  out.resize(static_cast<size_t>(size) - padding);
+  return out;
+}
+
 std::string Base64UrlEncode(std::string_view raw) {
   std::string out = Base64Encode(raw);
   while (!out.empty() && out.back() == '=') out.pop_back();

@@ -27,6 +27,8 @@ std::string HmacSha256Hex(std::string_view key, std::string_view data);
 std::string HexEncode(std::string_view raw);
 std::string Base64Encode(std::string_view raw);
 std::string Base64UrlEncode(std::string_view raw);  // without padding
+// With padding or without. "" of what is no base64.
+std::string Base64Decode(std::string_view text);
 // SHA-256 of what comes in pieces: all of it at once may be more than memory should hold. One thread at a
 // time.
 class Sha256Stream {

@@ -47,7 +47,7 @@ std::string_view CodeName(Code code) {
 }
 
 Status::Status(Code code, std::string message, int error) {
-  if (code != Code::kOk) state_ = std::make_shared<const State>(State{code, error, std::move(message)});
+  if (code != Code::kOk) state_ = std::make_shared<const State>(State{code, error, std::move(message), {}});
 }
 
 const std::string& Status::message() const {
@@ -55,11 +55,25 @@ const std::string& Status::message() const {
   return ok() ? empty : state_->message;
 }
 
+const std::string& Status::details() const {
+  static const std::string empty;
+  return ok() ? empty : state_->details;
+}
+
+Status Status::WithDetails(std::string details) const {
+  if (ok()) return *this;
+  Status with;
+  with.state_ =
+      std::make_shared<const State>(State{state_->code, state_->error, state_->message, std::move(details)});
+  return with;
+}
+
 Status Status::With(std::string_view context) && { return static_cast<const Status&>(*this).With(context); }
 
 Status Status::With(std::string_view context) const& {
   if (ok()) return *this;
-  return Status(state_->code, std::string(context) + ": " + state_->message, state_->error);
+  return Status(state_->code, std::string(context) + ": " + state_->message, state_->error)
+      .WithDetails(state_->details);
 }
 
 std::string Status::ToString() const {

@@ -49,6 +49,10 @@ class [[nodiscard]] Status {
   const std::string& message() const;
   // The errno behind it, 0 if none.
   int error() const { return ok() ? 0 : state_->error; }
+  // What goes with it to who called: a serialized google.rpc.Status, as gRPC's header grpc-status-details-bin
+  // has it. Empty = nothing.
+  const std::string& details() const;
+  Status WithDetails(std::string details) const;  // does nothing to OK
 
   // Puts "context: " before the message; does nothing to OK.
   Status With(std::string_view context) &&;
@@ -61,7 +65,7 @@ class [[nodiscard]] Status {
   struct State {
     Code code;
     int error;
-    std::string message;
+    std::string message, details;
   };
   std::shared_ptr<const State> state_;  // null = OK; shared, so that copies are cheap
 };

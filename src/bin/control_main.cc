@@ -45,6 +45,8 @@ class Control {
     engine.journal_path = args_.state_dir + "/calls.db";
     engine.logs = logs_.get();
     engine.result_text = api::ResultText;
+    engine.max_queued_inputs = args_.queued_inputs;
+    engine.max_queued_bytes = args_.queued_bytes;
     const MemoryShares memory = SharesOfMemory(args_);
     engine.max_ready_bytes = std::min(engine.max_ready_bytes, memory.queued);
     engine.max_chunk_bytes = std::min(engine.max_chunk_bytes, memory.chunks);

@@ -65,6 +65,10 @@ Result<DaemonArgs> ParseArgs(int argc, char** argv) {
       args.denied_networks.push_back(value);
     } else if (key == "--deny-private") {
       args.deny_private = value == "1";
+    } else if (key == "--queued-inputs") {
+      RETURN_IF_ERROR(ParseNumber(key, value, &args.queued_inputs));
+    } else if (key == "--queued-bytes") {
+      RETURN_IF_ERROR(ParseNumber(key, value, &args.queued_bytes));
     } else if (key == "--list-stopped") {
       RETURN_IF_ERROR(ParseNumber(key, value, &args.list_stopped_s));
     } else if (key == "--app-log-quota") {

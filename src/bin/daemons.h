@@ -31,6 +31,8 @@ struct DaemonArgs {
   uint32_t build_timeout_s = 4 * 3600;
   std::vector<std::string> denied_networks;
   bool deny_private = false;
+  uint64_t queued_inputs = 8'000'000;  // control: unfinished inputs of all, and the bytes of their arguments
+  uint64_t queued_bytes = uint64_t{32} << 30;
   uint64_t list_stopped_s = 3600;                // control: how long a list of apps shows a stopped one
   uint64_t app_log_bytes = uint64_t{256} << 20;  // control: of one app or build, and of all
   uint64_t log_bytes = uint64_t{4} << 30;

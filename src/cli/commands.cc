@@ -54,6 +54,15 @@ void AddUp(CLI::App& app, Session& session) {
   command->add_flag("--deny-private", options->deny_private,
                     "Let containers reach public addresses only: not 10/8, 172.16/12, 192.168/16, 100.64/10");
   command
+      ->add_option("--queued-inputs", options->queued_inputs,
+                   "Inputs that may wait or run, in all; a quarter of them a function")
+      ->check(CLI::Range(4u, 1'000'000'000u))
+      ->capture_default_str();
+  command
+      ->add_option("--queued-bytes", options->queued_bytes,
+                   "Bytes of their arguments, on disk, as in 32GiB; a quarter of them a function")
+      ->transform(CLI::AsSizeValue(false));
+  command
       ->add_option("--list-stopped", options->list_stopped_s,
                    "Seconds for which `modal app list` shows an app that has stopped")
       ->check(CLI::Range(0, 365 * 86400))

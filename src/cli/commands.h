@@ -31,6 +31,8 @@ struct UpOptions {
   uint32_t build_timeout_s = 4 * 3600;
   std::vector<std::string> denied_networks;  // IPv4, as in 10.1.0.0/16: reached by no container
   bool deny_private = false;
+  uint64_t queued_inputs = 8'000'000;  // unfinished inputs of all, and the bytes of their arguments
+  uint64_t queued_bytes = uint64_t{32} << 30;
   uint64_t list_stopped_s = 3600;                // how long stopped apps are listed
   uint64_t app_log_bytes = uint64_t{256} << 20;  // kept of one app's log, and of all
   uint64_t log_bytes = uint64_t{4} << 30;

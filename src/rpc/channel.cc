@@ -13,6 +13,7 @@
 #include <mutex>
 #include <optional>
 
+#include "base/ids.h"
 #include "base/log.h"
 #include "rpc/acceptor.h"
 #include "rpc/connection.h"
@@ -65,8 +66,9 @@ Status StatusOf(const Headers& trailers) {
   if (code.empty() || error != std::errc() || end != code.data() + code.size())
     return Internal("the other side answered without a status");
   if (number == 0) return {};
-  return {number >= 1 && number <= 16 ? static_cast<Code>(number) : Code::kUnknown,
-          DecodeStatusText(trailers.Get("grpc-message"))};
+  return Status(number >= 1 && number <= 16 ? static_cast<Code>(number) : Code::kUnknown,
+                DecodeStatusText(trailers.Get("grpc-message")))
+      .WithDetails(Base64Decode(trailers.Get(kDetailsField)));
 }
 
 // One call. Its stream holds it until it is over; the caller as long as it likes.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "base/ids.h"
 #include "rpc/wire.h"
 
 namespace lydian::rpc {
@@ -34,6 +35,7 @@ Fields StatusFields(const Status& status) {
   Fields fields;
   fields.Set("grpc-status", std::to_string(static_cast<int>(status.code())));
   if (!status.ok()) fields.Set("grpc-message", EncodeStatusText(SafeStatusText(status.message())));
+  if (!status.details().empty()) fields.Set(kDetailsField, Base64Encode(status.details()));
   return fields;
 }
 

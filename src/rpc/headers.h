@@ -63,7 +63,8 @@ class Fields {
   std::vector<std::pair<std::string, std::string>> fields_;
 };
 
-// How a call ends: "grpc-status", and the text of an error.
+// How a call ends: "grpc-status", the text of an error, and its details under this name (base64).
+constexpr std::string_view kDetailsField = "grpc-status-details-bin";
 Fields StatusFields(const Status& status);
 
 }  // namespace lydian::rpc

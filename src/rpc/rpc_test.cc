@@ -109,7 +109,7 @@ class RpcTest : public testing::TestWithParam<std::string> {
                           held_.push_back(reply);
                           holding_.set_value();
                         } else if (once_fails_) {
-                          reply(Unavailable("later"));
+                          reply(Unavailable("later").WithDetails("\x08\x0e\xff"));
                         } else {
                           reply("run " + std::to_string(once_));
                         }
@@ -369,7 +369,9 @@ TEST_P(RpcTest, RepeatsAreReplayed) {
 TEST_P(RpcTest, ErrorsAreNotReplayed) {
   once_fails_ = true;
   const Metadata key = {{"x-idempotency-key", "k1"}};
-  EXPECT_EQ(Call("Once", "", key).status().code(), Code::kUnavailable);
+  const Status failed = Call("Once", "", key).status();
+  EXPECT_EQ(failed.code(), Code::kUnavailable);
+  EXPECT_EQ(failed.details(), std::string("\x08\x0e\xff", 3)) << "what goes with an error arrives";
   once_fails_ = false;
   EXPECT_EQ(Call("Once", "", key).value(), "run 2");
 }

@@ -57,3 +57,16 @@ def test_cancel_with_the_container(client, gate):
 @pytest.mark.feature("timeout", "startup_timeout")
 def test_timeouts(entry):
     entry("background", "timeouts")
+
+
+@pytest.mark.feature("spawn: more than may be queued")
+def test_crowd(lydian, entry):
+    """A call that finds no room waits for it, as a map's inputs do."""
+    lydian.stop()
+    lydian.up(options=("--queued-inputs", "40"))  # ten a function
+    try:
+        done = entry("background", "crowd")
+        assert "too many inputs of function slowly are queued (10" in done.text, "nothing was held up"
+    finally:
+        lydian.stop()
+        lydian.up()

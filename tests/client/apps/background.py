@@ -171,3 +171,19 @@ def timeouts():
         assert function.remote("is quick").startswith("ta-"), "the next call works"
     e = raised(Exception, late.get)
     assert "startup timeout of 1 s" in str(e) and "Late" in str(e), repr(e)
+
+
+@app.function(max_containers=1, retries=0)
+def slowly(x):
+    time.sleep(0.1)
+    return x
+
+
+@app.local_entrypoint()
+def crowd():
+    """More calls than may be queued: each is made when there is room."""
+    async def make():
+        calls = await asyncio.gather(*(slowly.spawn.aio(i) for i in range(30)))
+        return await asyncio.gather(*(call.get.aio() for call in calls), *(slowly.remote.aio(100 + i) for i in range(15)))
+    got = asyncio.run(make())
+    assert got == [*range(30), *range(100, 115)], got
