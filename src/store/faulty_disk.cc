@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <condition_variable>
 #include <map>
 #include <mutex>
 #include <random>
@@ -53,8 +54,10 @@ struct FaultyDisk::Impl {
   explicit Impl(uint64_t seed) : random(seed) {}
   // Whether this one fails.
   bool Ask(Op op, const std::string& path, FileState* file);
+  uint64_t Count(Op op, const std::string& suffix) const;
 
   mutable std::mutex mutex;  // guards all below
+  mutable std::condition_variable changed;
   std::mt19937_64 random;
   bool full = false;
   uint64_t refused = 0;
@@ -64,6 +67,7 @@ struct FaultyDisk::Impl {
 
 bool FaultyDisk::Impl::Ask(Op op, const std::string& path, FileState* file) {
   ++file->counts[static_cast<size_t>(op)];
+  changed.notify_all();
   for (Fault& fault : faults) {
     if (fault.op != op || fault.times == 0 || !path.ends_with(fault.suffix)) continue;
     --fault.times;
@@ -116,6 +120,7 @@ int Write(sqlite3_file* file, const void* from, int size, sqlite3_int64 offset) 
   Below(file)->pMethods->xFileSize(Below(file), &has);
   if (open->disk->full && offset + size > has) {
     ++open->disk->refused;
+    open->disk->changed.notify_all();
     errno = ENOSPC;
     return SQLITE_FULL;
   }
@@ -283,18 +288,33 @@ void FaultyDisk::Fail(Op op, const std::string& suffix, int times) {
   impl_->faults.push_back({op, suffix, times});
 }
 
-uint64_t FaultyDisk::Count(Op op, const std::string& suffix) const {
-  std::lock_guard lock(impl_->mutex);
+uint64_t FaultyDisk::Impl::Count(Op op, const std::string& suffix) const {
   uint64_t count = 0;
-  for (const auto& [path, file] : impl_->files) {
+  for (const auto& [path, file] : files) {
     if (path.ends_with(suffix)) count += file.counts[static_cast<size_t>(op)];
   }
   return count;
 }
 
+uint64_t FaultyDisk::Count(Op op, const std::string& suffix) const {
+  std::lock_guard lock(impl_->mutex);
+  return impl_->Count(op, suffix);
+}
+
+bool FaultyDisk::WaitFor(Op op, const std::string& suffix, uint64_t count,
+                         std::chrono::milliseconds most) const {
+  std::unique_lock lock(impl_->mutex);
+  return impl_->changed.wait_for(lock, most, [&] { return impl_->Count(op, suffix) >= count; });
+}
+
 uint64_t FaultyDisk::Refused() const {
   std::lock_guard lock(impl_->mutex);
   return impl_->refused;
+}
+
+bool FaultyDisk::WaitForRefused(uint64_t count, std::chrono::milliseconds most) const {
+  std::unique_lock lock(impl_->mutex);
+  return impl_->changed.wait_for(lock, most, [&] { return impl_->refused >= count; });
 }
 
 Status FaultyDisk::PowerCut(const std::string& from, const std::string& to) {

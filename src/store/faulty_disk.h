@@ -12,6 +12,7 @@
 // databases on it.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -35,8 +36,11 @@ class FaultyDisk {
   void Fail(Op op, const std::string& suffix, int times = 1);
   // How many were asked for, of files whose name ends so.
   uint64_t Count(Op op, const std::string& suffix) const;
+  // Until there were so many; false when that took too long.
+  bool WaitFor(Op op, const std::string& suffix, uint64_t count, std::chrono::milliseconds most) const;
   // How often room was refused.
   uint64_t Refused() const;
+  bool WaitForRefused(uint64_t count, std::chrono::milliseconds most) const;
   // Databases may be open and written meanwhile. `to` is a folder that exists.
   Status PowerCut(const std::string& from, const std::string& to);
 
