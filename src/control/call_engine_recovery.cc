@@ -1,3 +1,6 @@
+#include "base/fd.h"
+#include "base/ids.h"
+#include "base/log.h"
 #include "control/call_engine_core.h"
 
 namespace lydian::control {
@@ -5,11 +8,23 @@ namespace {
 
 constexpr double kKeyKeepSecs = 600;  // as long as idempotency keys are remembered
 
+std::string ThisBoot() {
+  auto id = ReadFile("/proc/sys/kernel/random/boot_id");
+  if (!id.ok()) {
+    LOG_WARN("this boot of the machine has no id: maps get their results again after a restart of control",
+             {{"error", id.status()}});
+    return RandomHex(8);
+  }
+  return id->substr(0, 8);
+}
+
 }  // namespace
 
 EngineCore::EngineCore(EngineOptions options, Clock& clock)
     : options_(std::move(options)),
+      incarnation_(options_.incarnation.empty() ? ThisBoot() : options_.incarnation),
       clock_(clock),
+      ages_(clock, options_.journal_path + "-clock"),
       pool_("engine-io", 2),
       results_pool_("engine-results", 2),
       questions_pool_("engine-asked", 1),
@@ -56,6 +71,7 @@ void EngineCore::RecoverApps(JournalVisitor* visitor) {
 struct EngineCore::Recovered {
   std::unordered_map<uint32_t, Call*> by_number;
   std::vector<uint32_t> orphans;
+  std::set<std::string> damaged;  // functions that can't be read
   std::vector<Input*> inputs;
   Call* Find(uint32_t number) const {
     auto it = by_number.find(number);
@@ -64,10 +80,13 @@ struct EngineCore::Recovered {
 };
 
 void EngineCore::RecoverCalls(JournalVisitor* visitor, Recovered* found) {
+  visitor->damaged_function = [found](const std::string& id) { found->damaged.insert(id); };
   visitor->last_call = [this](uint32_t number) { next_call_ = number + 1; };
   visitor->dropping = [found](uint32_t number) { found->orphans.push_back(number); };
   visitor->call = [this, found](CallRow row) {
     const uint32_t number = row.number;
+    // They stay where they are: once the function has been told again, the next start takes them up.
+    if (found->damaged.contains(row.function_id)) return;
     Call* call = TakeUp(std::move(row));
     if (call == nullptr) return found->orphans.push_back(number);
     found->by_number[number] = call;

@@ -96,11 +96,13 @@ struct StoredCall {
   std::vector<ChunkKey> chunks;    // by idx
 };
 
-// Who takes what a restarted engine finds, row by row, in this order. Payloads of inputs are in it, since the
-// inputs wait for containers; results and generators' data are not.
+// Who takes what a restarted engine finds, row by row, in this order. A row that makes no sense is left where
+// it is, with an error in the log: it keeps nothing else from being read. Payloads of inputs are in it, since
+// the inputs wait for containers; results and generators' data are not.
 struct JournalVisitor {
   std::function<void(const std::string& app_id, const std::string& state)> app;  // "active", "stopped"
   std::function<void(FunctionInfo)> function;
+  std::function<void(const std::string& function_id)> damaged_function;
   std::function<void(uint32_t number)> last_call;  // the highest number in use
   std::function<void(uint32_t number)> dropping;   // was being dropped, in part
   std::function<void(CallRow)> call;               // those that don't rest

@@ -49,14 +49,28 @@ Status EachCall(store::Database& database, std::string_view sql, const store::Pa
   });
 }
 
+void SetAside(std::string_view table, const std::string& id, std::string_view why) {
+  LOG_ERROR("a damaged row of the journal is left aside",
+            {{"table", table}, {"id", id.substr(0, 60)}, {"error", why}});
+}
+
 Status LoadFunctions(store::Database& database, const JournalVisitor& visitor) {
   RETURN_IF_ERROR(database.ForEach("SELECT app_id, state FROM app", {}, [&](Row& row) -> Status {
+    if (row.Text(0).empty() || (row.Text(1) != "active" && row.Text(1) != "stopped")) {
+      SetAside("app", row.Text(0), "its state is none: '" + row.Text(1).substr(0, 40) + "'");
+      return {};
+    }
     visitor.app(row.Text(0), row.Text(1));
     return {};
   }));
   return database.ForEach("SELECT function_id, app_id, info FROM function", {}, [&](Row& row) -> Status {
-    ASSIGN_OR_RETURN(FunctionInfo info, DecodeFunction(row.Text(0), row.Text(1), row.Text(2)));
-    visitor.function(std::move(info));
+    auto info = DecodeFunction(row.Text(0), row.Text(1), row.Text(2));
+    if (info.ok()) {
+      visitor.function(std::move(info).value());
+    } else {
+      SetAside("function", row.Text(0), info.status().message());
+      visitor.damaged_function(row.Text(0));
+    }
     return {};
   });
 }
@@ -66,8 +80,12 @@ Status LoadCalls(store::Database& database, const JournalVisitor& visitor, doubl
     visitor.last_call(static_cast<uint32_t>(row.Int(0)));
     return {};
   }));
-  RETURN_IF_ERROR(
-      EachCall(database, "SELECT " CALL_COLUMNS "WHERE resting_at = 0 ORDER BY number", {}, visitor.call));
+  RETURN_IF_ERROR(EachCall(
+      database, "SELECT " CALL_COLUMNS "WHERE resting_at = 0 ORDER BY number", {}, [&](CallRow call) {
+        if (call.number != 0 && !call.call_id.empty() && !call.function_id.empty())
+          return visitor.call(std::move(call));
+        SetAside("call", std::to_string(call.number), "its id or its function is missing");
+      }));
   return EachCall(database,
                   "SELECT " CALL_COLUMNS "WHERE resting_at != 0 AND (resting_at < 0 OR resting_at >= ?)",
                   {resting_since}, [&](CallRow call) {
@@ -93,6 +111,10 @@ Status Journal::Load(const JournalVisitor& visitor, double resting_since) {
                          }));
   RETURN_IF_ERROR(database_->ForEach(
       "SELECT id, input_id, method, attempt, payload FROM input ORDER BY id", {}, [&](Row& row) -> Status {
+        if (row.Text(1).empty()) {
+          SetAside("input", std::to_string(row.Int(0)), "its id is missing");
+          return {};
+        }
         visitor.input({CallOf(row), LowOf(row), static_cast<uint32_t>(row.Int(3)), row.TakeText(1),
                        row.TakeText(2), Share(row.TakeText(4))});
         return {};
