@@ -110,7 +110,8 @@ Status SqliteConnection::Error(int code, std::string_view what) const {
     case SQLITE_TOOBIG:
       return InvalidArgument(text);
     case SQLITE_IOERR: {
-      if (code == SQLITE_IOERR_NOMEM) return ResourceExhausted(text);
+      // Neither is the disk under the database: memory, and a folder for what a query sorts.
+      if (code == SQLITE_IOERR_NOMEM || code == SQLITE_IOERR_GETTEMPPATH) return ResourceExhausted(text);
       Status status(Code::kInternal, text, error);
       if (fails_at_ != FailsAt::kNothing) DiskFailed(status);
       return status;
