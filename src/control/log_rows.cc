@@ -87,7 +87,7 @@ Status Unwanted() { return Cancelled("whoever asked has gone"); }
 Result<LogPageFill> ReadLogPage(store::Database& database, int64_t stream, uint64_t after, uint64_t last,
                                 const LogFilter& filter, size_t most, const std::function<bool()>& wanted) {
   LogPageFill filling{{}, 0, most};
-  const Status end = Cancelled("");  // how the walk is ended at a full page
+  Status end = Cancelled("");  // how the walk is ended at a full page
   const int64_t end_id = LogRowId(stream, last);
   for (int64_t from = LogRowId(stream, after); from < end_id;) {
     if (!wanted()) return Unwanted();
@@ -118,7 +118,7 @@ Result<LogStore::Page> ReadNewestLogs(store::Database& database, int64_t stream,
   LogStore::Page page;
   uint64_t bytes = 0;
   bool over = false;
-  const Status end = Cancelled("");  // how the walk is ended
+  Status end = Cancelled("");  // how the walk is ended
   const int64_t begin = LogRowId(stream, 0);
   for (int64_t to = LogRowId(stream, UINT32_MAX); to > begin && !over;) {
     if (!wanted()) return Unwanted();

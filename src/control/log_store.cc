@@ -319,7 +319,8 @@ class SqliteLogStore : public LogStore {
     Status status = Write(changes);
     if (!status.ok() && !Passes(status) && changes.size() > 1) {
       LOG_WARN("logs could not be stored together; each is tried alone", {{"error", status}});
-      std::vector<Change> all = std::move(changes);
+      std::vector<Change> all;
+      all.swap(changes);
       size_t done = 0;
       for (status = {}; done < all.size(); ++done) {
         changes.clear();
