@@ -2,8 +2,29 @@
 
 #include <pthread.h>
 
+#include <cstdlib>
+#include <exception>
+
+#include "base/log.h"
+
 namespace lydian {
 namespace {
+
+// Who calls may catch exceptions for its own sake (a handler of an RPC): what ran here must not be passed
+// over with it.
+void RunOrDie(const Task& task, const std::string& name) noexcept {
+  try {
+    task();
+  } catch (const std::exception& e) {
+    LOG_ERROR("a task threw an exception, which ends this process",
+              {{"executor", name}, {"error", e.what()}});
+    std::abort();
+  } catch (...) {
+    LOG_ERROR("a task threw what is no exception, which ends this process", {{"executor", name}});
+    std::abort();
+  }
+}
+
 void NameThread(const std::string& name) { pthread_setname_np(pthread_self(), name.substr(0, 15).c_str()); }
 }  // namespace
 
@@ -43,7 +64,7 @@ void Strand::RunHere(std::unique_lock<std::mutex>& lock, Task task) {
   busy_ = true;
   runner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
   lock.unlock();
-  task();
+  RunOrDie(task, name_);
   task = nullptr;
   lock.lock();
   runner_.store({}, std::memory_order_relaxed);
@@ -57,7 +78,7 @@ bool Strand::Quiet() const {
 
 void Strand::Dispatch(Task task) {
   if (OnStrand()) {
-    task();
+    RunOrDie(task, name_);
   } else {
     Post(std::move(task));
   }
@@ -123,7 +144,7 @@ void Strand::Loop() {
     runner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
     lock.unlock();
     for (Ready& ready : batch) {
-      ready.task();
+      RunOrDie(ready.task, name_);
       ready.task = nullptr;
     }
     batch.clear();
@@ -175,7 +196,7 @@ void Pool::Loop() {
     Task task = std::move(ready_.front());
     ready_.pop_front();
     lock.unlock();
-    task();
+    RunOrDie(task, name_);
     task = nullptr;
     lock.lock();
   }

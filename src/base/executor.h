@@ -4,6 +4,8 @@
 //
 // Thread-safety: Post, PostAt and Cancel from any thread. Ownership: functions are owned until run; those
 // left at Stop() are destroyed unrun. A name goes into thread names and metrics.
+// Errors: functions throw nothing. An exception that one throws all the same has left something half done, so
+// it ends the process, on whatever thread it runs; the line in the log has the executor's name.
 #pragma once
 
 #include <atomic>

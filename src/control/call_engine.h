@@ -66,6 +66,9 @@ struct EngineOptions {
   Millis acked_keep{60'000};       // fetched results of synchronous calls, should the answer have been lost
   Millis stopped_keep{300'000};    // synchronous calls of a stopped app
   Millis cancel_patience{30'000};  // for a container to end a cancelled input, before it is killed
+  // Within which the cursors of polls are good: what was committed is there until the machine goes down. "" =
+  // this boot of the machine.
+  std::string incarnation;
 };
 
 // Who asks: everything is looked up within it.

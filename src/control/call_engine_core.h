@@ -20,6 +20,7 @@
 #include <unordered_set>
 
 #include "base/log.h"
+#include "base/patient_clock.h"
 #include "control/call_engine_state.h"
 #include "sched/autoscaler.h"
 
@@ -132,7 +133,7 @@ class EngineCore : public WorkerEvents {
   void DropCall(Call* call);
   void DropNow(const std::vector<Call*>& calls);
   void DropRows(std::vector<uint32_t> calls, std::function<void()> then = nullptr);
-  void DropOldCalls();
+  void DropOldCalls(double now);  // by ages_
   void DropFunctions();
   void Housekeeping();
 
@@ -184,7 +185,8 @@ class EngineCore : public WorkerEvents {
     std::vector<size_t> places;
     uint64_t room = 0;    // bytes that these may have
     uint32_t cursor = 0;  // of the poll
-    void SetCursor();     // of the page
+    std::string_view incarnation;
+    void SetCursor();  // of the page
   };
   void ServePoll(const std::shared_ptr<Poll>& poll);
   void AnswerNews(const std::shared_ptr<Poll>& poll, Collected collected);
@@ -275,7 +277,9 @@ class EngineCore : public WorkerEvents {
   void RecoveryOver(const std::string& worker_id);
 
   const EngineOptions options_;
+  const std::string incarnation_;
   Clock& clock_;
+  PatientClock ages_;  // on the strand
   TaskSpecSource* spec_source_ = nullptr;
   std::function<size_t()> workspace_count_ = [] { return size_t{1}; };
 

@@ -14,10 +14,14 @@ constexpr size_t kMostOutputs = 1000;
 constexpr size_t kMostBytes = size_t{16} << 20;
 constexpr Millis kLongestPoll{55'000};
 
-uint32_t CursorOf(const std::string& last_entry_id) {
+// 0, that is all from the start, for one of another incarnation: the outputs that it has counted may be lost
+// with the machine's power, and others have their numbers. Clients know what they have by its index.
+uint32_t CursorOf(std::string_view last_entry_id, std::string_view incarnation) {
   uint32_t cursor = 0;
-  std::from_chars(last_entry_id.data(), last_entry_id.data() + last_entry_id.size(), cursor);
-  return cursor;
+  const char* end = last_entry_id.data() + last_entry_id.size();
+  const auto [rest, error] = std::from_chars(last_entry_id.data(), end, cursor);
+  if (error != std::errc() || rest == end || *rest != '-') return 0;
+  return std::string_view(rest + 1, end) == incarnation ? cursor : 0;
 }
 
 bool Ranged(const OutputsQuery& query) { return query.start_idx.has_value(); }
@@ -50,7 +54,7 @@ void EngineCore::GetOutputs(uint64_t handle, Call* call, OutputsQuery query,
   auto poll = std::make_shared<Poll>();
   poll->id = handle;
   poll->call = call;
-  poll->cursor = CursorOf(query.last_entry_id);
+  poll->cursor = CursorOf(query.last_entry_id, incarnation_);
   poll->query = std::move(query);
   poll->reply = std::move(reply);
   // What a map's reader has got needs no memory; should the answer have been lost, the journal has it.
@@ -76,12 +80,13 @@ void EngineCore::GetOutputs(uint64_t handle, Call* call, OutputsQuery query,
 void EngineCore::Collected::SetCursor() {
   uint32_t last = cursor;
   for (const OutputView& output : page.outputs) last = std::max(last, output.seq);
-  page.last_entry_id = std::to_string(last) + "-0";
+  page.last_entry_id = std::to_string(last) + "-" + std::string(incarnation);
 }
 
 EngineCore::Collected EngineCore::Collect(Call* call, const Poll& poll) const {
   Collected out;
   out.cursor = poll.cursor;
+  out.incarnation = incarnation_;
   const size_t most =
       poll.query.max_values == 0 ? kMostOutputs : std::min(poll.query.max_values, kMostOutputs);
   std::vector<size_t> positions;

@@ -1,5 +1,8 @@
 #include <future>
 
+#include "base/fd.h"
+#include "base/ids.h"
+#include "base/log.h"
 #include "control/call_engine_core.h"
 
 namespace lydian::control {
@@ -7,11 +10,23 @@ namespace {
 
 constexpr double kKeyKeepSecs = 600;  // as long as idempotency keys are remembered
 
+std::string ThisBoot() {
+  auto id = ReadFile("/proc/sys/kernel/random/boot_id");
+  if (!id.ok()) {
+    LOG_WARN("this boot of the machine has no id: maps get their results again after a restart of control",
+             {{"error", id.status()}});
+    return RandomHex(8);
+  }
+  return id->substr(0, 8);
+}
+
 }  // namespace
 
 EngineCore::EngineCore(EngineOptions options, Clock& clock)
     : options_(std::move(options)),
+      incarnation_(options_.incarnation.empty() ? ThisBoot() : options_.incarnation),
       clock_(clock),
+      ages_(clock, options_.journal_path + "-clock"),
       pool_("engine-io", 2),
       results_pool_("engine-results", 2),
       inputs_pool_("engine-inputs", 1),
@@ -62,7 +77,12 @@ void EngineCore::RecoverApps(JournalVisitor* visitor) {
 void EngineCore::RecoverCalls(JournalVisitor* visitor, std::vector<uint32_t>* orphans) {
   visitor->last_call = [this](uint32_t number) { next_call_ = number + 1; };
   visitor->dropping = [orphans](uint32_t number) { orphans->push_back(number); };
-  visitor->call = [this, orphans](StoredCall stored) { RecoverCall(std::move(stored), orphans); };
+  auto damaged = std::make_shared<std::set<std::string>>();  // functions that can't be read
+  visitor->damaged_function = [damaged](const std::string& id) { damaged->insert(id); };
+  visitor->call = [this, orphans, damaged](StoredCall stored) {
+    // They stay where they are: once the function has been told again, the next start takes them up.
+    if (!damaged->contains(stored.row.function_id)) RecoverCall(std::move(stored), orphans);
+  };
   visitor->resting = [this](CallRow row) {
     if (!row.idempotency_key.empty())
       KeepKey(KeyDigest(row.idempotency_key), nullptr, row.call_id, row.created_at);

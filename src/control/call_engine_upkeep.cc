@@ -108,14 +108,13 @@ void EngineCore::ForgetKeys() {
 }
 
 // Of those that rest. Again, as long as there are more.
-void EngineCore::DropOldCalls() {
+void EngineCore::DropOldCalls(double now) {
   constexpr size_t kMost = 1000;
-  const double now = UnixSeconds();
   const double stopped = now - std::chrono::duration<double>(options_.stopped_keep).count();
   pool_.Post([this, now, stopped] {
     auto old = std::make_shared<Result<std::vector<Journal::OldCall>>>(
         journal_->OldCalls(now - kSyncKeepSecs, stopped, now - kAsyncKeepSecs, kMost));
-    strand_.Post([this, old] {
+    strand_.Post([this, old, now] {
       if (!old->ok()) return LOG_WARN("old calls could not be looked for", {{"error", old->status()}});
       std::vector<uint32_t> numbers;
       for (const Journal::OldCall& call : **old) {
@@ -125,8 +124,8 @@ void EngineCore::DropOldCalls() {
         }
       }
       if (numbers.empty()) return;
-      DropRows(std::move(numbers), [this, more = (*old)->size() == kMost] {
-        if (more) DropOldCalls();
+      DropRows(std::move(numbers), [this, now, more = (*old)->size() == kMost] {
+        if (more) DropOldCalls(now);
       });
     });
   });
@@ -161,7 +160,7 @@ void EngineCore::DropFunctions() {
 }
 
 void EngineCore::Housekeeping() {
-  const double now = UnixSeconds();
+  const double now = ages_.Look();
   std::vector<Call*> old;
   for (Call* call : idle_) {
     if (!call->polls.empty() || !call->chunk_waits.empty() || call->readers > 0 || call->unfinished > 0 ||
@@ -175,7 +174,7 @@ void EngineCore::Housekeeping() {
     if (age > keep) old.push_back(call);
   }
   DropNow(old);
-  DropOldCalls();
+  DropOldCalls(now);
   DropFunctions();
   ForgetKeys();
   journal_->Append(Journal::DropTasks(now - kTaskKeepSecs));

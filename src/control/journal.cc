@@ -11,11 +11,18 @@
 namespace lydian::control {
 namespace {
 
-// A full disk is tried again this often while something must be written.
-constexpr auto kRoomRetry = std::chrono::milliseconds(500);
+// A full or busy disk is tried again this often while something must be written.
+constexpr auto kRetry = std::chrono::milliseconds(500);
 // What was committed and need not be on the disk at once gets there this long after the journal has come to
 // rest.
 constexpr auto kSyncDelay = std::chrono::milliseconds(200);
+// ... and this long after it was committed when the journal doesn't come to rest.
+constexpr auto kOldestUnsynced = std::chrono::seconds(1);
+
+// Whether a record will fail as often as it is tried.
+bool IsOfItsContent(const Status& status) {
+  return status.code() == Code::kInvalidArgument || status.code() == Code::kAlreadyExists;
+}
 
 }  // namespace
 
@@ -77,15 +84,17 @@ void Journal::Loop() {
   std::unique_lock lock(mutex_);
   while (true) {
     if (committing_) {
+      sync_armed_ = false;  // who commits wakes this thread
       changed_.wait(lock);
       continue;
     }
+    if (SyncIsDue()) Sync(lock);
     if (gathered_.empty()) {
       if (stopping_) break;
       if (!waiting_.empty()) {
-        changed_.wait_for(lock, kRoomRetry);
+        changed_.wait_for(lock, kRetry);
         if (committing_) continue;
-      } else if (unsynced_) {
+      } else if (unsynced_since_) {
         sync_armed_ = true;
         const bool rested = changed_.wait_for(lock, kSyncDelay) == std::cv_status::timeout;
         if (rested && gathered_.empty() && !committing_) Sync(lock);
@@ -108,14 +117,17 @@ void Journal::Loop() {
   if (!waiting_.empty()) CommitGroup(group);
 }
 
+bool Journal::SyncIsDue() const {
+  return unsynced_since_ && std::chrono::steady_clock::now() - *unsynced_since_ >= kOldestUnsynced;
+}
+
 void Journal::Sync(std::unique_lock<std::mutex>& lock) {
-  unsynced_ = false;
   committing_ = true;  // nobody commits into it: that would have to wait for the disk
   lock.unlock();
-  if (Status status = database_->Sync(); !status.ok())
-    LOG_ERROR("the journal could not be put on the disk", {{"error", status}});
+  const bool synced = database_->Sync().ok();  // else this process is about to end
   lock.lock();
   committing_ = false;
+  if (synced) unsynced_since_.reset();
 }
 
 Status Journal::Write(std::vector<Record>& group) {
@@ -148,7 +160,7 @@ void Journal::CommitGroup(std::vector<Record>& group) {
       if (!record.must || waiting_.empty()) {
         one = database_->Transaction([&](store::Session& session) { return record.apply(session); });
       }
-      if (!one.ok() && record.must && one.code() == Code::kResourceExhausted) {
+      if (!one.ok() && record.must && !IsOfItsContent(one)) {
         waiting_.push_back(std::move(record));
         continue;
       }
@@ -157,15 +169,11 @@ void Journal::CommitGroup(std::vector<Record>& group) {
       if (record.done) done.emplace_back(std::move(record.done), std::move(one));
     }
   }
-  unsynced_ = true;
+  if (!unsynced_since_) unsynced_since_ = std::chrono::steady_clock::now();
   if (durable) {
-    Status synced = database_->Sync();
-    if (synced.ok()) {
-      unsynced_ = false;
-    } else {
-      LOG_ERROR("the journal could not be put on the disk", {{"error", synced}});
-      for (auto& [callback, result] : done) result = synced;
-    }
+    // Of what may have been lost nobody is told, neither way: this process is about to end.
+    if (!database_->Sync().ok()) return;
+    unsynced_since_.reset();
   }
   if (done.empty()) return;
   post_([done = std::move(done)] {

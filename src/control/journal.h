@@ -7,7 +7,9 @@
 //
 // Thread-safety: Append and the record makers from any thread. Load before the first Append.
 // Errors: on a full disk a record fails with RESOURCE_EXHAUSTED, unless it is `must` (an output, a task's
-// end): those stay in memory, unacknowledged, and are written once there is room. docs/formats/journal.md.
+// end): those stay in memory, unacknowledged, and are written once there is room, and so they do whatever
+// else keeps them from being written, unless it is their own content. What was committed is on the disk a
+// second later at most. A disk that fails ends the process (store/disk_failure.h). docs/formats/journal.md.
 #pragma once
 
 #include <atomic>
@@ -17,6 +19,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -100,10 +103,12 @@ struct StoredCall {
   std::vector<ChunkKey> chunks;    // by idx
 };
 
-// Who takes what a restarted engine finds, in this order.
+// Who takes what a restarted engine finds, in this order. A row that makes no sense is left where it is, with
+// an error in the log: it keeps nothing else from being read.
 struct JournalVisitor {
   std::function<void(const std::string& app_id, const std::string& state)> app;  // "active", "stopped"
   std::function<void(FunctionInfo)> function;
+  std::function<void(const std::string& function_id)> damaged_function;
   std::function<void(TaskRow)> task;               // alive ones
   std::function<void(uint32_t number)> last_call;  // the highest number in use
   std::function<void(StoredCall)> call;            // those that don't rest, by number
@@ -132,7 +137,7 @@ class Journal {
     std::function<Status(store::Session&)> apply;
     std::function<void(Status)> done;  // on the strand; may be null
     bool durable = false;              // on the disk before done
-    bool must = false;                 // never fails for lack of room: waits for it
+    bool must = false;                 // fails for its own content alone: else it waits
   };
 
   // `post` runs a function on the engine's strand.
@@ -202,6 +207,7 @@ class Journal {
   void Loop();
   void CommitGroup(std::vector<Record>& group);
   Status Write(std::vector<Record>& group);
+  bool SyncIsDue() const;  // so old is what isn't on the disk
   void Sync(std::unique_lock<std::mutex>& lock);
 
   std::unique_ptr<store::Database> database_;
@@ -210,9 +216,11 @@ class Journal {
   std::condition_variable changed_;
   std::vector<Record> gathered_;
   bool stopping_ = false;
-  bool committing_ = false;      // who has set it may touch the database and the two below without the mutex
-  bool sync_armed_ = false;      // the thread will look at unsynced_ by itself
-  bool unsynced_ = false;        // something committed is not on the disk yet
+  bool committing_ =
+      false;  // who has set it may touch the database and `waiting_` and `unsynced_since_` without the mutex
+  bool sync_armed_ = false;  // the thread will look at unsynced_ by itself
+  // Since when something committed is not on the disk yet.
+  std::optional<SteadyTime> unsynced_since_;
   std::vector<Record> waiting_;  // `must` records without room, in order
   std::thread thread_;
 };

@@ -49,14 +49,28 @@ Status EachCall(store::Database& database, std::string_view sql, const store::Pa
   });
 }
 
+void SetAside(std::string_view table, const std::string& id, std::string_view why) {
+  LOG_ERROR("a damaged row of the journal is left aside",
+            {{"table", table}, {"id", id.substr(0, 60)}, {"error", why}});
+}
+
 Status LoadFunctions(store::Database& database, const JournalVisitor& visitor) {
   RETURN_IF_ERROR(database.ForEach("SELECT app_id, state FROM app", {}, [&](Row& row) -> Status {
+    if (row.Text(0).empty() || (row.Text(1) != "active" && row.Text(1) != "stopped")) {
+      SetAside("app", row.Text(0), "its state is none: '" + row.Text(1).substr(0, 40) + "'");
+      return {};
+    }
     visitor.app(row.Text(0), row.Text(1));
     return {};
   }));
   return database.ForEach("SELECT function_id, app_id, info FROM function", {}, [&](Row& row) -> Status {
-    ASSIGN_OR_RETURN(FunctionInfo info, DecodeFunction(row.Text(0), row.Text(1), row.Text(2)));
-    visitor.function(std::move(info));
+    auto info = DecodeFunction(row.Text(0), row.Text(1), row.Text(2));
+    if (info.ok()) {
+      visitor.function(std::move(info).value());
+    } else {
+      SetAside("function", row.Text(0), info.status().message());
+      visitor.damaged_function(row.Text(0));
+    }
     return {};
   });
 }
@@ -102,12 +116,20 @@ Status ReadParts(store::Database& database, std::vector<StoredCall>* calls, bool
 Status LoadCalls(store::Database& database, const JournalVisitor& visitor) {
   constexpr size_t kAtOnce = 1000;
   for (int64_t after = -1;;) {
+    const int64_t before = after;
     std::vector<StoredCall> calls;
     RETURN_IF_ERROR(EachCall(
         database, "SELECT " CALL_COLUMNS "WHERE resting_at = 0 AND number > ? ORDER BY number LIMIT ?",
-        {after, kAtOnce}, [&](CallRow row) { calls.emplace_back().row = std::move(row); }));
-    if (calls.empty()) return {};
-    after = calls.back().row.number;
+        {after, kAtOnce}, [&](CallRow row) {
+          after = row.number;
+          if (row.number != 0 && !row.call_id.empty() && !row.function_id.empty()) {
+            calls.emplace_back().row = std::move(row);
+          } else {
+            SetAside("call", std::to_string(row.number), "its id or its function is missing");
+          }
+        }));
+    if (after == before) return {};
+    if (calls.empty()) continue;
     RETURN_IF_ERROR(ReadParts(database, &calls, true));
     for (StoredCall& call : calls) visitor.call(std::move(call));
   }

@@ -34,7 +34,7 @@ class JournalTest : public testing::Test {
   // What Load finds, in lists.
   struct Found {
     Status status;
-    std::vector<std::string> apps;
+    std::vector<std::string> apps, damaged;
     std::vector<FunctionInfo> functions;
     std::vector<CallRow> calls, resting;
     std::vector<uint32_t> dropping;
@@ -50,6 +50,7 @@ class JournalTest : public testing::Test {
     JournalVisitor visitor;
     visitor.app = [&](const std::string& id, const std::string&) { found.apps.push_back(id); };
     visitor.function = [&](FunctionInfo info) { found.functions.push_back(std::move(info)); };
+    visitor.damaged_function = [&](const std::string& id) { found.damaged.push_back(id); };
     visitor.last_call = [&](uint32_t number) { found.last_call = number; };
     visitor.dropping = [&](uint32_t number) { found.dropping.push_back(number); };
     visitor.call = [&](StoredCall call) {

@@ -48,9 +48,11 @@ void LogPageFill::Offer(const LogFilter& filter, LogRecord record) {
 
 namespace {
 
+constexpr int64_t kSliceRows = 4096;
+
 #define LOG_COLUMNS                                                                    \
   "id, unix_nanos, fd, task_state, task_id, function_id, root_function_id, input_id, " \
-  "function_call_id, container_id, data FROM log WHERE id > ? AND id <= ? "
+  "function_call_id, container_id, data FROM log WHERE id > ? AND id <= ? AND unix_nanos BETWEEN ? AND ? "
 
 LogRecord ReadLogRecord(store::Row& row) {
   LogRecord record;
@@ -68,22 +70,44 @@ LogRecord ReadLogRecord(store::Row& row) {
   return record;
 }
 
+// The first id of those asked for, `otherwise` without one.
+Result<int64_t> FirstId(store::Database& database, std::string_view sql, const store::Params& params,
+                        int64_t otherwise) {
+  RETURN_IF_ERROR(database.ForEach(sql, params, [&](store::Row& row) -> Status {
+    otherwise = row.Int(0);
+    return {};
+  }));
+  return otherwise;
+}
+
+Status Unwanted() { return Cancelled("whoever asked has gone"); }
+
 }  // namespace
 
 Result<LogPageFill> ReadLogPage(store::Database& database, int64_t stream, uint64_t after, uint64_t last,
-                                const LogFilter& filter, size_t most) {
+                                const LogFilter& filter, size_t most, const std::function<bool()>& wanted) {
   LogPageFill filling{{}, 0, most};
-  const Status end = Cancelled("");  // how the walk is ended at a full page
-  const Status status =
-      database.ForEach("SELECT " LOG_COLUMNS "ORDER BY id", {LogRowId(stream, after), LogRowId(stream, last)},
-                       [&](store::Row& row) -> Status {
-                         if (filling.full()) return end;
-                         filling.Offer(filter, ReadLogRecord(row));
-                         return {};
-                       });
-  if (!status.ok() && status.code() != Code::kCancelled) return status;
-  // When it came to the end, lines that have gone since don't make it ask for them again.
-  if (status.ok()) filling.last = last;
+  Status end = Cancelled("");  // how the walk is ended at a full page
+  const int64_t end_id = LogRowId(stream, last);
+  for (int64_t from = LogRowId(stream, after); from < end_id;) {
+    if (!wanted()) return Unwanted();
+    ASSIGN_OR_RETURN(const int64_t to, FirstId(database,
+                                               "SELECT id FROM log WHERE id > ? AND id <= ? ORDER BY id "
+                                               "LIMIT 1 OFFSET ?",
+                                               {from, end_id, kSliceRows - 1}, end_id));
+    const Status status =
+        database.ForEach("SELECT " LOG_COLUMNS "ORDER BY id",
+                         {from, to, filter.since_nanos, filter.until_nanos}, [&](store::Row& row) -> Status {
+                           if (filling.full()) return end;
+                           filling.Offer(filter, ReadLogRecord(row));
+                           return {};
+                         });
+    if (status.code() == Code::kCancelled) return filling;
+    if (!status.ok()) return status;
+    from = to;
+  }
+  // It came to the end: lines that have gone since don't make it ask for them again.
+  filling.last = last;
   return filling;
 }
 
@@ -93,21 +117,32 @@ Result<LogStore::Page> ReadNewestLogs(store::Database& database, int64_t stream,
   constexpr int64_t kSlack = int64_t{3600} * 1'000'000'000;
   LogStore::Page page;
   uint64_t bytes = 0;
-  const Status end = Cancelled("");  // how the walk is ended
-  const Status status =
-      database.ForEach("SELECT " LOG_COLUMNS "ORDER BY id DESC",
-                       {LogRowId(stream, 0), LogRowId(stream, UINT32_MAX)}, [&](store::Row& row) -> Status {
-                         if (page.records.size() >= most || bytes >= most_bytes || !wanted()) return end;
-                         if (filter.since_nanos > kSlack && row.Int(1) < filter.since_nanos - kSlack)
-                           return end;
-                         LogRecord record = ReadLogRecord(row);
-                         if (!MatchesFilter(filter, record) || record.data.find(text) == std::string::npos)
+  bool over = false;
+  Status end = Cancelled("");  // how the walk is ended
+  const int64_t begin = LogRowId(stream, 0);
+  for (int64_t to = LogRowId(stream, UINT32_MAX); to > begin && !over;) {
+    if (!wanted()) return Unwanted();
+    ASSIGN_OR_RETURN(const int64_t first, FirstId(database,
+                                                  "SELECT id FROM log WHERE id > ? AND id <= ? ORDER BY id "
+                                                  "DESC LIMIT 1 OFFSET ?",
+                                                  {begin, to, kSliceRows - 1}, begin + 1));
+    // Older ones are read for the slack's sake; what is younger than its end is passed over.
+    const Status status =
+        database.ForEach("SELECT " LOG_COLUMNS "ORDER BY id DESC", {first - 1, to, 0, filter.until_nanos},
+                         [&](store::Row& row) -> Status {
+                           over = page.records.size() >= most || bytes >= most_bytes ||
+                                  (filter.since_nanos > kSlack && row.Int(1) < filter.since_nanos - kSlack);
+                           if (over) return end;
+                           LogRecord record = ReadLogRecord(row);
+                           if (!MatchesFilter(filter, record) || record.data.find(text) == std::string::npos)
+                             return {};
+                           bytes += LogBytes(record);
+                           page.records.push_back(std::move(record));
                            return {};
-                         bytes += LogBytes(record);
-                         page.records.push_back(std::move(record));
-                         return {};
-                       });
-  if (!status.ok() && status.code() != Code::kCancelled) return status;
+                         });
+    if (!status.ok() && status.code() != Code::kCancelled) return status;
+    to = first - 1;
+  }
   std::reverse(page.records.begin(), page.records.end());
   return page;
 }

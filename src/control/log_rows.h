@@ -33,12 +33,15 @@ struct LogPageFill {
   void Offer(const LogFilter& filter, LogRecord record);
 };
 
+// Both read slices of some thousand rows, so that no statement holds a state of the database for long, and
+// end with CANCELLED between two when `wanted` says no.
+
 // A page of the lines behind `after` up to `last`.
 Result<LogPageFill> ReadLogPage(store::Database& database, int64_t stream, uint64_t after, uint64_t last,
-                                const LogFilter& filter, size_t most);
+                                const LogFilter& filter, size_t most, const std::function<bool()>& wanted);
 
-// From the end until it has `most` lines or bytes, `wanted` says no, or what comes is older than the filter's
-// beginning by so much that no clock's step explains it. In their order.
+// From the end until it has `most` lines or bytes, or what comes is older than the filter's beginning by so
+// much that no clock's step explains it. In their order.
 Result<LogStore::Page> ReadNewestLogs(store::Database& database, int64_t stream, const LogFilter& filter,
                                       const std::string& text, size_t most, uint64_t most_bytes,
                                       const std::function<bool()>& wanted);

@@ -9,15 +9,18 @@
 #include "base/clock.h"
 #include "base/executor.h"
 #include "base/log.h"
+#include "base/patient_clock.h"
 #include "base/text.h"
 #include "control/log_rows.h"
+#include "control/log_store_state.h"
 #include "store/database.h"
 
 namespace lydian::control {
 namespace {
 
 constexpr size_t kTailBytes = 128 << 10;  // kept in memory a stream, for readers that follow
-constexpr auto kRoomRetry = std::chrono::milliseconds(500);
+constexpr auto kRetry = std::chrono::milliseconds(500);
+constexpr size_t kReaders = 3;
 constexpr double kKeepStreamSecs = 30 * 86'400;  // of what has ended, however short its lines may live
 constexpr auto kSweepEvery = std::chrono::hours(1);
 constexpr size_t kAgedRows = 2000;  // of one commit
@@ -31,17 +34,23 @@ Result<uint64_t> TotalBytes(store::Session& session) {
   return static_cast<uint64_t>(rows[0].Int(0));
 }
 
+// What passes by itself: a full disk, a database that another holds.
+bool Passes(const Status& status) {
+  return status.code() == Code::kResourceExhausted || status.code() == Code::kUnavailable;
+}
+
 // A strand owns everything: it commits what has gathered as one transaction and then wakes the readers. Old
-// pages are read by a thread of their own.
+// pages are read by threads of their own.
 class SqliteLogStore : public LogStore {
  public:
-  SqliteLogStore(std::unique_ptr<store::Database> database, LogQuota quota, uint64_t total)
+  SqliteLogStore(std::unique_ptr<store::Database> database, LogQuota quota, uint64_t total, Clock& clock)
       : database_(std::move(database)),
         quota_(quota),
+        ages_(clock, database_->path() + "-clock"),
         total_bytes_(total),
-        readers_("logs-read", 1),
+        readers_("logs-read", kReaders),
         strand_("logs") {
-    strand_.Post([this] { Sweep(); });
+    strand_.Post([this] { Sweep(ages_.Look()); });
   }
   ~SqliteLogStore() override {
     readers_.Stop();
@@ -50,6 +59,7 @@ class SqliteLogStore : public LogStore {
     streams_.clear();
     for (Change& change : waiting_) change.stored = nullptr;
     for (Change& change : gathered_) change.stored = nullptr;
+    retry_ = false;
     Flush();
   }
 
@@ -145,34 +155,9 @@ class SqliteLogStore : public LogStore {
   }
 
  private:
-  struct Change {
-    enum Kind { kAppend, kDone, kReopen } kind;
-    std::string stream;
-    std::vector<LogRecord> records;
-    std::function<void()> stored;
-    std::string task_id;
-    uint64_t stdout_offset = 0, stderr_offset = 0;
-  };
-  // Held by the asker alone; the store has weak pointers.
-  struct Question {
-    std::string stream;
-    uint64_t after = 0;
-    LogFilter filter;
-    size_t most = 0;
-    SteadyTime deadline;
-    bool timer_set = false;
-    std::function<void(Result<Page>)> reply;
-  };
-  struct StreamState {
-    int64_t number = 0;  // 0 = nothing stored
-    uint64_t last = 0;
-    bool done = false;
-    uint64_t bytes = 0, dropped = 0;  // stored; lines that made room
-    uint64_t trimmed = 0;             // the line that says so
-    std::deque<LogRecord> tail;
-    size_t tail_bytes = 0;
-    std::vector<std::weak_ptr<Question>> waiting;
-  };
+  using Change = LogChange;
+  using Question = LogQuestion;
+  using StreamState = LogStreamState;
 
   void Add(Change change) {
     {
@@ -316,28 +301,79 @@ class SqliteLogStore : public LogStore {
     return {};
   }
 
+  // What has gathered, unless it waits for its next try.
   void Flush() {
-    std::vector<Change> group;
     {
       std::lock_guard lock(mutex_);
       flush_posted_ = false;
-      group.swap(gathered_);
+      std::move(gathered_.begin(), gathered_.end(), std::back_inserter(waiting_));
+      gathered_.clear();
     }
-    for (Change& change : group) waiting_.push_back(std::move(change));
-    if (waiting_.empty()) return;
+    if (!waiting_.empty() && !retry_) WriteWaiting();
+  }
+
+  // All in one transaction; if that fails each on its own, so that one change's trouble isn't another's.
+  void WriteWaiting() {
+    std::vector<Change> changes;
+    changes.swap(waiting_);
+    Status status = Write(changes);
+    if (!status.ok() && !Passes(status) && changes.size() > 1) {
+      LOG_WARN("logs could not be stored together; each is tried alone", {{"error", status}});
+      std::vector<Change> all;
+      all.swap(changes);
+      size_t done = 0;
+      for (status = {}; done < all.size(); ++done) {
+        changes.clear();
+        changes.push_back(std::move(all[done]));
+        status = Write(changes);
+        if (Passes(status)) break;
+        if (!status.ok()) Drop(changes[0], status);
+      }
+      if (!Passes(status)) status = {};
+      if (done < all.size())
+        std::move(all.begin() + static_cast<ptrdiff_t>(done) + 1, all.end(), std::back_inserter(changes));
+    } else if (!status.ok() && !Passes(status)) {
+      Drop(changes[0], status);
+      status = {};
+    }
+    if (status.ok()) {
+      if (std::exchange(stuck_, false)) LOG_INFO("logs are stored again");
+      return;
+    }
+    waiting_ = std::move(changes);
+    if (!std::exchange(stuck_, true))
+      LOG_ERROR("logs can't be stored; they are kept and tried again until they can", {{"error", status}});
+    retry_ = true;
+    strand_.PostAfter(kRetry, [this] {
+      retry_ = false;
+      Flush();
+    });
+  }
+
+  // It will fail as often as it is tried. Who waits for it goes on.
+  void Drop(Change& change, const Status& status) {
+    LOG_ERROR("lines of a log are dropped, since they can't be stored", {{"stream", change.stream},
+                                                                         {"lines", change.records.size()},
+                                                                         {"task_id", change.task_id},
+                                                                         {"error", status}});
+    if (change.stored) change.stored();
+  }
+
+  // Either all of it, and then those who wait are told, or nothing.
+  Status Write(std::vector<Change>& changes) {
     // The state that a failed transaction must not leave behind is set after the commit.
     std::map<std::string, StreamState> before;
     const uint64_t total_before = total_bytes_;
-    std::vector<bool> fresh(waiting_.size(), true);
+    std::vector<bool> fresh(changes.size(), true);
     Status status = database_->Transaction([&](store::Session& session) -> Status {
-      for (size_t i = 0; i < waiting_.size(); ++i) {
-        ASSIGN_OR_RETURN(StreamState * state, Find(waiting_[i].stream));
-        if (!before.contains(waiting_[i].stream)) before[waiting_[i].stream] = Scalars(*state);
+      for (size_t i = 0; i < changes.size(); ++i) {
+        ASSIGN_OR_RETURN(StreamState * state, Find(changes[i].stream));
+        if (!before.contains(changes[i].stream)) before[changes[i].stream] = Scalars(*state);
         bool is_fresh = true;
-        RETURN_IF_ERROR(Apply(session, waiting_[i], *state, is_fresh));
+        RETURN_IF_ERROR(Apply(session, changes[i], *state, is_fresh));
         fresh[i] = is_fresh;
-        if (is_fresh) state->last += waiting_[i].records.size();
-        if (waiting_[i].kind != Change::kAppend) state->done = waiting_[i].kind == Change::kDone;
+        if (is_fresh) state->last += changes[i].records.size();
+        if (changes[i].kind != Change::kAppend) state->done = changes[i].kind == Change::kDone;
       }
       return KeepToQuota(session, before);
     });
@@ -348,29 +384,18 @@ class SqliteLogStore : public LogStore {
         state.bytes = old.bytes, state.dropped = old.dropped, state.trimmed = old.trimmed;
       }
       total_bytes_ = total_before;
-      LOG_ERROR("logs could not be stored; they are kept and tried again",
-                {{"error", status}, {"changes", waiting_.size()}});
-      strand_.PostAfter(kRoomRetry, [this] { Flush(); });
-      return;
+      return status;
     }
-    std::vector<Change> written;
-    written.swap(waiting_);
-    for (size_t i = 0; i < written.size(); ++i) {
-      StreamState& state = streams_[written[i].stream];
-      if (fresh[i]) Remember(state, std::move(written[i].records));
-      if (written[i].stored) written[i].stored();
+    for (size_t i = 0; i < changes.size(); ++i) {
+      StreamState& state = streams_[changes[i].stream];
+      if (fresh[i]) Remember(state, std::move(changes[i].records));
+      if (changes[i].stored) changes[i].stored();
     }
     for (auto& [name, unused] : before) {
       ForgetTrimmed(streams_[name]);
       Wake(name);
     }
-  }
-
-  static StreamState Scalars(const StreamState& state) {
-    StreamState copy;
-    copy.number = state.number, copy.last = state.last, copy.done = state.done;
-    copy.bytes = state.bytes, copy.dropped = state.dropped, copy.trimmed = state.trimmed;
-    return copy;
+    return {};
   }
 
   // Whoever wants these reads the line that stands for them, from the disk.
@@ -437,8 +462,8 @@ class SqliteLogStore : public LogStore {
     std::weak_ptr<Question> weak = question;
     readers_.Post([this, weak, number, last, after = question->after, filter = question->filter,
                    most = question->most] {
-      auto filling =
-          std::make_shared<Result<LogPageFill>>(ReadLogPage(*database_, number, after, last, filter, most));
+      auto filling = std::make_shared<Result<LogPageFill>>(
+          ReadLogPage(*database_, number, after, last, filter, most, [&weak] { return !weak.expired(); }));
       strand_.Post([this, weak, filling] {
         auto question = weak.lock();
         if (question == nullptr) return;
@@ -468,21 +493,20 @@ class SqliteLogStore : public LogStore {
   }
 
   // What is too old, a slice at a time: others' logs are written between.
-  void Sweep() {
-    const int64_t now = SystemClock().UnixNanos();
-    auto before = [&](double secs) { return now - static_cast<int64_t>(secs * 1e9); };
+  void Sweep(double now) {
+    auto before = [&](double secs) { return static_cast<int64_t>((now - secs) * 1e9); };
     bool more = false;
     Status status = SweepEnded(before(std::max(kKeepStreamSecs, quota_.age_secs)), &more);
     if (status.ok()) status = SweepLines(before(quota_.age_secs), &more);
     if (!status.ok()) LOG_WARN("old logs could not be removed", {{"error", status}});
-    if (more && status.ok()) return strand_.Post([this] { Sweep(); });
+    if (more && status.ok()) return strand_.Post([this, now] { Sweep(now); });
     if (auto left = TotalBytes(*database_); left.ok()) total_bytes_ = *left;
     // Who reads a stream again has its state made again.
     std::erase_if(streams_, [](const auto& entry) {
       return entry.second.done && entry.second.waiting.empty() && entry.second.tail.empty();
     });
     aged_after_ = 0;
-    strand_.PostAfter(kSweepEvery, [this] { Sweep(); });
+    strand_.PostAfter(kSweepEvery, [this] { Sweep(ages_.Look()); });
   }
 
   Status SweepEnded(int64_t before, bool* more) {
@@ -554,12 +578,15 @@ class SqliteLogStore : public LogStore {
 
   std::unique_ptr<store::Database> database_;
   const LogQuota quota_;
+  PatientClock ages_;     // on the strand
   uint64_t total_bytes_;  // on the strand
   std::mutex mutex_;      // guards the two below
   std::vector<Change> gathered_;
   bool flush_posted_ = false;
   // On the strand.
   std::vector<Change> waiting_;
+  bool retry_ = false;  // waiting_ has its timer
+  bool stuck_ = false;  // the last try failed
   std::unordered_map<std::string, StreamState> streams_;
   int64_t aged_after_ = 0;  // the stream whose old lines went last
   Pool readers_;
@@ -568,10 +595,11 @@ class SqliteLogStore : public LogStore {
 
 }  // namespace
 
-Result<std::unique_ptr<LogStore>> OpenLogStore(const std::string& path, LogQuota quota) {
+Result<std::unique_ptr<LogStore>> OpenLogStore(const std::string& path, LogQuota quota, Clock& clock) {
   ASSIGN_OR_RETURN(auto database, store::Database::Open(path, LogMigrations()));
   ASSIGN_OR_RETURN(uint64_t total, TotalBytes(*database));
-  return std::unique_ptr<LogStore>(std::make_unique<SqliteLogStore>(std::move(database), quota, total));
+  return std::unique_ptr<LogStore>(
+      std::make_unique<SqliteLogStore>(std::move(database), quota, total, clock));
 }
 
 }  // namespace lydian::control

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/status.h"
 
 namespace lydian::control {
@@ -96,7 +97,8 @@ struct LogQuota {
   double age_secs = 30 * 86'400;                // of a line, also while its app lives
 };
 
-// Opens or creates the store at `path` (logs.db).
-Result<std::unique_ptr<LogStore>> OpenLogStore(const std::string& path, LogQuota quota = {});
+// Opens or creates the store at `path` (logs.db). `clock`: by which lines grow old.
+Result<std::unique_ptr<LogStore>> OpenLogStore(const std::string& path, LogQuota quota = {},
+                                               Clock& clock = SystemClock());
 
 }  // namespace lydian::control

@@ -181,7 +181,9 @@ class Call final : public Context,
   const std::shared_ptr<CallHost>& host() const { return host_; }
 
  private:
-  // Handlers throw nothing. Should one do so all the same, the call gets an answer and the loop lives on.
+  // Handlers throw nothing. Should one do so all the same, the call gets an answer and the loop lives on: of
+  // a handler's own parsing and copying nothing is left. What runs on a strand meanwhile (Strand::Run)
+  // doesn't come here: its exceptions end the process.
   template <typename Fn>
   void Guarded(Fn fn) {
     try {

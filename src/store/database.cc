@@ -12,6 +12,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "store/checkpoint_plan.h"
+#include "store/disk_failure.h"
 #include "store/sqlite_connection.h"
 
 namespace lydian::store {
@@ -53,6 +54,9 @@ Result<std::vector<Row>> Session::Query(std::string_view sql, const Params& para
 namespace {
 
 constexpr size_t kIdleReaders = 4;
+// How long a checkpoint that starts the log anew waits for readers, and holds writers meanwhile. With one
+// that takes longer the log grows, and it is tried again some thousand pages later.
+constexpr int kReadersMillis = 20;
 
 // A writer, some readers, and a thread that moves the log into the database on a connection of its own (3-15
 // ms each time, which no commit has to wait for).
@@ -80,8 +84,8 @@ class SqliteDatabase : public Database {
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON; "
         "PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-8192; PRAGMA journal_size_limit=67108864"));
     RETURN_IF_ERROR(Migrate(migrations));
-    wal_.reset(open((path + "-wal").c_str(), O_RDONLY | O_CLOEXEC));
-    if (!wal_.valid()) return ErrnoStatus("opening " + path + "-wal");
+    ASSIGN_OR_RETURN(log_, SqliteLog::Open(path, alone_));
+    writer_->set_fails_at(SqliteConnection::FailsAt::kDamage);
     sqlite3_wal_hook(writer_->handle(), &SqliteDatabase::OnCommit, this);
     checkpointer_ = std::thread([this] { CheckpointLoop(); });
     return {};
@@ -114,8 +118,9 @@ class SqliteDatabase : public Database {
   }
 
   Status Sync() override {
-    if (fdatasync(wal_.get()) != 0) return ErrnoStatus("writing " + path_ + "-wal to disk");
-    return {};
+    Status status = log_->Sync();
+    if (!status.ok()) DiskFailed(status);
+    return status;
   }
 
   const std::string& path() const override { return path_; }
@@ -165,12 +170,12 @@ class SqliteDatabase : public Database {
         return reader;
       }
     }
-    return SqliteConnection::Open(path_, false, alone_);
+    return SqliteConnection::Open(path_, false, alone_, SqliteConnection::FailsAt::kErrors);
   }
 
   void CheckpointLoop() {
     pthread_setname_np(pthread_self(), "checkpoint");
-    auto connection = SqliteConnection::Open(path_, true, alone_);
+    auto connection = SqliteConnection::Open(path_, true, alone_, SqliteConnection::FailsAt::kDamage);
     if (!connection.ok()) {
       LOG_ERROR("no connection for checkpoints: the log of the database grows",
                 {{"path", path_}, {"error", connection.status()}});
@@ -179,6 +184,7 @@ class SqliteDatabase : public Database {
     // A connection that has read nothing yet doesn't know of the log, and its checkpoints would do nothing.
     Status ready = (*connection)->Execute("SELECT COUNT(*) FROM schema_version");
     if (!ready.ok()) LOG_WARN("the checkpoint connection can't read", {{"error", ready}});
+    sqlite3_busy_timeout((*connection)->handle(), kReadersMillis);
     std::unique_lock lock(checkpoint_mutex_);
     while (!stopping_) {
       if (wanted_ == CheckpointPlan::Step::kNone) {
@@ -188,23 +194,29 @@ class SqliteDatabase : public Database {
       const bool restart =
           std::exchange(wanted_, CheckpointPlan::Step::kNone) == CheckpointPlan::Step::kRestart;
       lock.unlock();
-      // Passive first even when it will restart: what then remains for the part that holds writers is small.
-      int code = sqlite3_wal_checkpoint_v2((*connection)->handle(), nullptr, SQLITE_CHECKPOINT_PASSIVE,
-                                           nullptr, nullptr);
-      if (code == SQLITE_OK && restart) {
-        code = sqlite3_wal_checkpoint_v2((*connection)->handle(), nullptr, SQLITE_CHECKPOINT_RESTART, nullptr,
-                                         nullptr);
-      }
-      if (code != SQLITE_OK && (code & 0xff) != SQLITE_BUSY) {
-        LOG_WARN("checkpoint failed", {{"error", (*connection)->Error(code, "checkpoint")}});
-      }
+      Checkpoint(**connection, restart);
       lock.lock();
+    }
+  }
+
+  void Checkpoint(SqliteConnection& connection, bool restart) {
+    // Passive first even when it will restart: what then remains for the part that holds writers is small.
+    int code =
+        sqlite3_wal_checkpoint_v2(connection.handle(), nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
+    if (code == SQLITE_OK && restart) {
+      // Between two transactions, so that its short patience goes to readers alone.
+      std::lock_guard writing(writer_mutex_);
+      code = sqlite3_wal_checkpoint_v2(connection.handle(), nullptr, SQLITE_CHECKPOINT_RESTART, nullptr,
+                                       nullptr);
+    }
+    if (code != SQLITE_OK && (code & 0xff) != SQLITE_BUSY) {
+      LOG_WARN("checkpoint failed", {{"error", connection.Error(code, "checkpoint")}});
     }
   }
 
   const bool alone_;
   std::string path_;
-  UniqueFd wal_;
+  std::unique_ptr<SqliteLog> log_;
   std::mutex writer_mutex_;  // guards writer_ and plan_
   std::unique_ptr<SqliteConnection> writer_;
   CheckpointPlan plan_;

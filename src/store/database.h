@@ -13,7 +13,9 @@
 // its thread. All methods block on the disk: call them from a pool or a thread of your own, not from a strand
 // or a handler. Errors: RESOURCE_EXHAUSTED "no space left on <path>" on a full disk (nothing of the
 // transaction is kept); ALREADY_EXISTS for a broken UNIQUE or PRIMARY KEY; INVALID_ARGUMENT for other
-// constraints; DATA_LOSS for a damaged file; else INTERNAL.
+// constraints; DATA_LOSS for a damaged file; UNAVAILABLE when another connection holds it for long; else
+// INTERNAL. Once it is open, I/O errors, refused syncs and damage met while writing end the process
+// (store/disk_failure.h).
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,10 @@
 #include "store/sqlite_connection.h"
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
+
+#include "store/disk_failure.h"
 
 namespace lydian::store {
 namespace {
@@ -41,17 +44,45 @@ Row::Value Column(sqlite3_stmt* statement, int column) {
 
 bool NoSpace(int error) { return error == ENOSPC || error == EDQUOT; }
 
+std::atomic<const char*> shared_system{nullptr}, alone_system{kAloneSystem};
+
+const char* FileSystem(bool alone) { return alone ? alone_system.load() : shared_system.load(); }
+
 }  // namespace
 
+void SetFileSystems(const char* shared, const char* alone) {
+  shared_system = shared;
+  alone_system = alone;
+}
+
+Result<std::unique_ptr<SqliteLog>> SqliteLog::Open(const std::string& database_path, bool alone) {
+  std::unique_ptr<SqliteLog> log(new SqliteLog(database_path + "-wal"));
+  sqlite3_vfs* system = sqlite3_vfs_find(FileSystem(alone));
+  log->file_ = std::make_unique<uint64_t[]>(static_cast<size_t>(system->szOsFile) / sizeof(uint64_t) + 1);
+  const int code =
+      system->xOpen(system, log->path_.c_str(), log->file(), SQLITE_OPEN_WAL | SQLITE_OPEN_READONLY, nullptr);
+  if (code != SQLITE_OK) return Internal("opening " + log->path_ + ": " + sqlite3_errstr(code));
+  return log;
+}
+
+SqliteLog::~SqliteLog() {
+  if (file_ != nullptr && file()->pMethods != nullptr) file()->pMethods->xClose(file());
+}
+
+Status SqliteLog::Sync() {
+  const int code = file()->pMethods->xSync(file(), SQLITE_SYNC_NORMAL | SQLITE_SYNC_DATAONLY);
+  if (code == SQLITE_OK) return {};
+  return Status(Code::kInternal, "writing " + path_ + " to disk: " + sqlite3_errstr(code), errno);
+}
+
 Result<std::unique_ptr<SqliteConnection>> SqliteConnection::Open(const std::string& path, bool writes,
-                                                                 bool alone) {
+                                                                 bool alone, FailsAt fails_at) {
   sqlite3* handle = nullptr;
   int flags =
       (writes ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY) | SQLITE_OPEN_NOMUTEX;
-  // unix-excl: the file is locked once for the process, and its connections share the index of the log in
-  // memory.
-  int code = sqlite3_open_v2(path.c_str(), &handle, flags, alone ? "unix-excl" : nullptr);
+  int code = sqlite3_open_v2(path.c_str(), &handle, flags, FileSystem(alone));
   std::unique_ptr<SqliteConnection> connection(new SqliteConnection(path, handle));
+  connection->fails_at_ = fails_at;
   if (code != SQLITE_OK) return connection->Error(code, "opening");
   sqlite3_extended_result_codes(handle, 1);
   sqlite3_busy_timeout(handle, kBusyMillis);
@@ -78,9 +109,19 @@ Status SqliteConnection::Error(int code, std::string_view what) const {
       return InvalidArgument(text);
     case SQLITE_TOOBIG:
       return InvalidArgument(text);
+    case SQLITE_IOERR: {
+      // Neither is the disk under the database: memory, and a folder for what a query sorts.
+      if (code == SQLITE_IOERR_NOMEM || code == SQLITE_IOERR_GETTEMPPATH) return ResourceExhausted(text);
+      Status status(Code::kInternal, text, error);
+      if (fails_at_ != FailsAt::kNothing) DiskFailed(status);
+      return status;
+    }
     case SQLITE_CORRUPT:
-    case SQLITE_NOTADB:
-      return DataLoss(text);
+    case SQLITE_NOTADB: {
+      Status status = DataLoss(text);
+      if (fails_at_ == FailsAt::kDamage) DiskFailed(status);
+      return status;
+    }
     case SQLITE_PERM:
     case SQLITE_READONLY:
     case SQLITE_AUTH:
