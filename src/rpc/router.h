@@ -57,9 +57,9 @@ class Context {
   // When the client gives up; SteadyTime::max() without a deadline.
   virtual SteadyTime deadline() const = 0;
   virtual bool cancelled() const = 0;
-  // Runs `fn` once when the client is gone, the deadline has passed or the server stops; at once if that is
-  // so already. On any thread. Never after the call was answered. Replaces an earlier one. nullptr takes it
-  // back.
+  // Runs `fn` once when the client is gone, the deadline has passed, the server stops or ends the call for
+  // what came or waits on it; at once if that is so already. On any thread. Never after the call was
+  // answered. Replaces an earlier one. nullptr takes it back.
   virtual void OnCancel(Task fn) = 0;
   virtual void AddTrailer(std::string_view name, std::string_view value) = 0;
   // In which its bytes are counted.
