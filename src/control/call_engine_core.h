@@ -8,6 +8,7 @@
 //   call_engine_graph.cc    questions about calls
 //   call_engine_leases.cc   which input goes to which container
 //   call_engine_tasks.cc    containers: started, followed, stopped
+//   call_engine_builders.cc containers that leave a layer: a run_function's
 //   call_engine_scale.cc    the autoscaler's view and its plan
 //   call_engine_workers.cc  what workers say
 //   call_engine_recovery.cc the journal read back
@@ -120,7 +121,9 @@ class EngineCore : public WorkerEvents {
   void Finished(const std::string& call_id, uint32_t idx, OutputView output);
   // A failed attempt: another one, or the end with `output`.
   void AttemptFailed(Input* input, OutputView output, OutputDone committed = nullptr);
-  void Requeue(Input* input);  // no attempt counted
+  Input* DelayedInput(const std::string& id, uint32_t attempt) const;  // null when it isn't any more
+  void NextAttempt(const std::string& id, uint32_t attempt);
+  void Requeue(Input* input);  // no attempt counted; a builder's goes to its own task again
   void FailQueued(FunctionState* function, ResultStatus status, const std::string& text,
                   SharedBytes result = nullptr);
   void FailSome(const std::string& function_id, size_t left, const OutputView& output);
@@ -181,6 +184,7 @@ class EngineCore : public WorkerEvents {
 
   // leases
   void Dispatch(FunctionState* function);
+  std::vector<TaskState*> TasksForWork(const FunctionState& function) const;  // may get leases now
   void DispatchBatches(FunctionState* function);
   void Lease(TaskState* task, Input* input, uint64_t batch);
   uint32_t PrefetchDepth(const TaskState& task) const;
@@ -206,6 +210,8 @@ class EngineCore : public WorkerEvents {
   void Ready(TaskState* task);
   void InitFailed(TaskState* task, const TaskUpdate& update);
   void Refused(TaskState* task, const TaskUpdate& update);
+  void Closed(TaskState* task);
+  void ProcessEnded(TaskState* task, const TaskExit& exit);
   void Exited(TaskState* task, const TaskUpdate& update);
   void StartFailed(FunctionState* function, const std::string& text, bool permanent);
   void SettleLeases(TaskState* task, const TaskExit& exit);
@@ -213,6 +219,7 @@ class EngineCore : public WorkerEvents {
   void EndTask(TaskState* task, const std::string& exit_text);
   void LoseTask(TaskState* task, const std::string& why);
   void SendStop(TaskState* task, StopTask::Mode mode, uint32_t grace_ms, const std::string& reason);
+  void ArmStartup(TaskState* task);
   void TaskLogged(const std::string& app_id, std::vector<std::function<void(Status)>> waiters);
   void CheckAppStopped(AppState* app);
   void LogTaskState(const TaskState& task, int state, std::function<void()> stored = nullptr);
@@ -236,10 +243,11 @@ class EngineCore : public WorkerEvents {
   void OnWorkerCapacity(const std::string& worker_id) override;
   void OnWorkerLost(const std::string& worker_id) override;
   void Adopt(TaskState* task, const RunningTask& running);
-  void OnTaskUpdate(const TaskUpdate& update);
+  void OnTaskUpdate(const std::string& worker_id, const TaskUpdate& update);
   void OnLogs(const std::string& worker_id, LogBatch& batch);
   void OnDemand(const InputDemand& demand);
   void OnGiveBack(const GiveBack& back);
+  void HoldOff(TaskState* task);
 
   // recovery
   struct Recovered;

@@ -31,18 +31,23 @@ uint32_t Slots(const FunctionInfo& info) { return info.single_use ? 1 : std::max
 
 }  // namespace
 
+std::vector<TaskState*> EngineCore::TasksForWork(const FunctionState& function) const {
+  std::vector<TaskState*> ready;
+  for (TaskState* task : function.tasks) {
+    if (task->state != TaskState::State::kReady || !task->alive_for_work()) continue;
+    if (task->leases_not_before != 0 && task->leases_not_before > NowNanos()) continue;
+    const WorkerRegistry::Worker* worker = registry_.Find(task->worker_id);
+    if (worker != nullptr && worker->connected) ready.push_back(task);
+  }
+  return ready;
+}
+
 void EngineCore::Dispatch(FunctionState* function) {
   if (function->queue.empty() || !recovering_.empty() || !function->app->active || function->app->stopped)
     return;
   if (Batched(*function)) return DispatchBatches(function);
-  std::vector<TaskState*> ready;
-  for (TaskState* task : function->tasks) {
-    if (task->state != TaskState::State::kReady || !task->alive_for_work() ||
-        (function->info.single_use && task->used))
-      continue;
-    const WorkerRegistry::Worker* worker = registry_.Find(task->worker_id);
-    if (worker != nullptr && worker->connected) ready.push_back(task);
-  }
+  std::vector<TaskState*> ready = TasksForWork(*function);
+  if (function->info.single_use) std::erase_if(ready, [](const TaskState* task) { return task->used; });
   if (ready.empty()) return;
   // First every container gets what it can work on, the emptiest first; then, where inputs are short, some
   // ahead.
@@ -95,12 +100,7 @@ uint32_t EngineCore::PrefetchDepth(const TaskState& task) const {
 void EngineCore::DispatchBatches(FunctionState* function) {
   int64_t now = NowNanos();
   int64_t linger = static_cast<int64_t>(function->info.batch_linger_ms) * 1'000'000;
-  std::vector<TaskState*> ready;
-  for (TaskState* task : function->tasks) {
-    if (task->state != TaskState::State::kReady || !task->alive_for_work()) continue;
-    const WorkerRegistry::Worker* worker = registry_.Find(task->worker_id);
-    if (worker != nullptr && worker->connected) ready.push_back(task);
-  }
+  std::vector<TaskState*> ready = TasksForWork(*function);
   auto fill = [&](TaskState* task, uint64_t batch, const std::string& method, size_t have) {
     for (auto it = function->queue.begin();
          it != function->queue.end() && have < function->info.batch_max_size;) {
@@ -144,6 +144,7 @@ void EngineCore::Lease(TaskState* task, Input* input, uint64_t batch) {
   input->state = Input::State::kLeased;
   input->task = task;
   input->batch = batch;
+  input->recalled = false;
   input->epoch = registry_.Find(task->worker_id)->epoch;
   input->leased_nanos = NowNanos();
   input->lease_at = task->leases.insert(task->leases.end(), input);
@@ -249,8 +250,10 @@ void EngineCore::Recall(TaskState* task) {
   ToWorker message;
   message.mutable_recall()->set_task_id(task->id);
   size_t at = 0;
-  for (const Input* input : task->leases) {
-    if (at++ >= slots) message.mutable_recall()->add_input_ids(input->id);
+  for (Input* input : task->leases) {
+    if (at++ < slots) continue;
+    input->recalled = true;
+    message.mutable_recall()->add_input_ids(input->id);
   }
   registry_.Send(task->worker_id, message);  // what it gives back is queued again
 }
@@ -362,6 +365,7 @@ void EngineCore::TakeOutput(const std::string& worker_id, Output& output) {
   FunctionState* function = input->call->function;
   if (holds) {
     TaskState* task = input->task;
+    task->given_back = 0;
     double took = static_cast<double>(NowNanos() - std::max(task->head_nanos, input->leased_nanos)) / 1e6;
     // The container's own word keeps out what the way took, and what a first input waited for.
     if (view.started_at > 0 && view.created_at >= view.started_at)

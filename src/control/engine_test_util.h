@@ -92,6 +92,12 @@ class FakeWorker {
   std::optional<RecallInputs> WaitRecall(Wait wait = Wait(3000)) { return Pop(recalls_, wait); }
   std::optional<LogAck> WaitLogAck(Wait wait = Wait(3000)) { return Pop(log_acks_, wait); }
   std::optional<Welcome> WaitWelcome(Wait wait = Wait(3000)) { return Pop(welcomes_, wait); }
+  bool WaitEndKnown(const std::string& task_id, Wait wait = Wait(3000)) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, wait, [&] {
+      return std::find(ends_known_.begin(), ends_known_.end(), task_id) != ends_known_.end();
+    });
+  }
   bool WaitAck(const std::string& input_id, Wait wait = Wait(3000)) {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, wait,
@@ -152,6 +158,9 @@ class FakeWorker {
       case ToWorker::kLogAck:
         log_acks_.push_back(message.log_ack());
         break;
+      case ToWorker::kEndsKnown:
+        for (const std::string& id : message.ends_known().task_ids()) ends_known_.push_back(id);
+        break;
       case ToWorker::kOutputAcks:
         for (const LeaseRef& ref : message.output_acks().acks()) acks_.push_back(ref.input_id());
         break;
@@ -173,7 +182,7 @@ class FakeWorker {
   std::deque<RecallInputs> recalls_;
   std::deque<LogAck> log_acks_;
   std::deque<Welcome> welcomes_;
-  std::deque<std::string> acks_;
+  std::deque<std::string> acks_, ends_known_;
   std::thread server_;
   std::atomic<bool> stop_serving_{false};
 };

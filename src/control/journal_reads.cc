@@ -107,7 +107,9 @@ Status Journal::Load(const JournalVisitor& visitor, double resting_since) {
   return database_->ForEach(
       "SELECT task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, "
       "environment, state, ip, exit_text, "
-      "restricted, ended, pid, enqueued_at, started_at, finished_at FROM task WHERE ended = 0",
+      "restricted, ended, pid, enqueued_at, started_at, finished_at, builder, stop_mode FROM task WHERE "
+      "ended = "
+      "0",
       {}, [&](Row& row) -> Status {
         visitor.task(ReadTask(row));
         return {};
