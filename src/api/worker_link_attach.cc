@@ -16,7 +16,9 @@ rpc::RawReader Attach(control::WorkerRegistry& registry, const rpc::Ctx& ctx,
   uint64_t session = registry.Open(
       // A worker that doesn't read is as good as gone: Write ends its stream, and it comes with a new hello.
       [out](const ToWorker& message) { out->Write(message.SerializeAsString()); },
-      [out](Status status) { out->Finish(std::move(status)); });
+      [out](Status status) { out->Finish(std::move(status)); },
+      {[out] { return out->buffered(); },
+       [out](size_t limit, Task fn) { out->OnDrained(limit, std::move(fn)); }});
   ctx->OnCancel([&registry, session] { registry.Closed(session); });
   rpc::RawReader reader;
   reader.on_message = [&registry, session](std::string_view bytes) -> Status {

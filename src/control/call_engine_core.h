@@ -184,7 +184,8 @@ class EngineCore : public WorkerEvents {
 
   // leases
   void Dispatch(FunctionState* function);
-  std::vector<TaskState*> TasksForWork(const FunctionState& function) const;  // may get leases now
+  std::vector<TaskState*> TasksForWork(const FunctionState& function);  // may get leases now
+  bool HasRoom(const std::string& worker_id);  // for leases; dispatches again once it has
   void DispatchBatches(FunctionState* function);
   void Lease(TaskState* task, Input* input, uint64_t batch);
   uint32_t PrefetchDepth(const TaskState& task) const;
@@ -197,7 +198,13 @@ class EngineCore : public WorkerEvents {
   void PostFlush();
   void FlushOutbox();
   void ArmAcks();
-  void FlushAcks();
+  struct Outbox {
+    std::vector<Leases> leases;        // a message each; the last is open for more
+    size_t open_bytes = 0, bytes = 0;  // of the open one, of all
+    OutputAcks acks;
+    bool flushed = false;  // leases left, with acknowledgements, in this turn of the timer
+  };
+  void FlushAcks(const std::string& worker_id, Outbox& out);
   void Write(Journal::Record record);
   void TakeOutputs(const std::string& worker_id, Outputs& outputs);
   void TakeOutput(const std::string& worker_id, Output& output);
@@ -237,7 +244,7 @@ class EngineCore : public WorkerEvents {
   void DropStarts(FunctionState* function, const std::string& reason);
 
   // workers
-  void OnWorkerHello(const std::string& worker_id, const WorkerHello& hello, Welcome* welcome) override;
+  void OnWorkerHello(const std::string& worker_id, const Holdings& held, ForgetTasks* forget) override;
   void OnWorkerReady(const std::string& worker_id) override;
   void OnWorkerMessage(const std::string& worker_id, FromWorker message) override;
   void OnWorkerCapacity(const std::string& worker_id) override;
@@ -292,14 +299,10 @@ class EngineCore : public WorkerEvents {
   uint64_t chunk_bytes_ = 0;  // of generators, those on their way into the journal too
   std::unordered_map<std::string, std::unique_ptr<WorkspaceState>> workspaces_;
   uint64_t waiting_inputs_ = 0;  // in the queues
-  struct Outbox {
-    Leases leases;
-    OutputAcks acks;
-  };
   std::map<std::string, Outbox> outbox_;
+  std::set<std::string> crowded_;  // workers whose streams are full: leases wait until they have drained
   bool flush_posted_ = false, scale_posted_ = false;
   bool acks_timer_ = false;
-  uint64_t flushes_ = 0;  // of leases, with acknowledgements
   std::optional<std::vector<Journal::Record>>
       written_;  // gathered while the outputs of one message are taken
   std::optional<std::pair<int64_t, Strand::TimerId>> scale_timer_;

@@ -10,14 +10,14 @@ constexpr Millis kFirstHoldOff{5}, kLongestHoldOff{2'000};
 
 // What the worker runs and holds is the truth: it is taken up. What we thought it held comes back into the
 // queue.
-void EngineCore::OnWorkerHello(const std::string& worker_id, const WorkerHello& hello, Welcome* welcome) {
+void EngineCore::OnWorkerHello(const std::string& worker_id, const Holdings& held, ForgetTasks* forget) {
   outbox_[worker_id] = {};
   std::set<std::string> named;
-  for (const RunningTask& running : hello.tasks()) {
+  for (const RunningTask& running : held.tasks()) {
     named.insert(running.task_id());
     TaskState* task = FindTask(running.task_id());
     if (task == nullptr || task->worker_id != worker_id) {
-      welcome->add_forget_tasks(running.task_id());
+      forget->add_task_ids(running.task_id());
       continue;
     }
     Adopt(task, running);

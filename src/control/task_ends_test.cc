@@ -19,10 +19,11 @@ class TaskEndsTest : public EngineTest {
     update.set_state(state);
     return update;
   }
-  static WorkerHello Naming(const std::string& task_id, bool stopping = false) {
-    WorkerHello hello = Hello();
-    hello.add_tasks()->set_task_id(task_id);
-    hello.mutable_tasks(0)->set_stopping(stopping);
+  static FakeHello Naming(const std::string& task_id, bool stopping = false) {
+    FakeHello hello = Hello();
+    RunningTask* running = hello.add_tasks();
+    running->set_task_id(task_id);
+    running->set_stopping(stopping);
     return hello;
   }
 };

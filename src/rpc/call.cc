@@ -66,7 +66,9 @@ class Call final : public Context,
     Guarded([&] { HandleMessage(message); });
   }
   void OnBadMessage(Status why) override {
-    Abort(Status(why.code(), std::string(method()) + ": " + std::string(why.message())));
+    const bool large = why.code() == Code::kResourceExhausted;
+    Abort(Status(large ? method_->entry.options.too_large : why.code(),
+                 std::string(method()) + ": " + std::string(why.message())));
   }
   void OnEnd(const Headers& /*trailers*/) override {
     Guarded([&] { HandleEnd(); });
@@ -237,9 +239,10 @@ class Call final : public Context,
     }
     method_->metrics.bytes_in.fetch_add(message.size(), std::memory_order_relaxed);
     if (message.size() > method_->entry.options.max_request_bytes) {
-      return Abort(ResourceExhausted(std::string(method()) + ": a message of " +
-                                     std::to_string(message.size()) + " bytes is over the limit of " +
-                                     std::to_string(method_->entry.options.max_request_bytes)));
+      const MethodOptions& options = method_->entry.options;
+      return Abort(Status(options.too_large,
+                          std::string(method()) + ": a message of " + std::to_string(message.size()) +
+                              " bytes is over the limit of " + std::to_string(options.max_request_bytes)));
     }
     if (method_->unary || method_->server_stream) {
       if (!std::exchange(has_request_, true)) HandleOne(message);

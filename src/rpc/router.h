@@ -136,6 +136,7 @@ struct MethodOptions {
   // must survive a restart is journalled by its handler); one at work is joined.
   bool idempotent = false;
   size_t max_request_bytes = size_t{128} << 20;
+  Code too_large = Code::kResourceExhausted;  // of a larger one's refusal: some callers repeat that for ever
   bool task_only = false;  // a container's own RPC: answered by the worker, PERMISSION_DENIED for others
 };
 
