@@ -7,10 +7,6 @@ void RegisterWorkerObjects(rpc::Router& router, const WorkerLinkDeps& deps);  //
 
 namespace {
 
-// A worker that takes nothing for this long a backlog is as good as gone; its connection is made anew, with a
-// hello.
-constexpr size_t kMostUnsent = size_t{512} << 20;
-
 rpc::RawReader Attach(control::WorkerRegistry& registry, const rpc::Ctx& ctx,
                       std::shared_ptr<rpc::RawStream> out) {
   if (ctx->caller().kind != rpc::Caller::Kind::kWorker) {
@@ -18,11 +14,11 @@ rpc::RawReader Attach(control::WorkerRegistry& registry, const rpc::Ctx& ctx,
     return {[](std::string_view) { return Status(); }, [] {}};
   }
   uint64_t session = registry.Open(
-      [out](const ToWorker& message) {
-        if (out->buffered() > kMostUnsent) return out->Finish(ResourceExhausted("the worker does not read"));
-        out->Write(message.SerializeAsString());
-      },
-      [out](Status status) { out->Finish(std::move(status)); });
+      // A worker that doesn't read is as good as gone: Write ends its stream, and it comes with a new hello.
+      [out](const ToWorker& message) { out->Write(message.SerializeAsString()); },
+      [out](Status status) { out->Finish(std::move(status)); },
+      {[out] { return out->buffered(); },
+       [out](size_t limit, Task fn) { out->OnDrained(limit, std::move(fn)); }});
   ctx->OnCancel([&registry, session] { registry.Closed(session); });
   rpc::RawReader reader;
   reader.on_message = [&registry, session](std::string_view bytes) -> Status {

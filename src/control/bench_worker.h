@@ -18,12 +18,15 @@ class BenchWorker {
     session_ = registry_.Open([this](const ToWorker& message) { Answer(message); }, [](Status) {});
     FromWorker message;
     WorkerHello* hello = message.mutable_hello();
-    hello->set_protocol(1);
+    hello->set_protocol(2);
     hello->set_worker_id("wk-1");
     hello->set_epoch(epoch);
     hello->mutable_capacity()->set_memory_bytes(uint64_t{64} << 30);
     hello->mutable_capacity()->set_milli_cpu(64'000);
     registry_.Deliver(session_, std::move(message));
+    FromWorker nothing;
+    nothing.mutable_holdings()->set_last(true);
+    registry_.Deliver(session_, std::move(nothing));
   }
 
  private:

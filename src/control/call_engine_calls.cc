@@ -411,19 +411,30 @@ void EngineCore::AttemptFailed(Input* input, OutputView output, OutputDone commi
   input->state = Input::State::kDelayed;
   ++function->delayed;
   Journal::Record record = Journal::SetAttempt(input->call->number, input->idx, input->attempt);
-  if (committed) record.done = [committed = std::move(committed)](Status) { committed(); };
+  // Not leased before the journal has the attempt: a control that comes back must know what is running.
+  record.done = [this, id = input->id, attempt = input->attempt, delay = Millis(static_cast<int64_t>(delay)),
+                 committed = std::move(committed)](Status) {
+    if (committed) committed();
+    if (Input* delayed = DelayedInput(id, attempt))
+      delayed->timer = strand_.PostAfter(delay, [this, id, attempt] { NextAttempt(id, attempt); });
+  };
   Write(std::move(record));
-  input->timer = strand_.PostAfter(Millis(static_cast<int64_t>(delay)), [this, id = input->id,
-                                                                         attempt = input->attempt] {
-    auto it = inputs_.find(id);
-    if (it == inputs_.end() || it->second->state != Input::State::kDelayed || it->second->attempt != attempt)
-      return;
-    Input* again = it->second;
-    Detach(again);
-    Enqueue(again, false);
-    Dispatch(again->call->function);
-    PostScale();
-  });
+}
+
+Input* EngineCore::DelayedInput(const std::string& id, uint32_t attempt) const {
+  auto it = inputs_.find(id);
+  if (it == inputs_.end() || it->second->state != Input::State::kDelayed || it->second->attempt != attempt)
+    return nullptr;
+  return it->second;
+}
+
+void EngineCore::NextAttempt(const std::string& id, uint32_t attempt) {
+  Input* input = DelayedInput(id, attempt);
+  if (input == nullptr) return;
+  Detach(input);
+  Enqueue(input, false);
+  Dispatch(input->call->function);
+  PostScale();
 }
 
 void EngineCore::Requeue(Input* input) {
@@ -431,7 +442,9 @@ void EngineCore::Requeue(Input* input) {
   if (input->cancelled) return FinishWithText(input, ResultStatus::kTerminated, "the call was cancelled");
   if (function->app->stopped)
     return FinishWithText(input, ResultStatus::kTerminated, function->app->stop_reason);
+  TaskState* holder = input->task;
   Detach(input);
+  if (input->call->builder) return Lease(holder, input, 0);  // nobody else's: its container leaves the layer
   Enqueue(input, true);
 }
 

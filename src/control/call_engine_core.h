@@ -9,6 +9,7 @@
 //   call_engine_graph.cc    questions about calls
 //   call_engine_leases.cc   which input goes to which container
 //   call_engine_tasks.cc    containers: started, followed, stopped
+//   call_engine_builders.cc containers that leave a layer: a run_function's
 //   call_engine_scale.cc    the autoscaler's view and its plan
 //   call_engine_workers.cc  what workers say
 //   call_engine_recovery.cc the journal read back
@@ -122,7 +123,9 @@ class EngineCore : public WorkerEvents {
   void Finished(const std::string& call_id, uint32_t idx, OutputView output);
   // A failed attempt: another one, or the end with `output`.
   void AttemptFailed(Input* input, OutputView output, OutputDone committed = nullptr);
-  void Requeue(Input* input);  // no attempt counted
+  Input* DelayedInput(const std::string& id, uint32_t attempt) const;  // null when it isn't any more
+  void NextAttempt(const std::string& id, uint32_t attempt);
+  void Requeue(Input* input);  // no attempt counted; a builder's goes to its own task again
   void FailQueued(FunctionState* function, ResultStatus status, const std::string& text,
                   SharedBytes result = nullptr);
   void FailSome(const std::string& function_id, size_t left, const OutputView& output);
@@ -139,7 +142,7 @@ class EngineCore : public WorkerEvents {
 
   // stored
   bool MustStore(const FunctionState& function) const;
-  bool HasRoom(const FunctionState& function, uint64_t more) const;
+  bool QueueHasRoom(const FunctionState& function, uint64_t more) const;
   void Store(Input* input);
   void CountStored(Call* call, const InputKey& key);
   struct Load;
@@ -208,6 +211,8 @@ class EngineCore : public WorkerEvents {
 
   // leases
   void Dispatch(FunctionState* function);
+  std::vector<TaskState*> TasksForWork(const FunctionState& function);  // may get leases now
+  bool HasRoom(const std::string& worker_id);  // for leases; dispatches again once it has
   void DispatchBatches(FunctionState* function);
   void Lease(TaskState* task, Input* input, uint64_t batch);
   uint32_t PrefetchDepth(const TaskState& task) const;
@@ -220,7 +225,13 @@ class EngineCore : public WorkerEvents {
   void PostFlush();
   void FlushOutbox();
   void ArmAcks();
-  void FlushAcks();
+  struct Outbox {
+    std::vector<Leases> leases;        // a message each; the last is open for more
+    size_t open_bytes = 0, bytes = 0;  // of the open one, of all
+    OutputAcks acks;
+    bool flushed = false;  // leases left, with acknowledgements, in this turn of the timer
+  };
+  void FlushAcks(const std::string& worker_id, Outbox& out);
   void Write(Journal::Record record);
   void TakeOutputs(const std::string& worker_id, Outputs& outputs);
   void TakeOutput(const std::string& worker_id, Output& output);
@@ -233,6 +244,8 @@ class EngineCore : public WorkerEvents {
   void Ready(TaskState* task);
   void InitFailed(TaskState* task, const TaskUpdate& update);
   void Refused(TaskState* task, const TaskUpdate& update);
+  void Closed(TaskState* task);
+  void ProcessEnded(TaskState* task, const TaskExit& exit);
   void Exited(TaskState* task, const TaskUpdate& update);
   void StartFailed(FunctionState* function, const std::string& text, bool permanent);
   void SettleLeases(TaskState* task, const TaskExit& exit);
@@ -240,6 +253,7 @@ class EngineCore : public WorkerEvents {
   void EndTask(TaskState* task, const std::string& exit_text);
   void LoseTask(TaskState* task, const std::string& why);
   void SendStop(TaskState* task, StopTask::Mode mode, uint32_t grace_ms, const std::string& reason);
+  void ArmStartup(TaskState* task);
   void TaskLogged(const std::string& app_id, std::vector<std::function<void(Status)>> waiters);
   void CheckAppStopped(AppState* app);
   void LogTaskState(const TaskState& task, int state, std::function<void()> stored = nullptr);
@@ -257,16 +271,17 @@ class EngineCore : public WorkerEvents {
   void DropStarts(FunctionState* function, const std::string& reason);
 
   // workers
-  void OnWorkerHello(const std::string& worker_id, const WorkerHello& hello, Welcome* welcome) override;
+  void OnWorkerHello(const std::string& worker_id, const Holdings& held, ForgetTasks* forget) override;
   void OnWorkerReady(const std::string& worker_id) override;
   void OnWorkerMessage(const std::string& worker_id, FromWorker message) override;
   void OnWorkerCapacity(const std::string& worker_id) override;
   void OnWorkerLost(const std::string& worker_id) override;
   void Adopt(TaskState* task, const RunningTask& running);
-  void OnTaskUpdate(const TaskUpdate& update);
+  void OnTaskUpdate(const std::string& worker_id, const TaskUpdate& update);
   void OnLogs(const std::string& worker_id, LogBatch& batch);
   void OnDemand(const InputDemand& demand);
   void OnGiveBack(const GiveBack& back);
+  void HoldOff(TaskState* task);
 
   // recovery
   Status Recover();
@@ -324,14 +339,10 @@ class EngineCore : public WorkerEvents {
   uint64_t chunk_bytes_ = 0;   // of generators, those on their way into the journal too
   std::unordered_map<std::string, std::unique_ptr<WorkspaceState>> workspaces_;
   uint64_t waiting_inputs_ = 0;  // in the queues, and stored
-  struct Outbox {
-    Leases leases;
-    OutputAcks acks;
-  };
   std::map<std::string, Outbox> outbox_;
+  std::set<std::string> crowded_;  // workers whose streams are full: leases wait until they have drained
   bool flush_posted_ = false, scale_posted_ = false;
   bool acks_timer_ = false;
-  uint64_t flushes_ = 0;  // of leases, with acknowledgements
   std::optional<std::vector<Journal::Record>>
       written_;  // gathered while the outputs of one message are taken
   std::optional<std::pair<int64_t, Strand::TimerId>> scale_timer_;

@@ -17,6 +17,11 @@ constexpr double kOverheadMillis = 1.5;  // of the client's runtime, an input
 constexpr double kAverageShare = 0.2;    // of the newest in the moving average
 constexpr Millis kAckWait{20};  // an acknowledgement of an output waits so long for leases to go with
 constexpr int kMostAcks = 256;
+constexpr size_t kLeasesBytes = size_t{4} << 20;  // a message's payloads; a larger input goes alone
+// A worker that doesn't keep up is leased no more: beyond this, leases wait in the queue and not in its
+// stream.
+constexpr size_t kMostUnsent = size_t{32} << 20;
+constexpr size_t kLeaseOverhead = 256;
 
 int64_t Nanos(double millis) { return static_cast<int64_t>(millis * 1e6); }
 
@@ -31,18 +36,34 @@ uint32_t Slots(const FunctionInfo& info) { return info.single_use ? 1 : std::max
 
 }  // namespace
 
+std::vector<TaskState*> EngineCore::TasksForWork(const FunctionState& function) {
+  std::vector<TaskState*> ready;
+  for (TaskState* task : function.tasks) {
+    if (task->state != TaskState::State::kReady || !task->alive_for_work()) continue;
+    if (task->leases_not_before != 0 && task->leases_not_before > NowNanos()) continue;
+    const WorkerRegistry::Worker* worker = registry_.Find(task->worker_id);
+    if (worker != nullptr && worker->connected && HasRoom(task->worker_id)) ready.push_back(task);
+  }
+  return ready;
+}
+
+bool EngineCore::HasRoom(const std::string& worker_id) {
+  if (crowded_.contains(worker_id)) return false;
+  if (outbox_[worker_id].bytes + registry_.Unsent(worker_id) < kMostUnsent) return true;
+  crowded_.insert(worker_id);
+  registry_.OnDrained(worker_id, kMostUnsent / 2, [this, worker_id] {
+    crowded_.erase(worker_id);
+    for (auto& [id, function] : functions_) Dispatch(function.get());
+  });
+  return false;
+}
+
 void EngineCore::Dispatch(FunctionState* function) {
   if (function->queue.empty() || !recovering_.empty() || !function->app->active || function->app->stopped)
     return;
   if (Batched(*function)) return DispatchBatches(function);
-  std::vector<TaskState*> ready;
-  for (TaskState* task : function->tasks) {
-    if (task->state != TaskState::State::kReady || !task->alive_for_work() ||
-        (function->info.single_use && task->used))
-      continue;
-    const WorkerRegistry::Worker* worker = registry_.Find(task->worker_id);
-    if (worker != nullptr && worker->connected) ready.push_back(task);
-  }
+  std::vector<TaskState*> ready = TasksForWork(*function);
+  if (function->info.single_use) std::erase_if(ready, [](const TaskState* task) { return task->used; });
   if (ready.empty()) return;
   // First every container gets what it can work on, the emptiest first; then, where inputs are short, some
   // ahead.
@@ -56,13 +77,16 @@ void EngineCore::Dispatch(FunctionState* function) {
     if (best == nullptr) break;
     Lease(best, function->queue.front(), 0);
     if (function->info.single_use) std::erase(ready, best);
+    if (!HasRoom(best->worker_id))
+      std::erase_if(ready, [&](const TaskState* task) { return task->worker_id == best->worker_id; });
   }
   if (function->queue.empty() || slots > 1 || function->info.single_use) return;
+  if (ready.empty()) return;
   size_t share = function->queue.size() / ready.size();
   for (TaskState* task : ready) {
     size_t depth = std::min<size_t>(PrefetchDepth(*task), share);
     if (task->leases.size() > slots + depth / 2) continue;  // many at a time: a message each would cost more
-    while (!function->queue.empty() && task->leases.size() < slots + depth)
+    while (!function->queue.empty() && task->leases.size() < slots + depth && HasRoom(task->worker_id))
       Lease(task, function->queue.front(), 0);
   }
 }
@@ -95,17 +119,13 @@ uint32_t EngineCore::PrefetchDepth(const TaskState& task) const {
 void EngineCore::DispatchBatches(FunctionState* function) {
   int64_t now = NowNanos();
   int64_t linger = static_cast<int64_t>(function->info.batch_linger_ms) * 1'000'000;
-  std::vector<TaskState*> ready;
-  for (TaskState* task : function->tasks) {
-    if (task->state != TaskState::State::kReady || !task->alive_for_work()) continue;
-    const WorkerRegistry::Worker* worker = registry_.Find(task->worker_id);
-    if (worker != nullptr && worker->connected) ready.push_back(task);
-  }
+  std::vector<TaskState*> ready = TasksForWork(*function);
   auto fill = [&](TaskState* task, uint64_t batch, const std::string& method, size_t have) {
     for (auto it = function->queue.begin();
          it != function->queue.end() && have < function->info.batch_max_size;) {
       Input* input = *it++;
       if (input->method != method) continue;
+      if (!HasRoom(task->worker_id)) return;
       Lease(task, input, batch);
       ++have;
     }
@@ -125,7 +145,7 @@ void EngineCore::DispatchBatches(FunctionState* function) {
     for (const Input* input : task->leases) task->open_batch_size += input->batch == task->open_batch;
   }
   for (TaskState* task : ready) {
-    while (!function->queue.empty()) {
+    while (!function->queue.empty() && HasRoom(task->worker_id)) {
       std::set<uint64_t> in_work;
       for (const Input* input : task->leases) in_work.insert(input->batch);
       if (in_work.size() >= BatchSlots(function->info)) break;
@@ -144,6 +164,7 @@ void EngineCore::Lease(TaskState* task, Input* input, uint64_t batch) {
   input->state = Input::State::kLeased;
   input->task = task;
   input->batch = batch;
+  input->recalled = false;
   input->epoch = registry_.Find(task->worker_id)->epoch;
   input->leased_nanos = NowNanos();
   input->lease_at = task->leases.insert(task->leases.end(), input);
@@ -152,7 +173,15 @@ void EngineCore::Lease(TaskState* task, Input* input, uint64_t batch) {
   if (task->leases.size() == 1) HeadChanged(task);
   ArmDeadline(task);
   ArmRecall(task);
-  lydian::Lease* lease = outbox_[task->worker_id].leases.add_leases();
+  Outbox& out = outbox_[task->worker_id];
+  const size_t bytes = input->payload->size() + kLeaseOverhead;
+  if (out.leases.empty() || out.open_bytes + bytes > kLeasesBytes) {
+    out.leases.emplace_back();
+    out.open_bytes = 0;
+  }
+  out.open_bytes += bytes;
+  out.bytes += bytes;
+  lydian::Lease* lease = out.leases.back().add_leases();
   lease->set_task_id(task->id);
   lease->set_input_id(input->id);
   lease->set_attempt(input->attempt);
@@ -249,8 +278,10 @@ void EngineCore::Recall(TaskState* task) {
   ToWorker message;
   message.mutable_recall()->set_task_id(task->id);
   size_t at = 0;
-  for (const Input* input : task->leases) {
-    if (at++ >= slots) message.mutable_recall()->add_input_ids(input->id);
+  for (Input* input : task->leases) {
+    if (at++ < slots) continue;
+    input->recalled = true;
+    message.mutable_recall()->add_input_ids(input->id);
   }
   registry_.Send(task->worker_id, message);  // what it gives back is queued again
 }
@@ -258,31 +289,35 @@ void EngineCore::Recall(TaskState* task) {
 // Nobody waits for an acknowledgement: the worker has answered its container and frees some memory. So it
 // goes with the next leases, or a little later.
 void EngineCore::Ack(const std::string& worker_id, const LeaseRef& ref) {
-  OutputAcks& acks = outbox_[worker_id].acks;
-  *acks.add_acks() = ref;
-  if (acks.acks_size() >= kMostAcks) return FlushAcks();
+  Outbox& out = outbox_[worker_id];
+  *out.acks.add_acks() = ref;
+  if (out.acks.acks_size() >= kMostAcks) return FlushAcks(worker_id, out);
   if (!std::exchange(acks_timer_, true)) ArmAcks();
 }
 
-// What came after the last leases waits for a whole turn of the timer: with leases coming it sends nothing.
+// What came after a worker's last leases waits for a whole turn of the timer: with leases coming it sends
+// nothing.
 void EngineCore::ArmAcks() {
-  strand_.PostAfter(kAckWait, [this, flushes = flushes_] {
-    const bool waiting = std::any_of(outbox_.begin(), outbox_.end(),
-                                     [](const auto& entry) { return entry.second.acks.acks_size() > 0; });
-    if (waiting && flushes != flushes_) return ArmAcks();
-    acks_timer_ = false;
-    FlushAcks();
+  strand_.PostAfter(kAckWait, [this] {
+    bool waiting = false;
+    for (auto& [worker_id, out] : outbox_) {
+      if (!std::exchange(out.flushed, false)) {
+        FlushAcks(worker_id, out);
+      } else {
+        waiting |= out.acks.acks_size() > 0;
+      }
+    }
+    acks_timer_ = waiting;
+    if (waiting) ArmAcks();
   });
 }
 
-void EngineCore::FlushAcks() {
-  for (auto& [worker_id, out] : outbox_) {
-    if (out.acks.acks_size() == 0) continue;
-    ToWorker message;
-    message.mutable_output_acks()->Swap(&out.acks);
-    registry_.Send(worker_id, message);
-    out.acks.Clear();
-  }
+void EngineCore::FlushAcks(const std::string& worker_id, Outbox& out) {
+  if (out.acks.acks_size() == 0) return;
+  ToWorker message;
+  message.mutable_output_acks()->Swap(&out.acks);
+  registry_.Send(worker_id, message);
+  out.acks.Clear();
 }
 
 // What belongs to one turn of the strand is one transaction.
@@ -304,14 +339,15 @@ void EngineCore::PostFlush() {
 void EngineCore::FlushOutbox() {
   flush_posted_ = false;
   for (auto& [worker_id, out] : outbox_) {
-    if (out.leases.leases_size() == 0) continue;
-    ToWorker message;
-    message.mutable_leases()->Swap(&out.leases);
-    message.mutable_leases()->mutable_acks()->Swap(out.acks.mutable_acks());
-    registry_.Send(worker_id, message);  // a broken connection: the next hello says which of them it has
-    ++flushes_;
-    out.leases.Clear();
-    out.acks.Clear();
+    if (out.leases.empty()) continue;
+    out.leases.front().mutable_acks()->Swap(out.acks.mutable_acks());
+    for (Leases& leases : out.leases) {
+      ToWorker message;
+      message.mutable_leases()->Swap(&leases);
+      registry_.Send(worker_id, message);  // a broken connection: the next hello says which of them it has
+    }
+    out = {};
+    out.flushed = true;
   }
 }
 
@@ -362,6 +398,7 @@ void EngineCore::TakeOutput(const std::string& worker_id, Output& output) {
   FunctionState* function = input->call->function;
   if (holds) {
     TaskState* task = input->task;
+    task->given_back = 0;
     double took = static_cast<double>(NowNanos() - std::max(task->head_nanos, input->leased_nanos)) / 1e6;
     // The container's own word keeps out what the way took, and what a first input waited for.
     if (view.started_at > 0 && view.created_at >= view.started_at)

@@ -325,8 +325,8 @@ TEST_F(LimitsTest, AParentOfAnotherWorkspaceIsNoParent) {
 TEST_F(LimitsTest, StartsOfOneWorkspaceDontHoldUpAnother) {
   Begin();
   Add("fu-other", "ac-2");
-  WorkerHello hello = Hello();
-  hello.mutable_capacity()->set_milli_cpu(2000);
+  FakeHello hello = Hello();
+  hello.hello.mutable_capacity()->set_milli_cpu(2000);
   auto worker = Connect(hello);
   std::vector<std::string> calls;
   for (int i = 0; i < 5; ++i) calls.push_back(Map("x"));
@@ -345,8 +345,8 @@ TEST_F(LimitsTest, StartsOfOneWorkspaceDontHoldUpAnother) {
 TEST_F(LimitsTest, CancelledStartsGiveTheirPlacesBackAtOnce) {
   Begin();
   engine_->PutFunction(Function("fu-2"), false);
-  WorkerHello hello = Hello();
-  hello.mutable_capacity()->set_milli_cpu(2000);
+  FakeHello hello = Hello();
+  hello.hello.mutable_capacity()->set_milli_cpu(2000);
   auto worker = Connect(hello);
   std::string first = Map("x"), second = Map("x");
   ASSERT_TRUE(worker->WaitStart());

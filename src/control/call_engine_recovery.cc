@@ -120,12 +120,14 @@ void EngineCore::RecoverTask(TaskRow row) {
   task->id = row.task_id;
   task->function = known;
   task->worker_id = row.worker_id;
-  task->state = row.state == "ready"      ? TaskState::State::kReady
+  task->state = row.builder               ? TaskState::State::kStopping  // who wanted its layer asks again
+                : row.state == "ready"    ? TaskState::State::kReady
                 : row.state == "starting" ? TaskState::State::kStarting
                                           : TaskState::State::kStopping;
   if (task->state == TaskState::State::kStopping) {
     task->retired = true;
-    task->stop_sent = known->app->stopped ? StopTask::GRACEFUL : StopTask::DRAIN;
+    task->stop_sent = row.builder ? StopTask::KILL : row.stop_mode.value_or(StopTask::DRAIN);
+    if (known->app->stopped) task->stop_sent = std::max(*task->stop_sent, StopTask::GRACEFUL);
     task->stop.set_task_id(task->id);
     task->stop.set_mode(*task->stop_sent);
     task->stop.set_grace_ms(10'000);

@@ -64,6 +64,7 @@ struct Input {
   uint64_t epoch = 0;
   int64_t leased_nanos = 0;  // when the task could begin it
   uint64_t batch = 0;
+  bool recalled = false;
   // kDelayed
   std::optional<Strand::TimerId> timer;
 };
@@ -144,13 +145,17 @@ struct TaskState {
   std::string worker_id;
   State state = State::kMaking;
   TaskRow row;
-  std::list<Input*> leases;  // in the order in which they were sent
-  bool retired = false;      // of an older definition
-  bool missing = false;      // not named by a worker that came back
+  std::list<Input*> leases;    // in the order in which they were sent
+  bool retired = false;        // of an older definition
+  bool missing = false;        // not named by a worker that came back
+  bool closed = false;         // its worker says that it takes no more inputs
+  bool process_ended = false;  // and what it held is settled
   bool killed_for_timeout = false, cancel_killed = false;
   bool used = false;  // single_use: has had its input
   std::optional<StopTask::Mode> stop_sent;
   StopTask stop;
+  uint32_t given_back = 0;        // times in a row that it gave back what it wasn't asked for
+  int64_t leases_not_before = 0;  // for that reason
   int64_t idle_since = 0;
   int64_t begun_nanos = 0;  // when its start was decided
   int64_t head_nanos = 0;   // since when it works on the first of `leases`
@@ -161,7 +166,7 @@ struct TaskState {
   std::shared_ptr<Builder> builder;
 
   bool alive_for_work() const {
-    return state != State::kStopping && !retired && !missing && builder == nullptr;
+    return state != State::kStopping && !retired && !missing && !closed && builder == nullptr;
   }
 };
 

@@ -30,13 +30,13 @@ struct EngineCore::Load {
   Result<std::vector<InputRow>> rows = std::vector<InputRow>{};
 };
 
-bool EngineCore::HasRoom(const FunctionState& function, uint64_t more) const {
+bool EngineCore::QueueHasRoom(const FunctionState& function, uint64_t more) const {
   return queued_bytes_ + more <= options_.max_ready_bytes || function.queued_bytes + more <= kOwnBytes;
 }
 
 bool EngineCore::MustStore(const FunctionState& function) const {
   return function.stored_count > 0 || function.queue.size() >= options_.max_ready_inputs ||
-         !HasRoom(function, 0);
+         !QueueHasRoom(function, 0);
 }
 
 void EngineCore::CountStored(Call* call, const InputKey& key) {
@@ -88,7 +88,7 @@ void EngineCore::Refill(FunctionState* function) {
     const InputKey& key = stored.front();
     if (claimed_.erase(RowOf(key)) > 0) continue;
     const bool first = load->keys.empty() && function->queue.empty();
-    if (!first && !HasRoom(*function, bytes + key.bytes)) break;
+    if (!first && !QueueHasRoom(*function, bytes + key.bytes)) break;
     bytes += key.bytes;
     load->keys.push_back(key);
     load->calls.emplace(key.call, 0);

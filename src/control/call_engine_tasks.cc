@@ -10,6 +10,7 @@ namespace {
 enum { kShownCreated = 6, kShownLoading = 3, kShownCreating = 7, kShownActive = 4, kShownCompleted = 5 };
 constexpr int64_t kLongestBackoffNanos = int64_t{30} * 1'000'000'000;
 constexpr uint32_t kStopGraceMs = 30'000;
+constexpr double kReadyFollowsSecs = 1;
 
 // "container killed by signal 9 (SIGKILL)", "container ended with exit code 3", "container ran out of memory:
 // used ..."
@@ -150,6 +151,7 @@ void EngineCore::SendStop(TaskState* task, StopTask::Mode mode, uint32_t grace_m
   task->stop.set_grace_ms(grace_ms);
   task->stop.set_reason(reason);
   task->row.state = "stopping";
+  task->row.stop_mode = mode;
   SaveTask(task);
   LOG_INFO("stopping a task",
            {{"task_id", task->id}, {"mode", StopTask::Mode_Name(mode)}, {"reason", reason}});
@@ -177,6 +179,7 @@ void EngineCore::StartTask(FunctionState* function, const std::string& worker_id
   task->row.environment = function->info.environment;
   task->row.state = "creating";
   task->row.enqueued_at = UnixSeconds();
+  task->row.builder = task->builder != nullptr;
   function->tasks.push_back(task);
   ++function->app->tasks;
   tasks_[task->id] = std::move(owned);
@@ -234,13 +237,23 @@ void EngineCore::Started(TaskState* task, const TaskUpdate& update) {
   task->row.pid = update.pid();
   if (!update.ip().empty()) task->row.ip = update.ip();
   if (update.state() == TaskUpdate::CREATING) return LogTaskState(*task, kShownLoading);
-  if (task->row.started_at != 0) return;  // told again
-  task->row.started_at = update.at() > 0 ? update.at() : UnixSeconds();
-  SaveTask(task);
-  LogTaskState(*task, kShownCreating);
+  if (task->row.started_at == 0) {
+    task->row.started_at = update.at() > 0 ? update.at() : UnixSeconds();
+    SaveTask(task);
+    LogTaskState(*task, kShownCreating);
+  }
+  ArmStartup(task);
+}
+
+// At each STARTED, since a control that was restarted hears it again, from when the container started. That
+// it is ready may come right behind.
+void EngineCore::ArmStartup(TaskState* task) {
   uint32_t limit = task->function->info.startup_timeout_secs;
-  if (limit == 0 || task->startup) return;
-  task->startup = strand_.PostAfter(std::chrono::seconds(limit), [this, id = task->id, limit] {
+  if (limit == 0 || task->startup || task->state != TaskState::State::kStarting) return;
+  double left =
+      std::clamp(task->row.started_at + limit - UnixSeconds(), kReadyFollowsSecs, static_cast<double>(limit));
+  auto wait = Millis(static_cast<int64_t>(left * 1e3));
+  task->startup = strand_.PostAfter(wait, [this, id = task->id, limit] {
     TaskState* late = FindTask(id);
     if (late == nullptr) return;
     late->startup.reset();
@@ -320,6 +333,10 @@ void EngineCore::Refused(TaskState* task, const TaskUpdate& update) {
   bool retryable = update.retryable();
   std::string text = "its container can't be started: " + update.error();
   if (task->builder != nullptr) BuilderEnded(task, nullptr, Named(*function, text));
+  TaskExit none;  // a sound worker holds nothing for a task that it refuses
+  none.set_lost(true);
+  none.set_text(text);
+  SettleLeases(task, none);
   if (task->stop_sent) return EndTask(task, text);  // as it was told: nobody's trouble
   LogRecord record;
   record.file_descriptor = 3;
@@ -335,17 +352,41 @@ void EngineCore::Refused(TaskState* task, const TaskUpdate& update) {
   StartFailed(function, text, !retryable);
 }
 
+// A stopped container's own word: it isn't asked again, and others get what waits.
+void EngineCore::Closed(TaskState* task) {
+  if (std::exchange(task->closed, true)) return;
+  Dispatch(task->function);
+  PostScale();
+}
+
+// Its inputs don't wait for its logs. A builder's outcome comes with EXITED, and so with its layer.
+void EngineCore::ProcessEnded(TaskState* task, const TaskExit& exit) {
+  if (std::exchange(task->process_ended, true)) return;
+  task->closed = true;
+  if (task->startup) strand_.CancelTimer(*task->startup);
+  task->startup.reset();
+  if (task->builder != nullptr) return;
+  FunctionState* function = task->function;
+  bool was_ready = task->state != TaskState::State::kStarting && task->state != TaskState::State::kMaking;
+  bool ours = task->stop_sent.has_value() || exit.stopped_by_us();
+  SettleLeases(task, exit);
+  if (!was_ready && !exit.lost() && !ours && !task->retired)
+    StartFailed(function, ExitSentence(exit) + " before it was ready", false);
+  Dispatch(function);
+  PostScale();
+}
+
 void EngineCore::Exited(TaskState* task, const TaskUpdate& update) {
   FunctionState* function = task->function;
   const TaskExit& exit = update.exit();
-  bool was_ready = task->state != TaskState::State::kStarting && task->state != TaskState::State::kMaking;
-  bool ours = task->stop_sent.has_value() || exit.stopped_by_us();
-  std::string sentence = ExitSentence(exit) + (was_ready ? "" : " before it was ready");
-  bool start_failed = !was_ready && !exit.lost() && !ours && !task->retired && task->builder == nullptr;
-  SettleLeases(task, exit);
-  if (task->builder != nullptr) BuilderEnded(task, &update, Named(*function, sentence));
+  ProcessEnded(task, exit);
+  if (task->builder != nullptr) {
+    SettleLeases(task, exit);
+    const bool was_ready = task->state != TaskState::State::kStarting;
+    BuilderEnded(task, &update,
+                 Named(*function, ExitSentence(exit) + (was_ready ? "" : " before it was ready")));
+  }
   EndTask(task, exit.text());
-  if (start_failed) StartFailed(function, sentence, false);
   Dispatch(function);
 }
 
@@ -451,84 +492,6 @@ std::optional<TaskIdentity> EngineCore::IdentityOfTask(const std::string& task_i
   auto it = identities_.find(task_id);
   if (it == identities_.end()) return std::nullopt;
   return it->second;
-}
-
-void EngineCore::RunBuilder(const std::string& function_id, const std::string& input,
-                            std::function<void(BuilderOutcome)> done) {
-  FunctionState* found = function(function_id);
-  if (found == nullptr) return done({NotFound("no function " + function_id), ""});
-  auto builder = std::make_shared<Builder>();
-  builder->input = input;
-  builder->done = std::move(done);
-  PlaceBuilder(found, std::move(builder));
-}
-
-void EngineCore::PlaceBuilder(FunctionState* function, std::shared_ptr<Builder> builder) {
-  std::string worker_id;
-  for (const WorkerRegistry::Worker* worker : registry_.all()) {
-    if (worker->connected && (worker_id.empty() || !worker->capacity.disk_low())) worker_id = worker->id;
-  }
-  if (worker_id.empty()) {
-    waiting_builders_.emplace_back(function, std::move(builder));
-    return;
-  }
-  // A call of its own, in memory alone: whoever asked for the layer asks again after a restart.
-  builder->output.reset();
-  builder->call = std::make_unique<Call>();
-  Call* call = builder->call.get();
-  call->id = NewId("fc");
-  call->function = function;
-  call->committed = true;
-  std::weak_ptr<Builder> weak = builder;
-  call->builder = [weak](const OutputView& output) {
-    if (auto owner = weak.lock()) owner->output = output;
-  };
-  InputRow row;
-  AddInput(call, {0, builder->input, ""}, &row);
-  ++builder->tries;
-  StartTask(function, worker_id, std::move(builder));
-}
-
-// `update`: how its container ended (or failed to begin); null: it never was.
-void EngineCore::BuilderEnded(TaskState* task, const TaskUpdate* update, const std::string& text) {
-  std::shared_ptr<Builder> builder = task->builder;
-  if (!builder->done) return;
-  bool lost = update != nullptr && update->exit().lost();
-  while (!builder->call->inputs.empty()) {
-    Input* input = builder->call->inputs.begin()->second.get();
-    Detach(input);
-    Forget(input);
-  }
-  if (lost && builder->tries < 3 && !task->function->app->stopped) {
-    auto again = std::make_shared<Builder>();
-    again->input = builder->input;
-    again->tries = builder->tries;
-    again->done = std::move(builder->done);
-    builder->done = nullptr;
-    return PlaceBuilder(task->function, std::move(again));
-  }
-  BuilderOutcome outcome;
-  bool worked = builder->output && builder->output->status == static_cast<int32_t>(ResultStatus::kSuccess);
-  if (worked && update != nullptr && !update->layer_id().empty()) {
-    outcome.layer_id = update->layer_id();
-  } else {
-    std::string why = text;
-    SharedBytes result = builder->output ? builder->output->result : nullptr;
-    if (update != nullptr && !update->result().empty())
-      result = std::make_shared<const std::string>(update->result());
-    if (result != nullptr && options_.result_text && !worked) {
-      why = options_.result_text(*result);
-    } else if (builder->output && !builder->output->text.empty()) {
-      why = builder->output->text;
-    } else if (worked) {
-      why = Named(*task->function,
-                  "what it wrote could not be kept: " + (update == nullptr ? "" : update->error()));
-    }
-    outcome.status = FailedPrecondition(why);
-  }
-  auto done = std::move(builder->done);
-  builder->done = nullptr;
-  done(std::move(outcome));
 }
 
 TaskView EngineCore::ViewOf(const TaskRow& row) {

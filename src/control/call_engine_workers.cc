@@ -5,18 +5,19 @@
 namespace lydian::control {
 namespace {
 constexpr uint32_t kStopGraceMs = 10'000;
-}
+constexpr Millis kFirstHoldOff{5}, kLongestHoldOff{2'000};
+}  // namespace
 
 // What the worker runs and holds is the truth: it is taken up. What we thought it held comes back into the
 // queue.
-void EngineCore::OnWorkerHello(const std::string& worker_id, const WorkerHello& hello, Welcome* welcome) {
+void EngineCore::OnWorkerHello(const std::string& worker_id, const Holdings& held, ForgetTasks* forget) {
   outbox_[worker_id] = {};
   std::set<std::string> named;
-  for (const RunningTask& running : hello.tasks()) {
+  for (const RunningTask& running : held.tasks()) {
     named.insert(running.task_id());
     TaskState* task = FindTask(running.task_id());
     if (task == nullptr || task->worker_id != worker_id) {
-      welcome->add_forget_tasks(running.task_id());
+      forget->add_task_ids(running.task_id());
       continue;
     }
     Adopt(task, running);
@@ -38,9 +39,11 @@ void EngineCore::OnWorkerHello(const std::string& worker_id, const WorkerHello& 
 
 void EngineCore::Adopt(TaskState* task, const RunningTask& running) {
   task->missing = false;
+  task->closed |= running.stopping();
   if (!running.container_id().empty()) task->row.container_id = running.container_id();
   std::set<Input*> held;
   for (const LeaseRef& ref : running.held()) {
+    if (task->process_ended) break;  // settled; an output among them counts as long as nobody begins anew
     auto it = inputs_.find(ref.input_id());
     Input* input = it == inputs_.end() ? Claim(ref.input_id()) : it->second;
     if (input == nullptr || input->attempt != ref.attempt())
@@ -125,7 +128,7 @@ void EngineCore::OnWorkerMessage(const std::string& worker_id, FromWorker messag
     case FromWorker::kOutputs:
       return TakeOutputs(worker_id, *message.mutable_outputs());
     case FromWorker::kTask:
-      return OnTaskUpdate(message.task());
+      return OnTaskUpdate(worker_id, message.task());
     case FromWorker::kLog:
       return OnLogs(worker_id, *message.mutable_log());
     case FromWorker::kDemand:
@@ -137,9 +140,14 @@ void EngineCore::OnWorkerMessage(const std::string& worker_id, FromWorker messag
   }
 }
 
-void EngineCore::OnTaskUpdate(const TaskUpdate& update) {
+void EngineCore::OnTaskUpdate(const std::string& worker_id, const TaskUpdate& update) {
+  if (update.state() == TaskUpdate::EXITED || update.state() == TaskUpdate::REFUSED) {
+    ToWorker known;
+    known.mutable_ends_known()->add_task_ids(update.task_id());
+    registry_.Send(worker_id, known);
+  }
   TaskState* task = FindTask(update.task_id());
-  if (task == nullptr) return;
+  if (task == nullptr || task->worker_id != worker_id) return;
   switch (update.state()) {
     case TaskUpdate::CREATING:
     case TaskUpdate::STARTED:
@@ -152,6 +160,10 @@ void EngineCore::OnTaskUpdate(const TaskUpdate& update) {
       return Exited(task, update);
     case TaskUpdate::REFUSED:
       return Refused(task, update);
+    case TaskUpdate::CLOSED:
+      return Closed(task);
+    case TaskUpdate::PROCESS_ENDED:
+      return ProcessEnded(task, update.exit());
     default:
       return;
   }
@@ -167,6 +179,7 @@ void EngineCore::OnDemand(const InputDemand& demand) {
 
 void EngineCore::OnGiveBack(const GiveBack& back) {
   std::set<FunctionState*> touched;
+  std::set<TaskState*> unasked;
   for (int i = back.leases_size(); i-- > 0;) {
     const LeaseRef& ref = back.leases(i);
     auto it = inputs_.find(ref.input_id());
@@ -177,11 +190,24 @@ void EngineCore::OnGiveBack(const GiveBack& back) {
       continue;
     if (!back.task_id().empty() && input->task->id != back.task_id()) continue;
     touched.insert(input->call->function);
-    if (input->task->builder != nullptr) continue;  // its container ends; that says how
+    TaskState* task = input->task;
+    if (task->builder != nullptr && task->closed) continue;  // its container ends; that says how
+    if (!input->recalled && !input->cancelled) unasked.insert(task);
     Requeue(input);
   }
+  for (TaskState* task : unasked) HoldOff(task);
   for (FunctionState* function : touched) Dispatch(function);
   PostScale();
+}
+
+// A task that gives back what it is leased would get it again at once, having the most room.
+void EngineCore::HoldOff(TaskState* task) {
+  if (!task->alive_for_work()) return;
+  const Millis wait = std::min(kLongestHoldOff, kFirstHoldOff * (1 << std::min(task->given_back++, 10u)));
+  task->leases_not_before = NowNanos() + std::chrono::nanoseconds(wait).count();
+  strand_.PostAfter(wait, [this, id = task->id] {
+    if (TaskState* later = FindTask(id)) Dispatch(later->function);
+  });
 }
 
 void EngineCore::OnLogs(const std::string& worker_id, LogBatch& batch) {

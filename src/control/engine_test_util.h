@@ -28,15 +28,27 @@ class FakeSpecs : public TaskSpecSource {
   }
 };
 
+struct FakeHello {
+  WorkerHello hello;
+  std::vector<Holdings> pages = std::vector<Holdings>(1);
+  RunningTask* add_tasks() { return pages[0].add_tasks(); }
+};
+
 // A worker's end of the link.
 class FakeWorker {
  public:
-  FakeWorker(CallEngine* engine, WorkerHello hello) : registry_(engine->registry()), epoch_(hello.epoch()) {
+  FakeWorker(CallEngine* engine, const FakeHello& hello, WorkerRegistry::Backlog backlog = {})
+      : registry_(engine->registry()), epoch_(hello.hello.epoch()) {
     session_ = registry_.Open([this](const ToWorker& message) { Take(message); },
-                              [this](Status status) { Closed(status); });
+                              [this](Status status) { Closed(status); }, std::move(backlog));
     FromWorker message;
-    *message.mutable_hello() = std::move(hello);
-    registry_.Deliver(session_, std::move(message));
+    *message.mutable_hello() = hello.hello;
+    registry_.Deliver(session_, message);
+    for (size_t i = 0; i < hello.pages.size(); ++i) {
+      *message.mutable_holdings() = hello.pages[i];
+      message.mutable_holdings()->set_last(i + 1 == hello.pages.size());
+      registry_.Deliver(session_, message);
+    }
   }
   ~FakeWorker() { StopServing(); }
 
@@ -91,7 +103,18 @@ class FakeWorker {
   std::optional<CancelInputs> WaitCancel(Wait wait = Wait(3000)) { return Pop(cancels_, wait); }
   std::optional<RecallInputs> WaitRecall(Wait wait = Wait(3000)) { return Pop(recalls_, wait); }
   std::optional<LogAck> WaitLogAck(Wait wait = Wait(3000)) { return Pop(log_acks_, wait); }
-  std::optional<Welcome> WaitWelcome(Wait wait = Wait(3000)) { return Pop(welcomes_, wait); }
+  std::optional<ForgetTasks> WaitForget(Wait wait = Wait(3000)) { return Pop(forgotten_, wait); }
+  std::optional<Status> WaitClosed(Wait wait = Wait(3000)) { return Pop(closed_, wait); }
+  size_t LargestMessage() {
+    std::lock_guard lock(mutex_);
+    return largest_;
+  }
+  bool WaitEndKnown(const std::string& task_id, Wait wait = Wait(3000)) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, wait, [&] {
+      return std::find(ends_known_.begin(), ends_known_.end(), task_id) != ends_known_.end();
+    });
+  }
   bool WaitAck(const std::string& input_id, Wait wait = Wait(3000)) {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, wait,
@@ -126,12 +149,17 @@ class FakeWorker {
     queue.pop_front();
     return front;
   }
-  void Closed(const Status&) {}
+  void Closed(const Status& status) {
+    std::lock_guard lock(mutex_);
+    closed_.push_back(status);
+    changed_.notify_all();
+  }
   void Take(const ToWorker& message) {
     std::lock_guard lock(mutex_);
+    largest_ = std::max(largest_, message.ByteSizeLong());
     switch (message.kind_case()) {
-      case ToWorker::kWelcome:
-        welcomes_.push_back(message.welcome());
+      case ToWorker::kForget:
+        forgotten_.push_back(message.forget());
         break;
       case ToWorker::kStartTask:
         starts_.push_back(message.start_task());
@@ -151,6 +179,9 @@ class FakeWorker {
         break;
       case ToWorker::kLogAck:
         log_acks_.push_back(message.log_ack());
+        break;
+      case ToWorker::kEndsKnown:
+        for (const std::string& id : message.ends_known().task_ids()) ends_known_.push_back(id);
         break;
       case ToWorker::kOutputAcks:
         for (const LeaseRef& ref : message.output_acks().acks()) acks_.push_back(ref.input_id());
@@ -172,8 +203,10 @@ class FakeWorker {
   std::deque<CancelInputs> cancels_;
   std::deque<RecallInputs> recalls_;
   std::deque<LogAck> log_acks_;
-  std::deque<Welcome> welcomes_;
-  std::deque<std::string> acks_;
+  std::deque<ForgetTasks> forgotten_;
+  std::deque<Status> closed_;
+  size_t largest_ = 0;
+  std::deque<std::string> acks_, ends_known_;
   std::thread server_;
   std::atomic<bool> stop_serving_{false};
 };
@@ -240,17 +273,18 @@ class EngineTest : public testing::Test {
     workers_.clear();
   }
 
-  static WorkerHello Hello(uint64_t epoch = 1) {
-    WorkerHello hello;
-    hello.set_protocol(1);
+  static FakeHello Hello(uint64_t epoch = 1) {
+    FakeHello made;
+    WorkerHello& hello = made.hello;
+    hello.set_protocol(2);
     hello.set_worker_id("wk-1");
     hello.set_epoch(epoch);
     hello.mutable_capacity()->set_memory_bytes(uint64_t{8} << 30);
     hello.mutable_capacity()->set_milli_cpu(8000);
-    return hello;
+    return made;
   }
-  FakeWorker* Connect(const WorkerHello& hello = Hello()) {
-    workers_.push_back(std::make_unique<FakeWorker>(engine_.get(), hello));
+  FakeWorker* Connect(const FakeHello& hello = Hello(), WorkerRegistry::Backlog backlog = {}) {
+    workers_.push_back(std::make_unique<FakeWorker>(engine_.get(), hello, std::move(backlog)));
     return workers_.back().get();
   }
 

@@ -85,6 +85,8 @@ struct TaskRow {
   std::string task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, environment,
       state, ip, exit_text;
   bool restricted = false, ended = false;
+  bool builder = false;                     // runs for a layer, and whoever asked is only in memory
+  std::optional<StopTask::Mode> stop_mode;  // the hardest that was asked for
   int pid = 0;
   double enqueued_at = 0, started_at = 0, finished_at = 0;
 };

@@ -139,7 +139,9 @@ Status LoadTasks(store::Database& database, const JournalVisitor& visitor) {
   return database.ForEach(
       "SELECT task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, "
       "environment, state, ip, exit_text, "
-      "restricted, ended, pid, enqueued_at, started_at, finished_at FROM task WHERE ended = 0",
+      "restricted, ended, pid, enqueued_at, started_at, finished_at, builder, stop_mode FROM task WHERE "
+      "ended = "
+      "0",
       {}, [&](Row& row) -> Status {
         visitor.task(ReadTask(row));
         return {};

@@ -50,6 +50,11 @@ CREATE INDEX chunk_by_blob ON chunk (blob) WHERE blob != '';
 CREATE INDEX input_unread ON input (id) WHERE blob IS NULL;
 CREATE INDEX output_unread ON output (id) WHERE blob IS NULL;
 CREATE INDEX chunk_unread ON chunk (id) WHERE blob IS NULL;
+)sql"},
+          // stop_mode: of StopTask, and one more; 0 for a task that isn't being stopped.
+          {4, R"sql(
+ALTER TABLE task ADD COLUMN builder INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE task ADD COLUMN stop_mode INTEGER NOT NULL DEFAULT 0;
 )sql"}};
 }
 
@@ -122,7 +127,8 @@ Result<FunctionInfo> DecodeFunction(const std::string& id, const std::string& ap
 const std::string_view kSelectTaskById =
     "SELECT task_id, function_id, app_id, worker_id, container_id, function_name, workspace_id, environment, "
     "state, ip, exit_text, "
-    "restricted, ended, pid, enqueued_at, started_at, finished_at FROM task WHERE task_id = ?";
+    "restricted, ended, pid, enqueued_at, started_at, finished_at, builder, stop_mode FROM task WHERE "
+    "task_id = ?";
 
 TaskRow ReadTask(Row& row) {
   TaskRow task;
@@ -143,6 +149,9 @@ TaskRow ReadTask(Row& row) {
   task.enqueued_at = row.Real(14);
   task.started_at = row.Real(15);
   task.finished_at = row.Real(16);
+  task.builder = row.Int(17) != 0;
+  if (const int64_t mode = row.Int(18); mode > 0 && StopTask::Mode_IsValid(static_cast<int>(mode - 1)))
+    task.stop_mode = static_cast<StopTask::Mode>(mode - 1);
   return task;
 }
 
@@ -291,16 +300,18 @@ Journal::Record Journal::PutTask(TaskRow task) {
     return session.Execute(
         "INSERT INTO task (task_id, function_id, app_id, worker_id, container_id, function_name, "
         "workspace_id, environment, state, "
-        "ip, exit_text, restricted, ended, pid, enqueued_at, started_at, finished_at) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (task_id) DO UPDATE SET "
+        "ip, exit_text, restricted, ended, pid, enqueued_at, started_at, finished_at, builder, stop_mode) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (task_id) DO UPDATE "
+        "SET "
         "worker_id = excluded.worker_id, "
         "container_id = excluded.container_id, state = excluded.state, ip = excluded.ip, exit_text = "
         "excluded.exit_text, "
         "ended = excluded.ended, pid = excluded.pid, started_at = excluded.started_at, finished_at = "
-        "excluded.finished_at",
+        "excluded.finished_at, stop_mode = excluded.stop_mode",
         {task.task_id, task.function_id, task.app_id, task.worker_id, task.container_id, task.function_name,
          task.workspace_id, task.environment, task.state, task.ip, task.exit_text, task.restricted,
-         task.ended, task.pid, task.enqueued_at, task.started_at, task.finished_at});
+         task.ended, task.pid, task.enqueued_at, task.started_at, task.finished_at, task.builder,
+         task.stop_mode ? *task.stop_mode + 1 : 0});
   };
   return record;
 }

@@ -121,7 +121,8 @@ TEST_F(JournalTest, KeepsWhatWasWritten) {
   ASSERT_TRUE(Write(Journal::PutFunction(function)).ok());
   ASSERT_TRUE(Write(Journal::PutApp("ap-1", "active")).ok());
   TaskRow task;
-  task.task_id = "ta-1", task.state = "ready", task.restricted = true;
+  task.task_id = "ta-1", task.state = "ready", task.restricted = task.builder = true;
+  task.stop_mode = StopTask::KILL;
   ASSERT_TRUE(Write(Journal::PutTask(task)).ok());
   journal_.reset();
   Open();
@@ -152,6 +153,8 @@ TEST_F(JournalTest, KeepsWhatWasWritten) {
   EXPECT_EQ(found.functions[0].limits.memory_limit_bytes(), 77u);
   ASSERT_EQ(found.tasks.size(), 1u);
   EXPECT_TRUE(found.tasks[0].restricted);
+  EXPECT_TRUE(found.tasks[0].builder);
+  EXPECT_EQ(found.tasks[0].stop_mode, StopTask::KILL);
   EXPECT_EQ(found.apps.size(), 1u);
 }
 

@@ -19,8 +19,8 @@ class RecoveryTest : public EngineTest {
     EXPECT_TRUE(lease);
     return *lease;
   }
-  static WorkerHello Holding(const std::string& task_id, std::vector<Lease> held, uint64_t epoch = 1) {
-    WorkerHello hello = Hello(epoch);
+  static FakeHello Holding(const std::string& task_id, std::vector<Lease> held, uint64_t epoch = 1) {
+    FakeHello hello = Hello(epoch);
     RunningTask* running = hello.add_tasks();
     running->set_task_id(task_id);
     running->set_function_id("fu-1");
@@ -63,12 +63,11 @@ TEST_F(RecoveryTest, ARunningInputIsTakenUpAndNotRunAgain) {
   Lease lease = RunOne(worker, &call, &task);
   Restart();
   worker = Connect(Holding(task, {lease}));
-  auto welcome = worker->WaitWelcome();
-  EXPECT_EQ(welcome->forget_tasks_size(), 0);
   EXPECT_FALSE(worker->WaitLease(100ms));
   worker->Succeed(lease, "from before");
   EXPECT_EQ(*Poll(call)->outputs[0].result, "from before");
   EXPECT_FALSE(worker->WaitStart(100ms));
+  EXPECT_FALSE(worker->WaitForget(0ms));
   // The container goes on with new work.
   std::string next = Map("y");
   auto more = worker->WaitLease();
@@ -136,7 +135,6 @@ TEST_F(RecoveryTest, AWorkerThatComesBackInTimeKeepsItsTasks) {
   worker->Drop();
   std::this_thread::sleep_for(50ms);
   auto back = Connect(Holding(task, {lease}, 2));  // restarted: another epoch, the container adopted
-  ASSERT_TRUE(back->WaitWelcome());
   back->Succeed(lease, "ok");
   EXPECT_EQ(*Poll(call)->outputs[0].result, "ok");
   EXPECT_FALSE(back->WaitStart(50ms));
@@ -149,11 +147,11 @@ TEST_F(RecoveryTest, AWorkerThatDoesNotComeBackLosesThemWithoutAnAttempt) {
   RunOne(worker, &call, &task);
   worker->Drop();
   std::this_thread::sleep_for(500ms);
-  WorkerHello hello = Holding(task, {});
-  auto back = Connect(hello);
-  auto welcome = back->WaitWelcome();
-  ASSERT_EQ(welcome->forget_tasks_size(), 1);
-  EXPECT_EQ(welcome->forget_tasks(0), task);
+  auto back = Connect(Holding(task, {}));
+  auto forget = back->WaitForget();
+  ASSERT_TRUE(forget);
+  ASSERT_EQ(forget->task_ids_size(), 1);
+  EXPECT_EQ(forget->task_ids(0), task);
   auto next = back->WaitStart();
   ASSERT_TRUE(next);
   back->Ready(next->task_id());

@@ -1,6 +1,9 @@
 // The workers' connections: who is there, what they have, and the builds and assets that were asked of them.
 // What concerns calls and tasks goes on to the engine (WorkerEvents).
 //
+// A stream begins with the worker's hello, our welcome, and what the worker holds at that moment: only then
+// is anything sent to it, and what it says is taken. So both sides begin from the same state.
+//
 // A worker whose stream broke has a grace period to come back; its tasks go on meanwhile. A new stream of the
 // same worker replaces the old one.
 //
@@ -28,8 +31,8 @@ namespace lydian::control {
 class WorkerEvents {
  public:
   virtual ~WorkerEvents() = default;
-  // `welcome` is filled in with what to forget. Afterwards OnWorkerReady, when messages can be sent.
-  virtual void OnWorkerHello(const std::string& worker_id, const WorkerHello& hello, Welcome* welcome) = 0;
+  // `forget` is filled in. Afterwards OnWorkerReady, when messages can be sent.
+  virtual void OnWorkerHello(const std::string& worker_id, const Holdings& held, ForgetTasks* forget) = 0;
   virtual void OnWorkerReady(const std::string& worker_id) = 0;
   virtual void OnWorkerMessage(const std::string& worker_id, FromWorker message) = 0;
   virtual void OnWorkerCapacity(const std::string& worker_id) = 0;
@@ -41,6 +44,11 @@ class WorkerRegistry : public Workers {
  public:
   using SendFn = std::function<void(const ToWorker&)>;
   using CloseFn = std::function<void(Status)>;
+  // Of what was sent and has not left yet. Without one, everything leaves at once.
+  struct Backlog {
+    std::function<size_t()> bytes;
+    std::function<void(size_t limit, Task fn)> on_drained;  // below `limit`, or over; on any thread
+  };
 
   struct Worker {
     std::string id;
@@ -54,12 +62,15 @@ class WorkerRegistry : public Workers {
   void SetEvents(WorkerEvents* events) { events_ = events; }  // before the first Open
 
   // The link. A session is one stream; `send` and `close` are called on the strand and must not block.
-  uint64_t Open(SendFn send, CloseFn close);
+  uint64_t Open(SendFn send, CloseFn close, Backlog backlog = {});
   void Deliver(uint64_t session, FromWorker message);
   void Closed(uint64_t session);
 
   // On the strand.
   bool Send(const std::string& worker_id, const ToWorker& message);  // false when it is not connected
+  size_t Unsent(const std::string& worker_id) const;                 // bytes
+  // Runs `fn` once on the strand when less than `limit` bytes are unsent, or the worker's stream is over.
+  void OnDrained(const std::string& worker_id, size_t limit, Task fn);
   const Worker* Find(const std::string& worker_id) const;
   std::vector<const Worker*> all() const;
 
@@ -75,7 +86,12 @@ class WorkerRegistry : public Workers {
   struct Session {
     SendFn send;
     CloseFn close;
-    std::string worker_id;  // after hello
+    Backlog backlog;
+    WorkerHello hello;
+    std::string worker_id;          // after hello
+    Holdings held;                  // the pages that came
+    bool settled = false;           // all came
+    std::vector<FromWorker> early;  // what came before that
   };
   struct Entry {
     Worker worker;
@@ -94,12 +110,16 @@ class WorkerRegistry : public Workers {
   };
 
   void Hello(uint64_t session, const WorkerHello& hello);
+  void Refuse(uint64_t session, Status why);
+  void TakePage(uint64_t session, Holdings& page);
+  void Settle(uint64_t session);
+  void Handle(const std::string& worker_id, FromWorker message);
   void StreamEnded(uint64_t session);
   void Lose(const std::string& worker_id);
   void EndBuild(const std::string& build_id, const std::string& why);
   void PlaceBuild(Build& build);
   void PlaceAsset(Asset& asset);
-  void TakeBack(const std::string& worker_id, const WorkerHello& hello);
+  void TakeBack(const std::string& worker_id, const Holdings& held);
   std::string AnyWorker() const;
 
   Strand& strand_;

@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "rpc/deadlines.h"
+#include "rpc/loop.h"
 #include "rpc/wire.h"
 
 namespace lydian::rpc {
@@ -65,7 +66,9 @@ class Call final : public Context,
     Guarded([&] { HandleMessage(message); });
   }
   void OnBadMessage(Status why) override {
-    End(Status(why.code(), std::string(method()) + ": " + std::string(why.message())));
+    const bool large = why.code() == Code::kResourceExhausted;
+    Abort(Status(large ? method_->entry.options.too_large : why.code(),
+                 std::string(method()) + ": " + std::string(why.message())));
   }
   void OnEnd(const Headers& /*trailers*/) override {
     Guarded([&] { HandleEnd(); });
@@ -158,8 +161,8 @@ class Call final : public Context,
     wrote_.store(true, std::memory_order_relaxed);
     method_->metrics.bytes_out.fetch_add(size, std::memory_order_relaxed);
     if (*waiting <= kMostBuffered || *waiting == size) return true;
-    End(ResourceExhausted("the stream's client has not taken what was sent: more than 256 MiB wait"),
-        /*drop_unsent=*/true);
+    Abort(ResourceExhausted("the stream's client has not taken what was sent: more than 256 MiB wait"),
+          /*drop_unsent=*/true);
     return false;
   }
 
@@ -177,6 +180,19 @@ class Call final : public Context,
     Finish(status, std::move(trailers), drop_unsent);
   }
 
+  // Ends the call against its handler, which hears of it as if the client had gone: on the loop's thread,
+  // since the handler may be in the middle of a Write.
+  void Abort(Status status, bool drop_unsent = false) {
+    {
+      std::lock_guard lock(mutex_);
+      if (!answered_) {
+        given_up_.store(true, std::memory_order_release);
+        if (on_cancel_) Loop::Get().Post(std::exchange(on_cancel_, nullptr));
+      }
+    }
+    End(std::move(status), drop_unsent);
+  }
+
   H2Stream& stream() { return *stream_; }
   const std::shared_ptr<CallHost>& host() const { return host_; }
 
@@ -190,8 +206,8 @@ class Call final : public Context,
       fn();
     } catch (const std::exception& e) {
       LOG_ERROR("a handler threw an exception", {{"method", full_method_}, {"error", e.what()}});
-      End(Internal(std::string(method()) + " failed: an error in Lydian, which it has logged"),
-          /*drop_unsent=*/true);
+      Abort(Internal(std::string(method()) + " failed: an error in Lydian, which it has logged"),
+            /*drop_unsent=*/true);
     }
   }
 
@@ -225,16 +241,17 @@ class Call final : public Context,
     }
     method_->metrics.bytes_in.fetch_add(message.size(), std::memory_order_relaxed);
     if (message.size() > method_->entry.options.max_request_bytes) {
-      return End(ResourceExhausted(std::string(method()) + ": a message of " +
-                                   std::to_string(message.size()) + " bytes is over the limit of " +
-                                   std::to_string(method_->entry.options.max_request_bytes)));
+      const MethodOptions& options = method_->entry.options;
+      return Abort(Status(options.too_large,
+                          std::string(method()) + ": a message of " + std::to_string(message.size()) +
+                              " bytes is over the limit of " + std::to_string(options.max_request_bytes)));
     }
     if (method_->unary || method_->server_stream) {
       if (!std::exchange(has_request_, true)) HandleOne(message);
       return;
     }
     if (Status status = reader_.on_message ? reader_.on_message(message) : Status(); !status.ok())
-      End(std::move(status));
+      Abort(std::move(status));
   }
 
   void HandleEnd() {  // the client has half-closed

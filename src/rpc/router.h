@@ -57,9 +57,9 @@ class Context {
   // When the client gives up; SteadyTime::max() without a deadline.
   virtual SteadyTime deadline() const = 0;
   virtual bool cancelled() const = 0;
-  // Runs `fn` once when the client is gone, the deadline has passed or the server stops; at once if that is
-  // so already. On any thread. Never after the call was answered. Replaces an earlier one. nullptr takes it
-  // back.
+  // Runs `fn` once when the client is gone, the deadline has passed, the server stops or ends the call for
+  // what came or waits on it; at once if that is so already. On any thread. Never after the call was
+  // answered. Replaces an earlier one. nullptr takes it back.
   virtual void OnCancel(Task fn) = 0;
   virtual void AddTrailer(std::string_view name, std::string_view value) = 0;
   // In which its bytes are counted.
@@ -136,6 +136,7 @@ struct MethodOptions {
   // must survive a restart is journalled by its handler); one at work is joined.
   bool idempotent = false;
   size_t max_request_bytes = size_t{128} << 20;
+  Code too_large = Code::kResourceExhausted;  // of a larger one's refusal: some callers repeat that for ever
   bool task_only = false;  // a container's own RPC: answered by the worker, PERMISSION_DENIED for others
 };
 

@@ -516,7 +516,41 @@ TEST_P(RpcTest, UnreadStreamIsBounded) {
   while (stream->Write(part)) ASSERT_LT(++written, 100);
   call->HoldReading(false);
   EXPECT_EQ(collected.Wait().first.code(), Code::kResourceExhausted);
+  EXPECT_EQ(cancelled_.get_future().wait_for(10s), std::future_status::ready);  // its handler heard of it
   stream->Finish({});
+}
+
+// What the server itself finds wrong with a stream ends it for its handler too.
+TEST_P(RpcTest, AHandlerHearsOfTheEndOfAStreamThatTheServerEnds) {
+  std::atomic<int> over{0};
+  std::promise<void> told;
+  router_ = std::make_shared<Router>();
+  router_->AddBidi("t.S", "Chat",
+                   [&](Ctx ctx, std::shared_ptr<RawStream> out) {
+                     ctx->OnCancel([&] {
+                       if (++over == 3) told.set_value();
+                     });
+                     return RawReader{.on_message = [out](std::string_view message) -> Status {
+                                        if (message == "bad") return InvalidArgument("bad message");
+                                        if (message == "throw") throw std::runtime_error("thrown");
+                                        return {};
+                                      },
+                                      .on_end = nullptr};
+                   },
+                   {.max_request_bytes = 10});
+  server_->Stop(0);
+  const std::string address = "unix:" + dir_.path() + "/ended";
+  auto listener = Listen(address);
+  StartServer({}, listener->get());
+  channel_ = Channel::Create(address);
+  for (const char* message : {"bad", "throw", "longer than ten"}) {
+    Collected collected;
+    auto call = channel_->Start("/t.S/Chat", kToken, collected.Callbacks());
+    call->Write(message);
+    EXPECT_FALSE(collected.Wait().first.ok());
+  }
+  EXPECT_EQ(told.get_future().wait_for(10s), std::future_status::ready);
+  server_->Stop(1000);
 }
 
 TEST(StatusText, IsCutBetweenCharacters) {

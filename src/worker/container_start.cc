@@ -13,6 +13,7 @@
 #include "worker/container_task.h"
 #include "worker/exit_text.h"
 #include "worker/guest_api.h"
+#include "worker/task_note.h"
 
 namespace lydian::worker {
 namespace {
@@ -76,7 +77,7 @@ void ContainerTask::WriteFiles(std::shared_ptr<Preparation> preparation) {
     RETURN_IF_ERROR(WriteFileAtomic(Dir() + "/arguments.bin", arguments, 0444));
     TaskSpec kept = spec_;
     kept.clear_env();  // secrets stay out of files; an adopted container has them already
-    RETURN_IF_ERROR(WriteFileAtomic(Dir() + "/spec.pb", kept.SerializeAsString(), 0600));
+    RETURN_IF_ERROR(WriteNote(Dir() + "/spec.pb", kept, /*durable=*/false));
     ASSIGN_OR_RETURN(preparation->table, LeaseTable::Open(Dir() + "/table", TableCapacity(spec_)));
     ASSIGN_OR_RETURN(preparation->spool, OutputSpool::Open(Dir() + "/outputs"));
     return {};
@@ -332,9 +333,8 @@ void ContainerTask::Refuse(const Status& status) {
 // ---- Adoption.
 
 Result<TaskSpec> ContainerTask::ReadSpec(const std::string& dir) {
-  ASSIGN_OR_RETURN(const std::string bytes, ReadFile(dir + "/spec.pb"));
   TaskSpec spec;
-  if (!spec.ParseFromString(bytes)) return DataLoss(dir + "/spec.pb does not parse");
+  RETURN_IF_ERROR(ReadNote(dir + "/spec.pb", &spec));
   return spec;
 }
 
@@ -375,17 +375,26 @@ bool ContainerTask::Adopt(spawner::Container container, bool exited, const ExitE
 
 void ContainerTask::AdoptRemains() {
   state_ = State::kEnded;
-  if (Status status = OpenFiles(); !status.ok()) return Drop();
+  if (Status status = OpenFiles(); !status.ok()) {
+    LOG_ERROR("what an ended task left can't be read", {{"task_id", spec_.task_id()}, {"error", status}});
+    return Vanish("what it left can't be read: " + status.ToString());
+  }
   OpenDesk();
   exit_ = LostExit("the machine or the process that held its container went down");
-  if (Result<std::string> bytes = ReadFile(Dir() + "/exit.pb");
-      bytes.ok() && !exit_.ParseFromString(*bytes)) {
-    exit_ = LostExit("what was noted of its end does not parse");
+  TaskExit noted;
+  if (Status status = ReadNote(Dir() + "/exit.pb", &noted); status.ok()) {
+    exit_ = noted;
+  } else if (status.code() != Code::kNotFound) {
+    LOG_ERROR("what was noted of a task's end is lost", {{"task_id", spec_.task_id()}, {"error", status}});
   }
+  exit_known_ = true;
   if (Result<std::string> layer = ReadFile(Dir() + "/layer", 256); layer.ok()) layer_id_ = *layer;
   desk_->Abandon();
   spawner::Container none;
-  if (Status status = Serve(&none); !status.ok()) return Drop();
+  if (Status status = Serve(&none); !status.ok()) {
+    LOG_ERROR("the logs of an ended task can't be read", {{"task_id", spec_.task_id()}, {"error", status}});
+    return Vanish("its logs can't be read: " + status.ToString());
+  }
   finalized_ = true;
   ground_->logs->Finish(spec_.task_id());
 }

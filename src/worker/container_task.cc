@@ -13,15 +13,13 @@
 #include "os/loop.h"
 #include "worker/exit_text.h"
 #include "worker/guest_api.h"
+#include "worker/task_note.h"
 
 namespace lydian::worker {
 namespace {
 constexpr uint32_t kGraceMs = 30'000;
 constexpr Millis kLongestHeartbeat{14'000};
 constexpr Millis kRemovePause{200};
-// Outputs and logs of an ended task that nobody acknowledges are given up after this.
-constexpr std::chrono::seconds kLongestLeave{60};
-
 }  // namespace
 
 // ---- The life of the process. How it starts is in container_start.cc.
@@ -51,7 +49,7 @@ RunningTask ContainerTask::Describe() const {
   task.set_function_id(spec_.function_id());
   task.set_app_id(spec_.app_id());
   task.set_container_id(container_id_);
-  task.set_stopping(stopping_);
+  task.set_stopping(stopping_ || state_ == State::kEnded);
   if (desk_) {
     for (const LeaseRef& ref : desk_->Held()) *task.add_held() = ref;
   }
@@ -83,12 +81,13 @@ void ContainerTask::OnWelcome() {
       if (desk_->ready()) Update(TaskUpdate::READY);
       break;
     case State::kEnded:
-      break;  // the logs go first: on_sent says when
+      break;
   }
   if (!init_result_.empty()) {
     Update(TaskUpdate::INIT_FAILED, [this](TaskUpdate* update) { update->set_result(init_result_); });
   }
   if (desk_) desk_->Resend();
+  if (state_ == State::kEnded) SayProcessEnded();  // EXITED comes behind the logs: on_sent says when
 }
 
 void ContainerTask::Drop() {
@@ -124,6 +123,7 @@ void ContainerTask::StopItself(std::function<void()> done) {
   if (state_ == State::kRunning) {
     stopping_ = true;
     table_->SetFlag(LeaseTable::kStopping);
+    Update(TaskUpdate::CLOSED);  // before what it gives back, which would come again
     desk_->Close();
   }
   done();
@@ -278,18 +278,34 @@ void ContainerTask::End(const TaskExit& exit, bool commit) {
   // Until its layer is there, a task that is to leave one has not ended well: without a note, the worker that
   // comes after this one takes it for lost, and it is tried again.
   if (!commit) NoteExit();
+  Update(TaskUpdate::CLOSED);
   desk_->Abandon();
+  exit_known_ = !commit;
+  SayProcessEnded();
   if (heartbeat_) std::exchange(heartbeat_, nullptr)(Cancelled("the container has ended"));
   StopServing();
   if (!commit) DropWritable();
   Finalize();
 }
 
+// Its outputs are on their way before this, so that what is left of its inputs was lost with it.
+void ContainerTask::SayProcessEnded() {
+  if (!exit_known_) return;
+  Update(TaskUpdate::PROCESS_ENDED, [this](TaskUpdate* update) { *update->mutable_exit() = exit_; });
+}
+
+void ContainerTask::Vanish(const std::string& why) {
+  state_ = State::kEnded;
+  Update(TaskUpdate::EXITED, [&](TaskUpdate* update) { *update->mutable_exit() = LostExit(why); });
+  dropped_ = true;
+  TryLeave();
+}
+
 // For the worker that comes after this one.
 void ContainerTask::NoteExit() {
   Status status;
   if (!layer_id_.empty()) status = WriteFileAtomic(Dir() + "/layer", layer_id_, 0600);
-  if (status.ok()) status = WriteFileAtomic(Dir() + "/exit.pb", exit_.SerializeAsString(), 0600);
+  if (status.ok()) status = WriteNote(Dir() + "/exit.pb", exit_, /*durable=*/true);
   if (!status.ok())
     LOG_WARN("the end of a task could not be noted", {{"task_id", spec_.task_id()}, {"error", status}});
 }
@@ -403,19 +419,11 @@ void ContainerTask::TrySendExit() {
     update->set_layer_id(layer_id_);
     update->set_error(end_error_);
   });
-  if (!exit_sent_) {
-    exit_sent_ = true;
-    ground_->strand->PostAfter(kLongestLeave, [weak = weak_from_this()] {
-      auto self = weak.lock();
-      if (!self || self->removing_) return;
-      LOG_WARN("the last of an ended task was never acknowledged", {{"task_id", self->spec_.task_id()}});
-      self->dropped_ = true;
-      self->TryLeave();
-    });
-  }
+  exit_sent_ = true;
   TryLeave();
 }
 
+// However long control is away: what it has not acknowledged is nowhere else.
 void ContainerTask::TryLeave() {
   if (state_ != State::kEnded || removing_) return;
   if (!dropped_ && !(exit_sent_ && logs_acked_ && (!desk_ || desk_->all_acked()))) return;

@@ -66,8 +66,10 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   void OnExit(const ExitEvent& event);
   void OnSpawnerLost();
   std::unique_ptr<rpc::Server> TakeServer() { return std::move(server_); }  // of a worker that lets go
-  void OnWelcome();                              // says again what control may not know
-  void Drop();                                   // control doesn't know it: nothing more is reported
+  void OnWelcome();  // says again what control may not know
+  void Drop();       // control doesn't know it: nothing more is reported
+  // All was told, or nobody wants to hear it: only its folder is still there, and it is nobody's task.
+  bool leaving() const { return dropped_ || removing_; }
   void StopCommit() { commit_stopped_ = true; }  // of its layer, if that is under way
 
   void AddLease(const Lease& lease);
@@ -116,6 +118,8 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   void NoteExit();
   void CommitLayer();
   void LoseLayer();
+  void Vanish(const std::string& why);  // nothing of it can be told but that it is lost
+  void SayProcessEnded();
   Result<std::string> TakeLayer();
   void DropWritable();
   void TrySendExit();
@@ -155,6 +159,7 @@ class ContainerTask : public std::enable_shared_from_this<ContainerTask> {
   TaskExit exit_;
   std::string layer_id_, end_error_;
   std::atomic<bool> commit_stopped_ = false;
+  bool exit_known_ = false;  // exit_ is what it is, whatever becomes of a layer
   bool finalized_ = false, logs_sent_ = false, logs_acked_ = false, exit_sent_ = false, removing_ = false;
 };
 

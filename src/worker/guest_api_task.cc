@@ -6,6 +6,7 @@
 #include "modal_proto/api.pb.h"
 #include "rpc/restricted.h"
 #include "worker/guest_api.h"
+#include "worker/link_limits.h"
 
 namespace lydian::worker {
 namespace {
@@ -183,6 +184,10 @@ void Stop(GuestBackend* backend, Relay* relay, std::string_view bytes, rpc::Ctx 
 
 void AddOwnMethods(rpc::Router& router, GuestBackend* backend, Relay* relay) {
   const rpc::MethodOptions own{.task_only = true};
+  // The client repeats RESOURCE_EXHAUSTED for ever; what could never travel ends the container instead, with
+  // the reason in its log.
+  const rpc::MethodOptions bounded{
+      .max_request_bytes = kMostGuestOutputs, .too_large = Code::kInvalidArgument, .task_only = true};
   using google::protobuf::Empty;
   router.Unary<Empty, Empty>(
       kService, "ContainerHello",
@@ -206,14 +211,14 @@ void AddOwnMethods(rpc::Router& router, GuestBackend* backend, Relay* relay) {
       [backend](const auto& request, const rpc::Ctx& ctx, auto reply) {
         PutOutputs(backend, request, ctx, std::move(reply));
       },
-      own);
+      bounded);
   router.Unary<api::TaskResultRequest, Empty>(
       kService, "TaskResult",
       [backend](const api::TaskResultRequest& request, const rpc::Ctx& ctx, const rpc::Reply<Empty>& reply) {
         backend->GuestResult(ctx->caller().task_id, request.result().SerializeAsString(),
                              [reply, ctx] { reply(Empty()); });
       },
-      own);
+      bounded);
   router.Unary<api::FunctionGetDynamicConcurrencyRequest, api::FunctionGetDynamicConcurrencyResponse>(
       kService, "FunctionGetDynamicConcurrency",
       [](const api::FunctionGetDynamicConcurrencyRequest& request, const rpc::Ctx&, const auto& reply) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "worker/link_limits.h"
 
 namespace lydian::worker {
 namespace {
@@ -40,9 +41,9 @@ void RunningInput::Get(std::string* input_id, std::string* call_id) const {
 
 InputDesk::InputDesk(Options options, LeaseTable* table, OutputSpool* spool)
     : options_(std::move(options)), table_(table), spool_(spool) {
-  for (HeldLease& lease : table_->Held()) held_.emplace(Key{lease.input_id, lease.attempt}, lease);
   last_key_ = table_->last_key();
   batch_ = table_->last_batch();
+  for (HeldLease& lease : table_->Held()) held_.emplace(Key{lease.input_id, lease.attempt}, lease);
   adopted_answer_ = !last_key_.empty();
   ready_ = table_->flag(LeaseTable::kReady);
   closed_ = table_->flag(LeaseTable::kStopping);
@@ -178,7 +179,9 @@ void InputDesk::Serve() {
 }
 
 void InputDesk::HandOver(std::vector<Lease> leases) {
-  ++batch_;
+  // The answer is noted before its leases: however much of this is done when the worker dies, the container
+  // asks again with this key, and what was noted for it goes back.
+  table_->SetLastAnswer(question_->key, ++batch_);
   for (const Lease& lease : leases) {
     HeldLease held{lease.input_id(), lease.function_call_id(), lease.attempt(), lease.epoch(), batch_};
     if (Status status = table_->Put(held); !status.ok()) {
@@ -195,7 +198,6 @@ void InputDesk::HandOver(std::vector<Lease> leases) {
   }
   if (last_leases_.empty()) return;
   last_key_ = question_->key;
-  table_->SetLastAnswer(last_key_, batch_);
   UpdateRunning();
   Answer(Handed{last_leases_, false});
 }
@@ -360,9 +362,9 @@ std::vector<LeaseRef> InputDesk::Held() const {
 }
 
 void InputDesk::Resend() {
-  FromWorker message;
-  for (const auto& [key, pending] : outputs_) *message.mutable_outputs()->add_outputs() = pending.output;
-  if (message.has_outputs()) options_.send(std::move(message));
+  std::vector<const Output*> outputs;
+  for (const auto& [key, pending] : outputs_) outputs.push_back(&pending.output);
+  SendInParts(outputs, options_.send);
   if (ready_ && !closed_) SendDemand(true);
 }
 

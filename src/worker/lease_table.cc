@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,7 +14,7 @@
 
 namespace lydian::worker {
 namespace {
-constexpr char kMagic[8] = {'L', 'Y', 'L', 'E', 'A', 'S', 'E', '1'};
+constexpr char kMagic[8] = {'L', 'Y', 'L', 'E', 'A', 'S', 'E', '2'};
 constexpr size_t kHeaderBytes = 4096;
 constexpr size_t kIdBytes = 48;
 
@@ -23,12 +24,19 @@ bool FitsId(std::string_view id) {
 }  // namespace
 
 // The file is only read by the machine that wrote it: native byte order.
+struct LeaseTable::Answer {
+  uint64_t checksum;  // of the rest
+  uint64_t number;    // grows by one with each
+  uint64_t batch;
+  char key[104];
+  uint64_t Checksum() const { return XXH3_64bits(&number, sizeof *this - sizeof checksum); }
+};
+
 struct LeaseTable::Header {
   char magic[8];
   uint32_t capacity;
   std::atomic<uint32_t> flags;
-  uint64_t last_batch;
-  char last_key[120];
+  Answer answers[2];  // a writer that dies in the middle of one leaves the other
   uint64_t acked[2];
   std::atomic<uint32_t> cut_count;
   uint32_t unused;
@@ -42,6 +50,11 @@ struct LeaseTable::Record {
   uint64_t batch;
   char input_id[kIdBytes];
   char function_call_id[kIdBytes];
+  uint64_t checksum;  // of what is between `used` and this
+  uint64_t Checksum() const {
+    return XXH3_64bits(&attempt, static_cast<size_t>(reinterpret_cast<const char*>(&checksum) -
+                                                     reinterpret_cast<const char*>(&attempt)));
+  }
 };
 
 LeaseTable::LeaseTable(void* memory, size_t bytes) : memory_(memory), bytes_(bytes) {
@@ -83,11 +96,16 @@ Result<std::unique_ptr<LeaseTable>> LeaseTable::Open(const std::string& path, ui
     header.capacity = static_cast<uint32_t>(capacity);
     std::memcpy(header.magic, kMagic, sizeof kMagic);
   } else if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0 ||
-             kHeaderBytes + size_t{header.capacity} * sizeof(Record) > bytes ||
+             kHeaderBytes + size_t{header.capacity} * sizeof(Record) != bytes ||
              header.cut_count > kMostCuts) {
     return DataLoss(path + " is not a lease table of this version");
   }
   table->capacity_ = header.capacity;
+  for (uint32_t i = 0; i < header.capacity; ++i) {
+    const Record& record = table->records()[i];
+    if (record.used.load() != 0 && record.checksum != record.Checksum())
+      return DataLoss("a record of " + path + " is damaged");
+  }
   table->used_ = static_cast<uint32_t>(table->Held().size());
   return table;
 }
@@ -104,6 +122,7 @@ Status LeaseTable::Put(const HeldLease& lease) {
     std::memset(record.function_call_id, 0, kIdBytes);
     lease.input_id.copy(record.input_id, kIdBytes - 1);
     lease.function_call_id.copy(record.function_call_id, kIdBytes - 1);
+    record.checksum = record.Checksum();
     record.used.store(1, std::memory_order_release);
     ++used_;
     return {};
@@ -136,15 +155,33 @@ std::vector<HeldLease> LeaseTable::Held() const {
 }
 
 void LeaseTable::SetLastAnswer(std::string_view key, uint64_t batch) {
-  Header& h = header();
-  std::memset(h.last_key, 0, sizeof h.last_key);
-  if (key.size() < sizeof h.last_key) key.copy(h.last_key, key.size());
-  h.last_batch = batch;
+  const Answer* last = last_answer();
+  Answer& answer = header().answers[last == &header().answers[0] ? 1 : 0];
+  answer.checksum = ~answer.Checksum();  // invalid until it is whole
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  answer.number = last == nullptr ? 1 : last->number + 1;
+  answer.batch = batch;
+  std::memset(answer.key, 0, sizeof answer.key);
+  if (key.size() < sizeof answer.key) key.copy(answer.key, key.size());
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  answer.checksum = answer.Checksum();
+}
+const LeaseTable::Answer* LeaseTable::last_answer() const {
+  const Answer* last = nullptr;
+  for (const Answer& answer : header().answers) {
+    if (answer.number == 0 || answer.checksum != answer.Checksum()) continue;
+    if (last == nullptr || answer.number > last->number) last = &answer;
+  }
+  return last;
 }
 std::string LeaseTable::last_key() const {
-  return {header().last_key, strnlen(header().last_key, sizeof header().last_key)};
+  const Answer* last = last_answer();
+  return last == nullptr ? "" : std::string(last->key, strnlen(last->key, sizeof last->key));
 }
-uint64_t LeaseTable::last_batch() const { return header().last_batch; }
+uint64_t LeaseTable::last_batch() const {
+  const Answer* last = last_answer();
+  return last == nullptr ? 0 : last->batch;
+}
 
 void LeaseTable::SetFlag(Flag flag) { header().flags.fetch_or(flag); }
 bool LeaseTable::flag(Flag flag) const { return (header().flags.load() & flag) != 0; }

@@ -4,7 +4,7 @@
 //
 // Thread-safety: the lease part belongs to the strand, the log part to the log thread; they touch different
 // bytes. Durability: against the death of the process (the pages are the kernel's), not of the machine.
-// Errors: a file of another form is DATA_LOSS; a full table RESOURCE_EXHAUSTED.
+// Errors: a file of another form, or with a damaged record, is DATA_LOSS; a full table RESOURCE_EXHAUSTED.
 #pragma once
 
 #include <cstdint>
@@ -41,8 +41,9 @@ class LeaseTable {
   std::vector<HeldLease> Held() const;
   uint32_t places() const { return capacity_ - used_; }  // for more
 
-  // The idempotency key of the question that the newest batch answered: a container that asks again with it
-  // never got the answer.
+  // The idempotency key of the question that the newest batch answers: a container that asks again with it
+  // never got the answer. Set before the batch's leases are put: who dies in between has put some of them,
+  // and knows whose they are.
   void SetLastAnswer(std::string_view key, uint64_t batch);
   std::string last_key() const;
   uint64_t last_batch() const;
@@ -61,8 +62,10 @@ class LeaseTable {
   std::vector<Offsets> log_cuts() const;
 
  private:
+  struct Answer;
   struct Header;
   struct Record;
+  const Answer* last_answer() const;  // null: there was none
   LeaseTable(void* memory, size_t bytes);
   Header& header() const;
   Record* records() const;

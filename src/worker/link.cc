@@ -6,6 +6,7 @@
 
 #include "base/ids.h"
 #include "base/log.h"
+#include "worker/link_limits.h"
 
 namespace lydian::worker {
 namespace {
@@ -79,12 +80,15 @@ void Link::Closed(uint64_t generation, const Status& status) {
     std::lock_guard lock(mutex_);
     call_ = nullptr;
     gathered_.Clear();  // sent again after the next welcome
+    gathered_bytes_ = 0;
   }
   const bool was_up = up_.exchange(false);
   if (was_up) {
     LOG_WARN("the link to control broke", {{"error", status}});
     failures_ = 0;
     hooks_.on_down();
+  } else if (status.code() == Code::kFailedPrecondition) {
+    LOG_ERROR("control refuses this worker; trying on", {{"error", status}});
   } else if (failures_ == 0) {
     LOG_WARN("control can't be reached; trying on", {{"error", status}});
   }
@@ -126,7 +130,10 @@ void Link::Send(FromWorker message) {
 void Link::SendOutput(const Output& output, bool soon) {
   if (!up_) return;
   {
+    const size_t bytes = output.ByteSizeLong();
     std::lock_guard lock(mutex_);
+    if (gathered_bytes_ + bytes > kOutputsBytes) SendGathered();
+    gathered_bytes_ += bytes;
     *gathered_.add_outputs() = output;
     if (!soon || gathered_.outputs_size() >= kMostGathered) return SendGathered();
     if (std::exchange(gathering_, true)) return;
@@ -143,6 +150,7 @@ void Link::SendGathered() {
   if (gathered_.outputs_size() == 0) return;
   FromWorker message;
   message.mutable_outputs()->Swap(&gathered_);
+  gathered_bytes_ = 0;
   if (call_) call_->Write(message.SerializeAsString());
 }
 

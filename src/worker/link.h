@@ -2,8 +2,8 @@
 // whenever it breaks, and calls beside it that are held while control is away.
 //
 // Thread-safety: all methods. Callbacks come on the strand. Ownership: the channel is the link's.
-// Errors: Send drops a message while the stream is down: what counts is sent again after on_welcome by those
-// who know it.
+// Errors: Send drops a message while the stream is down. What counts is said again in on_welcome, which runs
+// on the strand in the turn in which the link comes up: what is held and what is said after it fit together.
 #pragma once
 
 #include <atomic>
@@ -59,9 +59,10 @@ class Link {
   Strand* strand_;
   Hooks hooks_;
   std::atomic<bool> up_{false};
-  std::mutex mutex_;  // guards the three below
+  std::mutex mutex_;  // guards the four below
   std::shared_ptr<rpc::ClientCall> call_;
   Outputs gathered_;
+  size_t gathered_bytes_ = 0;
   bool gathering_ = false;  // a timer will send them
   // On the strand:
   uint64_t generation_ = 0;

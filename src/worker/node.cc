@@ -13,13 +13,13 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "worker/exit_text.h"
+#include "worker/link_limits.h"
 #include "worker/store_keeper.h"
 
 namespace lydian::worker {
 namespace {
 constexpr Millis kSpawnerPause{50};
-constexpr std::chrono::seconds kDiskPause{2}, kRemember{60};
-constexpr size_t kMostEnded = 1024;
+constexpr std::chrono::seconds kDiskPause{2};
 constexpr size_t kMostBuildBytes = 16 << 20;
 }  // namespace
 
@@ -38,10 +38,7 @@ Node::Node(NodeOptions options, Strand* strand, Pool* pool)
     tasks_.erase(task_id);
     CheckDisk();
   };
-  ground_.ended = [this](const TaskUpdate& update) {
-    ended_.emplace_back(std::chrono::steady_clock::now(), update);
-    if (ended_.size() > kMostEnded) ended_.pop_front();
-  };
+  ground_.ended = [this](const TaskUpdate& update) { ended_[update.task_id()] = update; };
 }
 
 Node::~Node() { *alive_ = false; }
@@ -172,29 +169,29 @@ void Node::AdoptOne(ContainerInfo info) {
   }
   auto client = spawner();
   if (!client) return;
-  client->Attach(
-      info.container_id(), [this, alive = alive_, info, spec = *spec](Result<spawner::Container> container) {
-        auto shared = std::make_shared<Result<spawner::Container>>(std::move(container));
-        strand_->Post([this, alive, info, spec, shared] {
-          if (!*alive) return;
-          if (!shared->ok()) {
-            LOG_WARN("a container can't be attached to",
-                     {{"container_id", info.container_id()}, {"error", shared->status()}});
-            return AdoptionStep();
-          }
-          auto task = std::make_shared<ContainerTask>(&ground_, spec);
-          const bool exited = (*shared)->info.exited();
-          const ExitEvent exit = (*shared)->info.exit();
-          if (task->Adopt(std::move(**shared), exited, exit)) {
-            LOG_INFO("task adopted", {{"task_id", spec.task_id()}, {"container_id", info.container_id()}});
-            tasks_[spec.task_id()] = task;
-            by_container_[info.container_id()] = task;
-          } else {
-            Discard(info.container_id(), "it can't go on");
-          }
-          AdoptionStep();
-        });
-      });
+  client->Attach(info.container_id(), [this, alive = alive_, generation = spawner_generation_, info,
+                                       spec = *spec](Result<spawner::Container> container) {
+    auto shared = std::make_shared<Result<spawner::Container>>(std::move(container));
+    strand_->Post([this, alive, generation, info, spec, shared] {
+      if (!*alive || generation != spawner_generation_) return;  // of a spawner that is gone
+      if (!shared->ok()) {
+        LOG_WARN("a container can't be attached to",
+                 {{"container_id", info.container_id()}, {"error", shared->status()}});
+        return AdoptionStep();
+      }
+      auto task = std::make_shared<ContainerTask>(&ground_, spec);
+      const bool exited = (*shared)->info.exited();
+      const ExitEvent exit = (*shared)->info.exit();
+      if (task->Adopt(std::move(**shared), exited, exit)) {
+        LOG_INFO("task adopted", {{"task_id", spec.task_id()}, {"container_id", info.container_id()}});
+        tasks_[spec.task_id()] = task;
+        by_container_[info.container_id()] = task;
+      } else {
+        Discard(info.container_id(), "it can't go on");
+      }
+      AdoptionStep();
+    });
+  });
 }
 
 void Node::Discard(const std::string& container_id, const std::string& why) {
@@ -260,29 +257,34 @@ void Node::UnwatchContainer(const std::string& container_id) {
 
 WorkerHello Node::MakeHello() {
   WorkerHello hello;
-  hello.set_protocol(1);
+  hello.set_protocol(2);
   hello.set_worker_id(options_.worker_id);
   hello.set_epoch(options_.epoch);
   hello.set_version(options_.version);
   *hello.mutable_capacity() = Capacity();
-  for (const auto& [id, task] : tasks_) {
-    // An ended one counts until its end was told: its logs and outputs still come.
-    *hello.add_tasks() = task->Describe();
-  }
-  for (const std::string& id : builds_) hello.add_builds(id);
   return hello;
 }
 
-void Node::OnWelcome(const Welcome& welcome) {
-  const SteadyTime now = std::chrono::steady_clock::now();
-  for (const auto& [at, update] : ended_) {
-    if (tasks_.contains(update.task_id()) || now - at > kRemember) continue;
+void Node::SendHoldings() {
+  std::vector<RunningTask> tasks;
+  for (const auto& [id, task] : tasks_) {
+    // An ended one counts until its end was told: its logs and outputs still come.
+    if (!task->leaving()) tasks.push_back(task->Describe());
+  }
+  for (Holdings& page : PagesOf(tasks, {builds_.begin(), builds_.end()})) {
+    FromWorker message;
+    *message.mutable_holdings() = std::move(page);
+    link_->Send(std::move(message));
+  }
+}
+
+void Node::OnWelcome() {
+  SendHoldings();
+  for (const auto& [id, update] : ended_) {
+    if (TaskPtr task = Find(id); task && !task->leaving()) continue;  // says so itself, behind its logs
     FromWorker message;
     *message.mutable_task() = update;
     link_->Send(std::move(message));
-  }
-  for (const std::string& id : welcome.forget_tasks()) {
-    if (TaskPtr task = Find(id)) task->Drop();
   }
   for (auto& [id, task] : std::map(tasks_)) task->OnWelcome();
   ground_.logs->SetLinkUp(true);
@@ -305,34 +307,29 @@ void Node::OnMessage(ToWorker message) {
     case ToWorker::kStartTask:
       return StartTask(std::move(*message.mutable_start_task()));
     case ToWorker::kStopTask:
-      if (TaskPtr task = Find(message.stop_task().task_id())) {
+      if (TaskPtr task = FindOrAnswer(message.stop_task().task_id())) {
         task->Stop(message.stop_task().mode(), message.stop_task().grace_ms(), message.stop_task().reason());
       }
       return;
     case ToWorker::kLeases:
-      Acked(message.leases().acks());
-      for (const Lease& lease : message.leases().leases()) {
-        if (TaskPtr task = Find(lease.task_id())) {
-          task->AddLease(lease);
-        } else {
-          FromWorker back;
-          back.mutable_give_back()->set_task_id(lease.task_id());
-          LeaseRef* ref = back.mutable_give_back()->add_leases();
-          ref->set_input_id(lease.input_id());
-          ref->set_attempt(lease.attempt());
-          ref->set_epoch(lease.epoch());
-          link_->Send(std::move(back));
-        }
-      }
-      return;
+      return Take(message.leases());
     case ToWorker::kRecall:
-      if (TaskPtr task = Find(message.recall().task_id())) task->Recall(message.recall());
+      if (TaskPtr task = FindOrAnswer(message.recall().task_id())) task->Recall(message.recall());
       return;
     case ToWorker::kCancel:
-      if (TaskPtr task = Find(message.cancel().task_id())) task->Cancel(message.cancel());
+      if (TaskPtr task = FindOrAnswer(message.cancel().task_id())) task->Cancel(message.cancel());
       return;
     case ToWorker::kOutputAcks:
       return Acked(message.output_acks().acks());
+    case ToWorker::kEndsKnown:
+      for (const std::string& id : message.ends_known().task_ids()) ended_.erase(id);
+      return;
+    case ToWorker::kForget:
+      for (const std::string& id : message.forget().task_ids()) {
+        ended_.erase(id);
+        if (TaskPtr task = Find(id)) task->Drop();
+      }
+      return;
     case ToWorker::kLogAck:
       return ground_.logs->Acked(message.log_ack());
     case ToWorker::kStartBuild:
@@ -350,6 +347,33 @@ void Node::OnMessage(ToWorker message) {
   }
   LOG_WARN("control sent a message that this worker doesn't know",
            {{"kind", static_cast<int>(message.kind_case())}});
+}
+
+void Node::Take(const Leases& leases) {
+  Acked(leases.acks());
+  std::set<std::string> unknown;
+  for (const Lease& lease : leases.leases()) {
+    if (unknown.contains(lease.task_id())) continue;
+    TaskPtr task = FindOrAnswer(lease.task_id());
+    task ? task->AddLease(lease) : (void)unknown.insert(lease.task_id());
+  }
+}
+
+// Control would wait for ever for a task that isn't here: it hears how it ended, which also settles what was
+// leased to it.
+Node::TaskPtr Node::FindOrAnswer(const std::string& task_id) {
+  if (TaskPtr task = Find(task_id); task && !task->leaving()) return task;
+  FromWorker message;
+  TaskUpdate* update = message.mutable_task();
+  if (auto ended = ended_.find(task_id); ended != ended_.end()) {
+    *update = ended->second;
+  } else {
+    update->set_task_id(task_id);
+    update->set_state(TaskUpdate::EXITED);
+    *update->mutable_exit() = LostExit("its worker does not know it");
+  }
+  link_->Send(std::move(message));
+  return nullptr;
 }
 
 void Node::KeepStore(ToWorker message) {
@@ -518,61 +542,6 @@ void Node::Status(StatusResponse* response, std::function<void()> done) {
     response->set_disk_low(capacity.disk_low());
     response->set_version(options_.version);
     done();
-  });
-}
-
-// ---- Containers.
-
-void Node::GuestHello(const std::string& task_id) {
-  strand_->Post([this, task_id] {
-    if (TaskPtr task = Find(task_id)) task->Hello();
-  });
-}
-
-void Node::GuestHeartbeat(const std::string& task_id, rpc::Ctx ctx,
-                          std::function<void(Result<std::vector<std::string>>)> reply) {
-  strand_->Post([this, task_id, ctx = std::move(ctx), reply = std::move(reply)]() mutable {
-    TaskPtr task = Find(task_id);
-    if (!task) return reply(NotFound("this container's task has ended"));
-    task->Heartbeat(std::move(ctx), std::move(reply));
-  });
-}
-
-void Node::GuestAsks(const std::string& task_id, std::shared_ptr<InputQuestion> question) {
-  strand_->Run([this, task_id, question = std::move(question)]() mutable {
-    TaskPtr task = Find(task_id);
-    if (!task) return question->reply(NotFound("this container's task has ended"));
-    task->Ask(std::move(question));
-  });
-}
-
-void Node::GuestWithdraws(const std::string& task_id, std::shared_ptr<InputQuestion> question) {
-  strand_->Run([this, task_id, question = std::move(question)] {
-    if (TaskPtr task = Find(task_id)) task->Withdraw(question);
-  });
-}
-
-void Node::GuestPuts(const std::string& task_id, std::vector<Output> outputs, std::function<void()> done) {
-  strand_->Run([this, task_id, outputs = std::move(outputs), done = std::move(done)]() mutable {
-    TaskPtr task = Find(task_id);
-    if (!task) return done();
-    task->Put(std::move(outputs), std::move(done));
-  });
-}
-
-void Node::GuestResult(const std::string& task_id, std::string result, std::function<void()> done) {
-  strand_->Post([this, task_id, result = std::move(result), done = std::move(done)]() mutable {
-    TaskPtr task = Find(task_id);
-    if (!task) return done();
-    task->Failed(std::move(result), std::move(done));
-  });
-}
-
-void Node::GuestStopsItself(const std::string& task_id, std::function<void()> done) {
-  strand_->Post([this, task_id, done = std::move(done)]() mutable {
-    TaskPtr task = Find(task_id);
-    if (!task) return done();
-    task->StopItself(std::move(done));
   });
 }
 

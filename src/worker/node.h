@@ -52,8 +52,8 @@ class Node : public GuestBackend {
   void Stop();  // lets go of everything; containers go on
 
   // Of the link; on the strand.
-  WorkerHello MakeHello();
-  void OnWelcome(const Welcome& welcome);
+  WorkerHello MakeHello();  // who we are; what we hold is said when control has welcomed us
+  void OnWelcome();
   void OnMessage(ToWorker message);
   void Acked(const google::protobuf::RepeatedPtrField<LeaseRef>& acks);
 
@@ -87,6 +87,9 @@ class Node : public GuestBackend {
   void Discard(const std::string& container_id, const std::string& why);
   void OnExit(const ExitEvent& event);
   void KeepStore(ToWorker message);  // inventories and removals
+  void SendHoldings();
+  void Take(const Leases& leases);
+  TaskPtr FindOrAnswer(const std::string& task_id);
   void StartTask(TaskSpec spec);
   void StartBuild(const BuildSpec& spec);
   void OnBuildUpdate(BuildUpdate update);
@@ -109,7 +112,7 @@ class Node : public GuestBackend {
   std::map<std::string, TaskPtr> by_container_;
   std::map<std::string, std::function<void(const ExitEvent&)>> watched_;
   std::set<std::string> discarded_;
-  std::deque<std::pair<SteadyTime, TaskUpdate>> ended_;  // sent lately: again after a reconnect
+  std::map<std::string, TaskUpdate> ended_;  // said, and not confirmed: again after a reconnect
   std::set<std::string> builds_;
   std::deque<BuildUpdate> build_updates_;  // while control is away
   size_t build_update_bytes_ = 0;

@@ -12,6 +12,10 @@
 namespace lydian::worker {
 namespace {
 
+// At the beginning of the file.
+constexpr char kMagic[] = "LYOUTPUTSPOOL2\n";
+constexpr uint64_t kStart = sizeof kMagic;
+
 // Before every output; native byte order: only the machine that wrote it reads it.
 struct Header {
   uint32_t size;
@@ -50,7 +54,14 @@ Result<std::unique_ptr<OutputSpool>> OutputSpool::Open(const std::string& path) 
   if (!fd.valid()) return ErrnoStatus("opening " + path);
   ASSIGN_OR_RETURN(const std::string bytes, ReadFile(path));
   std::unique_ptr<OutputSpool> spool(new OutputSpool(path, std::move(fd)));
-  spool->Read(bytes);
+  spool->end_ = kStart;
+  const std::string_view magic(kMagic, kStart);
+  if (bytes.size() >= kStart) {
+    if (!bytes.starts_with(magic)) return DataLoss(path + " is not a spool of outputs of this version");
+    spool->Read(bytes);
+  } else {  // new, or its maker died here
+    RETURN_IF_ERROR(WriteAt(spool->fd_.get(), magic, 0));
+  }
   spool->limit_ = std::max(kKeptBytes, spool->end_);
   return spool;
 }
@@ -83,7 +94,7 @@ Status OutputSpool::Add(const Output& output) {
 
 Status OutputSpool::Rewrite(const std::vector<const Output*>& needed) {
   limit_ = 2 * end_;  // unless it ends well
-  std::string bytes;
+  std::string bytes(kMagic, kStart);
   for (const Output* output : needed) AppendRecord(*output, &bytes);
   const std::string fresh = path_ + ".new";
   UniqueFd fd(open(fresh.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
@@ -99,8 +110,8 @@ Status OutputSpool::Rewrite(const std::vector<const Output*>& needed) {
 
 void OutputSpool::Forget() {
   if (live_ == 0 || --live_ > 0) return;
-  if (end_ > kKeptBytes) (void)!ftruncate(fd_.get(), 0);
-  end_ = 0;
+  if (end_ > kKeptBytes) (void)!ftruncate(fd_.get(), kStart);
+  end_ = kStart;
   limit_ = kKeptBytes;
 }
 

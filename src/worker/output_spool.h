@@ -2,7 +2,8 @@
 // as its output is there, and a worker that was killed sends what it finds. docs/formats/output-spool.md.
 //
 // Thread-safety: none; on the worker's strand. Durability: against the death of the process, not of the
-// machine. Errors: RESOURCE_EXHAUSTED on a full disk (nothing of that output is kept).
+// machine. Errors: RESOURCE_EXHAUSTED on a full disk (nothing of that output is kept), DATA_LOSS for a file
+// of another form.
 #pragma once
 
 #include <memory>

@@ -90,7 +90,7 @@ class WorkerImpl : public Worker {
 
     Link::Hooks hooks;
     hooks.make_hello = [this] { return node_->MakeHello(); };
-    hooks.on_welcome = [this](const Welcome& welcome) { node_->OnWelcome(welcome); };
+    hooks.on_welcome = [this](const Welcome&) { node_->OnWelcome(); };
     hooks.on_down = [this] { logs_->SetLinkUp(false); };
     hooks.on_message = [this](ToWorker message) { node_->OnMessage(std::move(message)); };
     link_ = std::make_unique<Link>(rpc::Channel::Create("unix:" + options_.control_socket), &strand_,

@@ -56,6 +56,20 @@ def dies(x):
     os._exit(x)
 
 @app.function()
+def chatters(x):
+    for _ in range(6):
+        sys.stdout.write("x" * ((1 << 20) - 1) + "\n")
+    sys.stdout.flush()
+    os._exit(x)
+
+@app.function()
+def last(x):
+    import modal.experimental
+    modal.experimental.stop_fetching_inputs()
+    time.sleep(1)
+    return x
+
+@app.function()
 def where(x):
     assert os.getcwd() == "/root", os.getcwd()
     assert os.environ["SECRET"] == "s3cret" and os.environ["MODAL_TASK_ID"].startswith("ta-")
@@ -285,7 +299,13 @@ void FakeControl::Take(FromWorker message) {
   switch (message.kind_case()) {
     case FromWorker::kHello:
       hellos.push_back(message.hello());
+      held.clear();
+      settled = false;
       answer.mutable_welcome()->set_blob_base_url("http://169.254.77.1");
+      break;
+    case FromWorker::kHoldings:
+      for (const RunningTask& task : message.holdings().tasks()) held.push_back(task);
+      settled |= message.holdings().last();
       break;
     case FromWorker::kOutputs:
       for (const Output& output : message.outputs().outputs()) {
@@ -456,7 +476,7 @@ void WorkerFlow::StartWorker() {
   Result<std::unique_ptr<Worker>> worker = Worker::Start(std::move(options), std::move(*admin));
   ASSERT_TRUE(worker.ok()) << worker.status();
   worker_ = std::move(*worker);
-  ASSERT_TRUE(control_->Wait([&] { return !control_->hellos.empty(); }));
+  ASSERT_TRUE(control_->Wait([&] { return !control_->hellos.empty() && control_->settled; }));
 }
 
 TaskSpec WorkerFlow::Spec(const std::string& name, uint32_t slots) {

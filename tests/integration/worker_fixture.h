@@ -33,6 +33,8 @@ class FakeControl {
   // Under mutex: use inside Wait, or after it.
   std::mutex mutex;
   std::vector<WorkerHello> hellos;
+  std::vector<RunningTask> held;  // as the newest worker said
+  bool settled = false;           // it has said all
   std::vector<TaskUpdate> updates;
   std::vector<Output> outputs;
   std::vector<LeaseRef> given_back;

@@ -68,6 +68,63 @@ TEST_F(WorkerFlow, DeathsAreTold) {
   EXPECT_EQ(control_->Find(Update::EXITED)->exit().text(), "killed by signal 9 (SIGKILL)");
 }
 
+TEST_F(WorkerFlow, TheEndOfAProcessDoesNotWaitForItsLogs) {
+  const std::string task = StartTask(Spec("chatters"));
+  ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
+  control_->acknowledge = false;  // more than may be on its way is left behind
+  Lease(task, "in-1", 3);
+  ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::PROCESS_ENDED); }));
+  EXPECT_EQ(control_->Find(Update::PROCESS_ENDED)->exit().text(), "exit code 3");
+  EXPECT_TRUE(control_->Saw(Update::CLOSED));
+  EXPECT_FALSE(control_->Saw(Update::EXITED));
+  // Another control hears of it too, and takes the rest.
+  control_->Stop();
+  StartControl();
+  ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::EXITED); }));
+  EXPECT_TRUE(control_->Saw(Update::PROCESS_ENDED));
+  EXPECT_EQ(control_->text[1].size(), size_t{6} << 20);
+}
+
+TEST_F(WorkerFlow, AContainerThatFetchesNoMoreSaysSo) {
+  const std::string task = StartTask(Spec("last"));
+  ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
+  Lease(task, "in-1", 3);
+  ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::CLOSED); }));
+  EXPECT_TRUE(control_->outputs.empty());  // it still works on this one
+  Lease(task, "in-2", 4);
+  ASSERT_TRUE(control_->Wait([&] { return control_->given_back.size() == 1; }));
+  EXPECT_EQ(control_->given_back[0].input_id(), "in-2");
+  ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::EXITED); }));
+  EXPECT_EQ(control_->outputs.size(), 1u);
+}
+
+TEST_F(WorkerFlow, ATaskThatIsNotHereIsAnswered) {
+  Stop("ta-nobody", StopTask::DRAIN);
+  ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::EXITED); }));
+  EXPECT_EQ(control_->Find(Update::EXITED)->task_id(), "ta-nobody");
+  EXPECT_TRUE(control_->Find(Update::EXITED)->exit().lost());
+  control_->updates.clear();
+  Lease("ta-none", "in-1", 1);
+  ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::EXITED); }));
+  EXPECT_EQ(control_->Find(Update::EXITED)->task_id(), "ta-none");
+}
+
+TEST_F(WorkerFlow, ATaskWhoseTableIsDamagedIsLostInWords) {
+  const std::string task = StartTask(Spec("slow"));
+  ASSERT_TRUE(control_->Wait([&] { return control_->ready.contains(task); }));
+  Lease(task, "in-1", 100);
+  ASSERT_TRUE(control_->Wait([&] { return control_->text[1] == "begun\n"; }));
+  worker_->Stop();
+  worker_.reset();
+  ASSERT_TRUE(WriteFileAtomic(state_ + "/tasks/" + task + "/table", std::string(8192, '\0')).ok());
+  control_->hellos.clear();
+  StartWorker();
+  EXPECT_TRUE(control_->held.empty());
+  ASSERT_TRUE(control_->Wait([&] { return control_->Saw(Update::EXITED); }));
+  EXPECT_EQ(control_->Find(Update::EXITED)->task_id(), task);
+  EXPECT_TRUE(control_->Find(Update::EXITED)->exit().lost());
+}
+
 TEST_F(WorkerFlow, AFailedImportIsAFailureOfTheTask) {
   TaskSpec spec = Spec("work");
   spec.set_function_name("absent");
@@ -92,8 +149,8 @@ TEST_F(WorkerFlow, AnotherControlGetsWhatTheFirstDidNotTake) {
   StartControl();
   ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == 1 && !control_->text[1].empty(); }));
   ASSERT_EQ(control_->hellos.size(), 1u);
-  ASSERT_EQ(control_->hellos[0].tasks_size(), 1);
-  EXPECT_EQ(control_->hellos[0].tasks(0).held(0).input_id(), "in-1");
+  ASSERT_EQ(control_->held.size(), 1u);
+  EXPECT_EQ(control_->held[0].held(0).input_id(), "in-1");
   EXPECT_EQ(control_->outputs[0].result(), PickledInt(8));
   EXPECT_EQ(control_->text[1], "working on 7\n");
   // The container lives on: its answer came.
@@ -110,9 +167,9 @@ TEST_F(WorkerFlow, AnotherWorkerAdoptsWhatRuns) {
   worker_.reset();
   control_->hellos.clear();
   StartWorker();
-  ASSERT_EQ(control_->hellos[0].tasks_size(), 1);
-  EXPECT_EQ(control_->hellos[0].tasks(0).task_id(), task);
-  ASSERT_EQ(control_->hellos[0].tasks(0).held_size(), 1);
+  ASSERT_EQ(control_->held.size(), 1u);
+  EXPECT_EQ(control_->held[0].task_id(), task);
+  ASSERT_EQ(control_->held[0].held_size(), 1);
   ASSERT_TRUE(control_->Wait([&] { return control_->outputs.size() == 1; }));
   EXPECT_EQ(control_->outputs[0].result(), PickledInt(2));
   Lease(task, "in-2", 0);
