@@ -6,6 +6,8 @@ lydian="$build_dir/src/bin/lydian"
 venv="$root/.venv"
 # A checkout's place is not part of what it compiles to: clones share the compiler cache.
 export CCACHE_BASEDIR="${CCACHE_BASEDIR:-$root}" CCACHE_NOHASHDIR=1
+# Nor is the language of this terminal.
+export CCACHE_SLOPPINESS="${CCACHE_SLOPPINESS:-locale}"
 
 say() { printf '%s\n' "$*"; }
 die() {
