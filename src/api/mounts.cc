@@ -46,14 +46,16 @@ void PutBlob(const ServicesPtr& services, const pb::MountPutFileRequest& request
     Status moved = services->blobs->ObjectFromBlob(blob, sha256);
     if (moved.code() == Code::kDataLoss) moved = InvalidArgument(moved.message());
     if (!moved.ok()) return reply(moved);
-    if (Status dropped = services->blobs->DeleteBlob(blob); !dropped.ok()) {
-      LOG_WARN("could not drop a blob that has become a file", {{"blob_id", blob}, {"error", dropped}});
-    }
+    // The blob last: until the file is noted, a request that is repeated after a restart needs it.
     services->objects->strand().Post([services, reply, workspace, blob, sha256, size] {
       Status noted = NoteStored(*services, workspace, sha256, size);
       if (!noted.ok()) return reply(noted);
       if (Status forgotten = services->objects->blobs().Forget(blob); !forgotten.ok())
         LOG_WARN("the row of a blob that has become a file stays", {{"blob_id", blob}, {"error", forgotten}});
+      services->files->Post([services, blob] {
+        if (Status dropped = services->blobs->DeleteBlob(blob); !dropped.ok())
+          LOG_WARN("could not drop a blob that has become a file", {{"blob_id", blob}, {"error", dropped}});
+      });
       reply(Exists(true));
     });
   });

@@ -9,6 +9,7 @@ void EngineCore::RunBuilder(const std::string& function_id, const std::string& i
                             std::function<void(BuilderOutcome)> done) {
   FunctionState* found = function(function_id);
   if (found == nullptr) return done({NotFound("no function " + function_id), ""});
+  if (found->app->stopped) return done({FailedPrecondition(found->app->stop_reason), ""});
   auto builder = std::make_shared<Builder>();
   builder->input = input;
   builder->done = std::move(done);

@@ -57,7 +57,8 @@ void EngineCore::Scale() {
     load.active = function->app->active && !function->app->stopped;
     load.queued = function->waiting();
     load.running = 0;
-    load.oldest_queued = function->queue.empty() ? 0 : function->queue.front()->queued_nanos;
+    // What is being read from the journal has waited for no container yet.
+    load.oldest_queued = function->queue.empty() ? view.now : function->queue.front()->queued_nanos;
     load.target_slots = function->info.target_slots;
     load.min_containers = function->info.min_containers;
     load.max_containers = function->info.max_containers;

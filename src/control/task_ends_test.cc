@@ -213,6 +213,16 @@ class BuilderTest : public TaskEndsTest {
   std::promise<BuilderOutcome> done_;
 };
 
+// It would wait for a worker with a function that may be forgotten meanwhile.
+TEST_F(BuilderTest, AStoppedAppGetsNone) {
+  Begin();
+  engine_->StopApp("ap-1", "it was stopped by its owner", 0, nullptr);
+  engine_->RunBuilder("fu-1", "input", [this](BuilderOutcome outcome) { done_.set_value(outcome); });
+  auto outcome = done_.get_future();
+  ASSERT_EQ(outcome.wait_for(3s), std::future_status::ready);
+  EXPECT_EQ(outcome.get().status.message(), "it was stopped by its owner");
+}
+
 TEST_F(BuilderTest, ItsLostInputGoesToItsOwnTaskAgain) {
   Begin();
   const Lease lost = BeginOne(Connect());
